@@ -1,0 +1,1 @@
+"""What rollout and learner both need: types, configuration, prompts, data, answers, placement."""

@@ -1,0 +1,282 @@
+"""The whole configuration: frozen models, unknown keys are errors, cross-field checks at the door.
+
+Class defaults are the seed's recipe for a real model (Qwen2-VL-2B, 16 prompts, G=4, lr 1e-6, beta 0.04). With no
+`--config` the embedded recipe `deploy/recipes/digits.yaml` is read, which runs on a laptop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """Which model is trained."""
+
+    path: str = "Qwen/Qwen2-VL-2B-Instruct"
+    """Hub id or folder of a Qwen2-VL or Qwen2.5-VL, or `embedded:digits`, the 0.6 M parameter one Rollcall makes."""
+    revision: str | None = None
+    """Hub revision; pin it for a run that must be repeated."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the engines' weights and of the learner's forward."""
+    min_pixels: Positive = 3136
+    """The processor scales a smaller image up to this many pixels."""
+    max_pixels: Positive = 401408
+    """The processor scales a larger image down to this many pixels."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: half the memory for about 15 % more time."""
+
+
+class DataConfig(_Section):
+    """What it is trained and evaluated on."""
+
+    path: str = "embedded:digits"
+    """Hub name, `save_to_disk` folder, parquet file or folder, image folder (class = sub-folder), or `embedded:digits`."""
+    split: str = "train"
+    eval_path: str | None = None
+    """Held-out data; by default the same place as `path`."""
+    eval_split: str | None = "test"
+    """Held-out split; null evaluates nothing."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of `split` held out, stratified by label, where there is no held-out split of its own. 0: use `eval_split`."""
+    image_size: Positive | None = 384
+    """Every image is resized to this square (LANCZOS), as the seed does; null keeps its size."""
+    mode: Literal["no_think", "think"] = "no_think"
+    """Ask for the bare label, or for `<think>` and `<answer>` blocks."""
+    question: str = "What type of object is in the photo?"
+    """Asked about image folders, which carry no question of their own; the class list is added."""
+    max_prompt_tokens: Positive = 2048
+    """A longer prompt is refused by name, never cut."""
+    check_candidates: bool = True
+    """Refuse a row whose label is not in the list its question offers."""
+    max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
+    cache_mb: NonNegative = 512
+    """Host memory for preprocessed images."""
+
+
+class RolloutConfig(_Section):
+    """How completions are sampled."""
+
+    engines: Positive = 1
+    prompts_per_step: Positive = 16
+    """P, groups a step, over all engines."""
+    group_size: Annotated[int, Field(ge=2)] = 4
+    """G, completions a prompt. An advantage needs at least two."""
+    max_completion_tokens: Positive = 1024
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegative = 0
+    """0 keeps every token."""
+    max_sequences: Positive = 256
+    """Sequences one engine decodes at once."""
+    kv_cache_mb: Positive | None = None
+    """KV cache of one engine; null takes `gpu_memory_utilization` of the device (64 MB on CPU)."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    cpus_per_engine: Annotated[float, Field(ge=0)] = 1.0
+    gpus_per_engine: Annotated[float, Field(ge=0)] = 1.0
+    max_restarts: NonNegative = 3
+    """Replacements of dead engines over the whole run before it stops."""
+    start_timeout_s: Seconds = 900.0
+    step_timeout_s: Seconds = 900.0
+    """An engine that gives nothing for this long is taken for dead and replaced."""
+
+
+class RewardConfig(_Section):
+    """How completions are scored."""
+
+    functions: dict[str, float] = Field(default={"accuracy": 1.0}, min_length=1)
+    """Weight of each: a name in `rollout.rewards.REWARDS`, a dotted path `package.module:function`, or
+    `model:<hub id or folder>` for a sequence-classification reward model."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """When a reward raises, returns NaN, the wrong length or nothing: stop the run, or drop the group and count it."""
+    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Stop when more than this share of the groups dispatched so far was dropped."""
+    timeout_s: Seconds = 30.0
+    """For one function on one group."""
+    workers: Positive = 1
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LearnerConfig(_Section):
+    """How weights are updated."""
+
+    ranks: Positive = 1
+    """DeepSpeed data-parallel ranks."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: NonNegative = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL to the frozen reference; 0 keeps no reference."""
+    tokens_per_pack: Positive = 1024
+    """Groups are packed into micro-batches of at most this many tokens (a larger group stands alone)."""
+    max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
+    """Stop when engine and learner disagree by more than this on any sampled token; null only reports it."""
+    cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
+    start_timeout_s: Seconds = 900.0
+    step_timeout_s: Seconds = 1800.0
+
+
+class WeightsConfig(_Section):
+    """How new weights reach the engines."""
+
+    transport: Literal["object_store", "nccl"] = "object_store"
+    """Ray's object store works anywhere; nccl needs GPUs on both sides."""
+    bucket_mb: Positive = 256
+    timeout_s: Seconds = 600.0
+
+
+class EvaluationConfig(_Section):
+    """Greedy decoding on the held-out split, before, every `every` steps and after."""
+
+    every: NonNegative = 50
+    """0: only before and after."""
+    limit: Positive | None = None
+    """Evaluate the first rows only."""
+
+
+class CheckpointConfig(_Section):
+    """What is kept on disk."""
+
+    every: NonNegative = 50
+    """Steps between checkpoints; 0 keeps none."""
+    keep: Positive = 2
+    """Newest ones kept, beside the best by held-out accuracy."""
+    export: bool = True
+    """Write the final weights in Hugging Face layout."""
+
+
+class TrackingConfig(_Section):
+    """What is written about the run. metrics.jsonl and TensorBoard always are."""
+
+    samples_every: NonNegative = 10
+    """Steps between kept samples (prompt, image, completions, rewards)."""
+    samples: Positive = 2
+    """Groups kept each time."""
+
+
+class ClusterConfig(_Section):
+    """Where it runs."""
+
+    address: str | None = None
+    """Ray address; null: RAY_ADDRESS if set (as under `ray job submit`), else a cluster of its own on this machine."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    threads: Positive = 1
+    """OMP threads of each process. Spinning threads of several processes on the same cores run 5 to 15 times slower."""
+    wait_for_resources_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for nodes to join before saying what is missing (autoscaling clusters)."""
+
+
+class Config(_Section):
+    """One run."""
+
+    seed: int = 1
+    steps: Positive = 250
+    run_dir: Path | None = None
+    """Folder of the run; by default `runs/<date>-<name>`."""
+    name: str = "run"
+    resume: str | None = None
+    """`auto`: the newest sound checkpoint of the run folder (or of `runs/latest`), a fresh start if there is none.
+    A path: that run folder or checkpoint."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.rollout.prompts_per_step % self.learner.ranks:
+            raise ValueError(
+                f"learner.ranks = {self.learner.ranks} does not divide rollout.prompts_per_step = "
+                f"{self.rollout.prompts_per_step}: make one a multiple of the other"
+            )
+        if self.cluster.device == "cpu":
+            for section, key, count in (
+                ("learner", "gpus_per_rank", self.learner.gpus_per_rank),
+                ("rollout", "gpus_per_engine", self.rollout.gpus_per_engine),
+            ):
+                if count:
+                    raise ValueError(f"cluster.device = cpu with {section}.{key} = {count:g}: set {section}.{key} to 0")
+            if self.weights.transport == "nccl":
+                raise ValueError("weights.transport = nccl needs cluster.device = cuda: use object_store on CPU")
+        if self.learner.warmup_steps >= self.steps:
+            raise ValueError(
+                f"learner.warmup_steps = {self.learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
+            )
+        if self.model.min_pixels > self.model.max_pixels:
+            raise ValueError(
+                f"model.min_pixels = {self.model.min_pixels} is above model.max_pixels = {self.model.max_pixels}"
+            )
+        return self
+
+
+# Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.
+FREE_ON_RESUME = frozenset(
+    {"run_dir", "name", "resume", "evaluation", "checkpoint", "tracking", "cluster"}
+    | {f"rollout.{key}" for key in ("engines", "max_sequences", "kv_cache_mb", "gpu_memory_utilization")}
+    | {f"rollout.{key}" for key in ("cpus_per_engine", "gpus_per_engine", "max_restarts")}
+    | {f"rollout.{key}" for key in ("start_timeout_s", "step_timeout_s")}
+    | {f"learner.{key}" for key in ("cpus_per_rank", "gpus_per_rank", "start_timeout_s", "step_timeout_s")}
+    | {f"reward.{key}" for key in ("timeout_s", "workers", "cpus_per_worker", "max_drop_share")}
+    | {"weights", "data.cache_mb"}
+)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"rollout.engines": 1, ...}; a mapping valued key (reward.functions) stays whole."""
+
+    def walk(node: BaseModel, prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key in type(node).model_fields:
+            value = getattr(node, key)
+            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, BaseModel) else {prefix + key: value}
+        return flat
+
+    return walk(config, "")
+
+
+def incompatible_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys whose change would make a resumed run another run: {key: (old, new)}."""
+    before, after = flatten(old), flatten(new)
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and key not in FREE_ON_RESUME
+        and key.split(".")[0] not in FREE_ON_RESUME
+    }
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits over every key that decides what is computed."""
+    decisive = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in FREE_ON_RESUME and key.split(".")[0] not in FREE_ON_RESUME
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:12]

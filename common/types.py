@@ -1,0 +1,183 @@
+"""What crosses a process boundary. Frozen, slotted, keyword-only, complete at birth.
+
+Axis names used here and everywhere else: P prompts a step, G completions a group, T tokens of a prompt,
+C tokens of a completion, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
+FinishReason = Literal["stop", "length"]
+Fault = Literal["data", "infra"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of a data set, checked at the door: what is asked, about which image, and the right label."""
+
+    id: str  # stable over runs: "<split>/<row number>"
+    problem: str
+    image: Pixels | None  # already resized; None for a text-only row
+    label: str  # the bare label, never inside tags
+    columns: Mapping[str, Any]  # every other column of the row, handed to each reward function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """An example as the model reads it: token ids and image features, made once for engine and learner."""
+
+    example: Example
+    text_ids: tuple[int, ...]  # before image expansion: what vLLM is given
+    token_ids: tuple[int, ...]  # (T,) after image expansion: what both sides must see
+    pixel_values: npt.NDArray[np.float32] | None  # (patches, channels * patch volume)
+    image_grid_thw: tuple[tuple[int, int, int], ...]  # one (time, height, width) a picture, in patches
+
+    @property
+    def id(self) -> str:
+        return self.example.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. The learner scores with the same temperature, top-k and top-p."""
+
+    n: int  # G, completions a prompt
+    temperature: float  # 0 is greedy
+    top_p: float
+    top_k: int  # 0 keeps all
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt on its way to an engine. The image travels once, whatever n is."""
+
+    prompt_id: str
+    text_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # (T,) the engine refuses the request unless it arrives at exactly these
+    image: Pixels | None
+    image_grid_thw: tuple[tuple[int, int, int], ...]
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer: ids as sampled (never re-tokenised), EOS included when it came."""
+
+    token_ids: tuple[int, ...]  # (C,)
+    logprobs: tuple[float, ...]  # (C,) of the distribution sampled from: after bans, temperature, top-k, top-p
+    text: str  # without special tokens
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        if not self.token_ids or len(self.token_ids) != len(self.logprobs):
+            raise ValueError(f"a completion needs one log-prob a token: {len(self.token_ids)} v {len(self.logprobs)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """G completions of one prompt, from one engine under one version of the weights."""
+
+    prompt_id: str
+    completions: tuple[Completion, ...]  # (G,)
+    seed: int
+    engine_id: str
+    weights_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedGroup:
+    """A group that could not be sampled, and why. `data` faults are dropped and counted; `infra` ones retried."""
+
+    prompt_id: str
+    reason: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group with its rewards, one a completion and function, and their weighted sum."""
+
+    prompt: Prompt
+    group: Group
+    rewards_by_name: Mapping[str, tuple[float, ...]]  # name -> (G,)
+    rewards: tuple[float, ...]  # (G,) weighted sum
+
+    def __post_init__(self) -> None:
+        size = len(self.group.completions)
+        if self.prompt.id != self.group.prompt_id:
+            raise ValueError(f"group of {self.group.prompt_id} scored against prompt {self.prompt.id}")
+        for name, values in {**self.rewards_by_name, "sum": self.rewards}.items():
+            if len(values) != size:
+                raise ValueError(f"reward {name}: {len(values)} values for {size} completions of {self.prompt.id}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A prompt that was dispatched and will not be trained on, by name and reason."""
+
+    prompt_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEntry:
+    """One parameter inside a bucket."""
+
+    name: str  # Hugging Face name
+    dtype: str  # numpy or torch dtype name, "float32" or "bfloat16"
+    shape: tuple[int, ...]
+    offset: int  # bytes into the bucket
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBucket:
+    """Packed bytes of several parameters, with their checksum."""
+
+    entries: tuple[WeightEntry, ...]
+    crc32: int
+    payload: Any  # ObjectRef of a (nbytes,) uint8 array; None where bytes travel another way (nccl)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """A published, immutable version of the full set of weights."""
+
+    version: int
+    buckets: tuple[WeightBucket, ...]
+    vision_unchanged: bool  # the tower is frozen: the engine's image features stay right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimizer step measured, over all ranks."""
+
+    loss: float
+    kl: float
+    entropy: float
+    grad_norm: float
+    lr: float
+    clip_share: float
+    logprob_gap_mean: float
+    logprob_gap_max: float
+    tokens: int
+    seconds: float
+
+
+def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
+    """Seed of one request, a pure function of (run, step, prompt): a replay anywhere draws the same tokens.
+
+    vLLM gives child k of the request seed + k, so seeds are spread over 48 bits to keep children apart.
+    """
+    digest = hashlib.blake2b(f"{run_seed}\0{step}\0{prompt_id}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")

@@ -1,0 +1,1 @@
+"""Sampling and scoring: vLLM engines behind one fleet, and the reward actor."""
