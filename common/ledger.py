@@ -1,0 +1,49 @@
+"""The books: dispatched = trained + dropped + pending, at every moment, and every drop has a name and a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from common.errors import DataError
+from common.types import Dropped, FailedGroup, Group
+
+_SETTLED = 20  # a share of fewer groups than this says nothing
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts of groups over the whole run."""
+
+    on_event: Callable[..., None]
+    max_drop_share: float
+    dispatched: int = 0
+    trained: int = 0
+    dropped: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.dispatched - self.trained - self.dropped
+
+    def drop(self, lost: Dropped) -> None:
+        """Count and name a dropped group.
+
+        Raises:
+            DataError: more than `max_drop_share` of what was dispatched has been dropped.
+        """
+        self.dropped += 1
+        self.on_event("dropped", prompt=lost.prompt_id, reason=lost.reason)
+        if self.dispatched >= _SETTLED and self.dropped > self.max_drop_share * self.dispatched:
+            raise DataError(
+                "too many groups were dropped to go on",
+                got=f"{self.dropped} of {self.dispatched}; the last: {lost.prompt_id}: {lost.reason}",
+                remedy="see events.jsonl for each; mend them, or raise reward.max_drop_share",
+            )
+
+    def sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
+        """Pass on the groups that were sampled; count those that were not as dropped."""
+        for outcome in outcomes:
+            if isinstance(outcome, FailedGroup):
+                self.drop(Dropped(prompt_id=outcome.prompt_id, reason=outcome.reason))
+            else:
+                yield outcome

@@ -1,0 +1,294 @@
+"""One vLLM engine inside a Ray actor: requests in, groups of completions streamed out as they finish.
+
+vLLM runs in this very process (no child to leak), and the actor is synchronous: no generation can fall between
+start and finish of a weight update.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from common.errors import EngineError
+from common.types import Completion, FailedGroup, FinishReason, GenerationRequest, Group, WeightManifest
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What every engine of a fleet is built from."""
+
+    model_path: str
+    revision: str | None
+    dtype: str
+    device: str  # "cpu" or "cuda"
+    max_model_len: int  # prompt + completion tokens
+    max_sequences: int
+    kv_cache_bytes: int | None
+    gpu_memory_utilization: float
+    min_pixels: int
+    max_pixels: int
+    banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
+    transport: str
+    threads: int
+    cpus: float
+    gpus: float
+
+    def environment(self) -> dict[str, str]:
+        """Variables the process must have before torch and vLLM are imported."""
+        common = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(self.threads),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "JOBLIB_MULTIPROCESSING": "0",  # joblib would leave a semaphore in /dev/shm
+            "TQDM_DISABLE": "1",
+        }
+        if self.device == "cuda":
+            return common
+        # Binding would pin every engine to core 0; dynamo would compile a log-prob helper with g++ for 15 s.
+        return common | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says of itself once it is up."""
+
+    engine_id: str
+    pid: int
+    node_id: str
+    startup_seconds: float
+
+
+class RolloutEngine:
+    """The actor. Starts with the checkpoint's weights and serves nothing until a version was loaded."""
+
+    def __init__(self, spec: EngineSpec, engine_id: str) -> None:
+        started = time.monotonic()
+        self._spec = spec
+        self._id = engine_id
+        self._llm = _build(spec)
+        self._version: int | None = None
+        self._requests = 0
+        self._startup_seconds = time.monotonic() - started
+
+    def info(self) -> EngineInfo:
+        import ray
+
+        return EngineInfo(
+            engine_id=self._id,
+            pid=os.getpid(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            startup_seconds=self._startup_seconds,
+        )
+
+    def version(self) -> int | None:
+        """The version of the weights it would sample with; None before the first load."""
+        return self._version
+
+    def load(self, manifest: WeightManifest) -> int:
+        """Replace every weight by those of the manifest, reset the caches, return the version now served.
+
+        Raises:
+            EngineError: the bytes do not match their checksum (the old version is still served).
+        """
+        from rollout.weights import receive
+
+        tensors = receive(manifest)
+        try:
+            self._load(tensors, manifest)
+        except BaseException:
+            self._die("while loading weights")  # half-loaded weights must never serve
+        self._version = manifest.version
+        return manifest.version
+
+    def _load(self, tensors: Any, manifest: WeightManifest) -> None:
+        from rollout.weights import load_weights
+
+        load_weights(self._llm, tensors, keep_image_features=manifest.vision_unchanged and self._version is not None)
+        self._llm.llm_engine.set_weight_version(str(manifest.version))
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], version: int
+    ) -> Iterator[tuple[Group | FailedGroup, ...]]:
+        """Yield groups as they finish, several at a time when they finish together.
+
+        A request vLLM refuses becomes a FailedGroup; the others go on.
+
+        Raises:
+            EngineError: this engine does not hold the version asked for.
+        """
+        if self._version != version:
+            raise EngineError(
+                f"engine {self._id} was asked for weights it does not hold",
+                got=f"version {self._version}, asked for {version}",
+                remedy="load that version first; the fleet does so for every engine it serves from",
+            )
+        try:
+            yield from self._generate(requests, version)
+        except GeneratorExit:
+            self._abort_all()
+            raise
+        except BaseException:
+            # An exception inside a step leaves its requests in the scheduler for ever: only a new process is clean.
+            self._die("while generating")
+
+    def _generate(
+        self, requests: Sequence[GenerationRequest], version: int
+    ) -> Iterator[tuple[Group | FailedGroup, ...]]:
+        engine = self._llm.llm_engine
+        pending: dict[str, GenerationRequest] = {}
+        refused: list[FailedGroup] = []
+        for request in requests:
+            fault = self._add(f"{self._requests}", request)
+            if fault is None:
+                pending[f"{self._requests}"] = request
+            else:
+                refused.append(FailedGroup(prompt_id=request.prompt_id, reason=fault, fault="data"))
+            self._requests += 1
+        if refused:
+            yield tuple(refused)
+        while pending:
+            finished = [out for out in engine.step() if out.finished]
+            if finished:
+                yield tuple(self._group(pending.pop(out.request_id), out, version) for out in finished)
+
+    def _add(self, request_id: str, request: GenerationRequest) -> str | None:
+        """Hand one request to vLLM; the reason if it, or our own check of what it made of the prompt, refuses."""
+        from vllm.exceptions import VLLMError
+
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.text_ids)}
+        if request.image is not None:
+            prompt["multi_modal_data"] = {"image": request.image}
+        try:
+            rendered = self._llm.llm_engine.renderer.render_cmpl([prompt])[0]  # type: ignore[list-item]
+            mismatch = _mismatch(request, rendered)
+            if mismatch is None:
+                self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
+            return mismatch
+        except (ValueError, VLLMError) as error:
+            return f"the engine refused the prompt: {type(error).__name__}: {error}"
+
+    def _params(self, request: GenerationRequest) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            logprobs=0,  # the sampled token's own
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _group(self, request: GenerationRequest, output: Any, version: int) -> Group:
+        return Group(
+            prompt_id=request.prompt_id,
+            completions=tuple(_completion(one) for one in sorted(output.outputs, key=lambda one: one.index)),
+            seed=request.seed,
+            engine_id=self._id,
+            weights_version=version,
+        )
+
+    def _abort_all(self) -> None:
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+    def _die(self, when: str) -> NoReturn:
+        print(f"rollcall: engine {self._id} ends itself after an error {when}", file=sys.stderr)
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _build(spec: EngineSpec) -> LLM:
+    from vllm import LLM
+
+    only_on_cpu: dict[str, Any] = {
+        "enforce_eager": True,
+        "block_size": 32,  # the default of 128 is longer than many prompts, and only full blocks are shared
+        "enable_chunked_prefill": False,  # a seeded request in a partial prefill kills the CPU engine
+        "max_num_batched_tokens": max(4096, spec.max_model_len),
+        "kv_cache_memory_bytes": spec.kv_cache_bytes or 64 << 20,
+        "distributed_executor_backend": "uni",
+    }
+    only_on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
+    if spec.kv_cache_bytes is not None:
+        only_on_gpu["kv_cache_memory_bytes"] = spec.kv_cache_bytes
+    if spec.transport == "nccl":
+        only_on_gpu["weight_transfer_config"] = {"backend": "nccl"}
+    return LLM(
+        model=spec.model_path,
+        revision=spec.revision,
+        dtype=spec.dtype,  # type: ignore[arg-type]
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_sequences,
+        limit_mm_per_prompt={"image": 1},
+        mm_processor_kwargs={"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels},
+        skip_mm_profiling=spec.device == "cpu",
+        logprobs_mode="processed_logprobs",
+        logits_processors=[_ban(spec.banned)],
+        seed=0,  # every request carries its own
+        trust_remote_code=False,
+        disable_log_stats=True,
+        **(only_on_cpu if spec.device == "cpu" else only_on_gpu),
+    )
+
+
+def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
+    """A logits processor that gives the banned ids probability 0: one operation a step for the whole batch."""
+    import torch
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    class BanTokens(LogitsProcessor):
+        def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+            self._ids = torch.tensor(banned, dtype=torch.long, device=device)
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: Any) -> None:
+            pass
+
+        def apply(self, logits: torch.Tensor) -> torch.Tensor:  # (sequences, V)
+            return logits.index_fill_(1, self._ids, float("-inf"))
+
+    return BanTokens
+
+
+def _mismatch(request: GenerationRequest, rendered: Any) -> str | None:
+    """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""
+    ids = tuple(rendered["prompt_token_ids"])
+    if ids != request.token_ids:
+        return (
+            f"engine and learner read the prompt differently: {len(ids)} tokens in the engine, "
+            f"{len(request.token_ids)} in the learner"
+        )
+    items = rendered["mm_kwargs"]["image"] if "mm_kwargs" in rendered and request.image is not None else []
+    grids = tuple(tuple(int(side) for side in item["image_grid_thw"].data) for item in items)
+    if grids != request.image_grid_thw:
+        return f"engine and learner cut the image differently: grid {grids} v {request.image_grid_thw}"
+    return None
+
+
+def _completion(output: Any) -> Completion:
+    reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
+    ids = tuple(output.token_ids)
+    return Completion(
+        token_ids=ids,
+        logprobs=tuple(float(step[token].logprob) for token, step in zip(ids, output.logprobs, strict=True)),
+        text=output.text,
+        finish_reason=reason,
+    )

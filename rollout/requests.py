@@ -1,0 +1,40 @@
+"""Prompts -> requests: the sampling of a training step, and greedy decoding for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.config import RolloutConfig
+from common.types import GenerationRequest, Prompt, Sampling, request_seed
+
+
+def training_requests(
+    prompts: Sequence[Prompt], rollout: RolloutConfig, *, seed: int, step: int
+) -> list[GenerationRequest]:
+    """G sampled completions a prompt, seeded by (run, step, prompt): any engine, any retry draws the same tokens."""
+    sampling = Sampling(
+        n=rollout.group_size,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        max_tokens=rollout.max_completion_tokens,
+    )
+    return [_request(prompt, sampling, request_seed(seed, step, prompt.id)) for prompt in prompts]
+
+
+def greedy_requests(prompts: Sequence[Prompt], rollout: RolloutConfig) -> list[GenerationRequest]:
+    """One greedy completion a prompt."""
+    sampling = Sampling(n=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=rollout.max_completion_tokens)
+    return [_request(prompt, sampling, 0) for prompt in prompts]
+
+
+def _request(prompt: Prompt, sampling: Sampling, seed: int) -> GenerationRequest:
+    return GenerationRequest(
+        prompt_id=prompt.id,
+        text_ids=prompt.text_ids,
+        token_ids=prompt.token_ids,
+        image=prompt.example.image,
+        image_grid_thw=prompt.image_grid_thw,
+        seed=seed,
+        sampling=sampling,
+    )
