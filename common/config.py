@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +20,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(_Section):
@@ -116,7 +119,7 @@ class LearnerConfig(_Section):
 
     ranks: Positive = 1
     """DeepSpeed data-parallel ranks."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     lr: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegative = 0
@@ -210,29 +213,28 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.rollout.prompts_per_step % self.learner.ranks:
-            raise ValueError(
-                f"learner.ranks = {self.learner.ranks} does not divide rollout.prompts_per_step = "
-                f"{self.rollout.prompts_per_step}: make one a multiple of the other"
-            )
-        if self.cluster.device == "cpu":
-            for section, key, count in (
-                ("learner", "gpus_per_rank", self.learner.gpus_per_rank),
-                ("rollout", "gpus_per_engine", self.rollout.gpus_per_engine),
-            ):
-                if count:
-                    raise ValueError(f"cluster.device = cpu with {section}.{key} = {count:g}: set {section}.{key} to 0")
-            if self.weights.transport == "nccl":
-                raise ValueError("weights.transport = nccl needs cluster.device = cuda: use object_store on CPU")
-        if self.learner.warmup_steps >= self.steps:
-            raise ValueError(
-                f"learner.warmup_steps = {self.learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
-            )
-        if self.model.min_pixels > self.model.max_pixels:
-            raise ValueError(
-                f"model.min_pixels = {self.model.min_pixels} is above model.max_pixels = {self.model.max_pixels}"
-            )
+        if misfits := list(self._misfits()):
+            raise ValueError("\n".join(misfits))
         return self
+
+    def _misfits(self) -> Iterator[str]:
+        """One line for each impossible combination, which names its keys as `section.key = value`."""
+        learner, rollout, on_cpu = self.learner, self.rollout, self.cluster.device == "cpu"
+        if rollout.prompts_per_step % learner.ranks:
+            yield (
+                f"learner.ranks = {learner.ranks} does not divide rollout.prompts_per_step = "
+                f"{rollout.prompts_per_step}: make one a multiple of the other"
+            )
+        gpus = {"learner.gpus_per_rank": learner.gpus_per_rank, "rollout.gpus_per_engine": rollout.gpus_per_engine}
+        for key, count in gpus.items():
+            if on_cpu and count:
+                yield f"cluster.device = cpu with {key} = {count:g}: set {key} to 0"
+        if on_cpu and self.weights.transport == "nccl":
+            yield "weights.transport = nccl needs cluster.device = cuda: use object_store on CPU"
+        if learner.warmup_steps >= self.steps:
+            yield f"learner.warmup_steps = {learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
+        if self.model.min_pixels > self.model.max_pixels:
+            yield f"model.min_pixels = {self.model.min_pixels} is above model.max_pixels = {self.model.max_pixels}"
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.
