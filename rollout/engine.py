@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor import LogitsProcessor
 
 
+Grid = tuple[int, int, int]  # (time, height, width) of an image, in patches
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What every engine of a fleet is built from."""
@@ -78,6 +81,7 @@ class RolloutEngine:
         self._llm = _build(spec)
         self._version: int | None = None
         self._requests = 0
+        self._grids: dict[str, Grid] = {}  # by image hash: vLLM's processor cache hands out hashes alone
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -170,12 +174,30 @@ class RolloutEngine:
             prompt["multi_modal_data"] = {"image": request.image}
         try:
             rendered = self._llm.llm_engine.renderer.render_cmpl([prompt])[0]  # type: ignore[list-item]
-            mismatch = _mismatch(request, rendered)
+            mismatch = self._mismatch(request, rendered)
             if mismatch is None:
                 self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
             return mismatch
         except (ValueError, VLLMError) as error:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
+
+    def _mismatch(self, request: GenerationRequest, rendered: Any) -> str | None:
+        """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""
+        ids = tuple(rendered["prompt_token_ids"])
+        if ids != request.token_ids:
+            return (
+                f"engine and learner read the prompt differently: {len(ids)} tokens in the engine, "
+                f"{len(request.token_ids)} in the learner"
+            )
+        if request.image is None:
+            return None
+        (digest,), (item,) = rendered["mm_hashes"]["image"], rendered["mm_kwargs"]["image"]
+        if item is not None:
+            time_, height, width = item["image_grid_thw"].data.tolist()
+            self._grids[digest] = (time_, height, width)
+        if request.image_grid_thw != (self._grids[digest],):
+            return f"engine and learner cut the image differently: {self._grids[digest]} v {request.image_grid_thw}"
+        return None
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         from vllm import SamplingParams
@@ -236,7 +258,7 @@ def _build(spec: EngineSpec) -> LLM:
         max_model_len=spec.max_model_len,
         max_num_seqs=spec.max_sequences,
         limit_mm_per_prompt={"image": 1},
-        mm_processor_kwargs={"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels},
+        mm_processor_kwargs={"size": {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}},
         skip_mm_profiling=spec.device == "cpu",
         logprobs_mode="processed_logprobs",
         logits_processors=[_ban(spec.banned)],
@@ -266,21 +288,6 @@ def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
             return logits.index_fill_(1, self._ids, float("-inf"))
 
     return BanTokens
-
-
-def _mismatch(request: GenerationRequest, rendered: Any) -> str | None:
-    """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""
-    ids = tuple(rendered["prompt_token_ids"])
-    if ids != request.token_ids:
-        return (
-            f"engine and learner read the prompt differently: {len(ids)} tokens in the engine, "
-            f"{len(request.token_ids)} in the learner"
-        )
-    items = rendered["mm_kwargs"]["image"] if "mm_kwargs" in rendered and request.image is not None else []
-    grids = tuple(tuple(int(side) for side in item["image_grid_thw"].data) for item in items)
-    if grids != request.image_grid_thw:
-        return f"engine and learner cut the image differently: grid {grids} v {request.image_grid_thw}"
-    return None
 
 
 def _completion(output: Any) -> Completion:
