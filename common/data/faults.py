@@ -1,0 +1,31 @@
+"""Rows that cannot be used, gathered into one error that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.errors import DataError
+
+_NAMED = 5  # rows named in a message; the rest are counted
+
+
+class BadRow(Exception):
+    """One row and what is wrong with it."""
+
+    def __init__(self, reason: str, *, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+def refuse(name: str, rows: int, faults: Sequence[tuple[str, BadRow]]) -> None:
+    """Raise one DataError for all (row id, fault) pairs of a data set of `rows` rows. Nothing to do when there are none."""
+    if not faults:
+        return
+    named = [f"{row_id}: {fault.reason}" for row_id, fault in faults[:_NAMED]]
+    more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+    raise DataError(
+        f"{len(faults)} of {rows} rows of {name} cannot be used",
+        got="; ".join(named + more),
+        remedy="; ".join(dict.fromkeys(fault.remedy for _, fault in faults)),
+    )

@@ -1,0 +1,108 @@
+"""From an image cell, which nobody vouches for, to RGB pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.data.faults import BadRow
+from common.types import Pixels
+
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # PIL's others reach as far as running Ghostscript
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+_REPLACE = "replace the image or remove the row"
+
+
+def read_image(cell: object, root: Path | None, *, size: int | None, max_megapixels: float) -> Pixels:
+    """Pixels (height, width, 3) of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
+
+    The header is looked at first: an image over `max_megapixels` is never decoded. Turned upright by its EXIF tag,
+    transparency laid over white, resized to `size` x `size` (LANCZOS) unless that is None.
+
+    Raises BadRow for whatever cannot be read to the end, and for a path outside `root`.
+    """
+    try:
+        with _open(cell, root) as image:
+            megapixels = image.width * image.height / 1e6
+            if megapixels > max_megapixels:
+                raise _too_large(f"{image.width}x{image.height} = {megapixels:.1f} MP, over {max_megapixels:g} MP")
+            return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
+    except BadRow:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error)) from error
+    except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
+        raise BadRow(
+            f"image cannot be decoded ({type(error).__name__}: {error})",
+            remedy=_REPLACE,
+        ) from error
+
+
+def _open(cell: object, root: Path | None) -> Image.Image:
+    """The image with its header read and its pixels not."""
+    if isinstance(cell, Mapping):
+        embedded = cell.get("bytes")
+        cell = cell.get("path") if embedded is None else embedded
+    if isinstance(cell, Image.Image):
+        return cell.copy()  # the caller closes what it gets
+    source: BytesIO | Path
+    if isinstance(cell, bytes):
+        source, nbytes = BytesIO(cell), len(cell)
+    elif isinstance(cell, str | Path):
+        source = _confined(cell, root)
+        nbytes = source.stat().st_size
+    else:
+        raise BadRow(
+            f"image is a {type(cell).__name__}",
+            remedy="store images as PNG or JPEG bytes",
+        )
+    if nbytes == 0:
+        raise BadRow("image has zero bytes", remedy=_REPLACE)
+    return Image.open(source, formats=FORMATS)
+
+
+def _confined(path: str | Path, root: Path | None) -> Path:
+    """The file behind `path`, which must lie inside `root` once every link and `..` is followed."""
+    if root is not None:
+        home = root.resolve()
+        file = (home / path).resolve()
+        if file.is_relative_to(home) and file.is_file():
+            return file
+    raise BadRow(
+        f"image path {str(path)!r} is no file inside {root or 'the data set'}",
+        remedy="embed the image bytes, or put the file inside the data folder (links may not leave it)",
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode not in _MODES:  # I;16, I, F: their range is anybody's guess
+        raise BadRow(f"image has pixel mode {image.mode}", remedy="save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int | None) -> Image.Image:
+    if size is None or image.size == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _too_large(reason: str) -> BadRow:
+    return BadRow(
+        f"image too large: {reason}",
+        remedy="shrink it, or raise data.max_image_megapixels",
+    )

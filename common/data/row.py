@@ -1,0 +1,67 @@
+"""From one raw row to an Example, or to the reason why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import DataConfig
+from common.data.candidates import candidates
+from common.data.faults import BadRow
+from common.data.image import read_image
+from common.types import Example
+
+OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
+
+_ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|answer)\s*>", re.IGNORECASE)
+
+
+def read_row(row: Mapping[str, Any], *, id: str, root: Path | None, data: DataConfig) -> Example:
+    """The row with its label bare and its image decoded and resized.
+
+    Raises BadRow for the first thing wrong with it.
+    """
+    problem = row["problem"]
+    if not isinstance(problem, str) or not problem.strip():
+        raise BadRow(
+            "problem is empty or no text",
+            remedy="give every row a question in column problem",
+        )
+    label = bare_label(row["solution"])
+    offered = candidates(problem) if data.check_candidates else None
+    if offered is not None and label not in offered:
+        raise BadRow(
+            f"label {label!r} is not among the {len(offered)} its question offers",
+            remedy="correct the list or the label, or set data.check_candidates to false",
+        )
+    cell = row.get("image")
+    image = (
+        None if cell is None else read_image(cell, root, size=data.image_size, max_megapixels=data.max_image_megapixels)
+    )
+    columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+    return Example(id=id, problem=problem, image=image, label=label, columns=columns)
+
+
+def bare_label(solution: object) -> str:
+    """The label of a `solution` cell, out of its `<answer>` tags and without the white space around it.
+
+    Raises BadRow when it is no text, empty, or holds tags of its own.
+    """
+    if not isinstance(solution, str):
+        raise BadRow(
+            f"solution is a {type(solution).__name__}: {solution!r}",
+            remedy="store labels as text in column solution",
+        )
+    tagged = _ANSWER.fullmatch(solution)
+    label = (tagged[1] if tagged else solution).strip()
+    if not label:
+        raise BadRow("label is empty", remedy="give every row its label in column solution")
+    if _TAG.search(label):
+        raise BadRow(
+            f"label {label!r} holds tag text",
+            remedy="keep one <answer> block or the bare label in solution",
+        )
+    return label

@@ -1,0 +1,20 @@
+"""Whether the model hub answers, found out in seconds: its own client retries for half a minute."""
+
+from __future__ import annotations
+
+_PATIENCE_S = 5.0
+
+
+def unreachable() -> str | None:
+    """Why the hub cannot be reached; None when it answers, or when HF_HUB_OFFLINE says to use the local cache."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    import httpx
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
+    except httpx.HTTPError as error:
+        return f"{constants.ENDPOINT}: {error}"
+    return None
