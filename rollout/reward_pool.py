@@ -1,0 +1,252 @@
+"""The reward pool: the driver's door to the reward actors.
+
+groups --> waiting --one call--> actor --> ScoredGroup | Dropped
+              ^                    |
+              |                    v dies, or is silent past the deadline: it is replaced, and
+           suspects <------------- each of its groups is sent again, alone, once for each function.
+           What is lost alone is to blame. Everything else is scored after all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.answers import Mode
+from common.config import RewardConfig
+from common.errors import DeadlineError, RewardError
+from common.placement import get
+from common.types import Dropped, Group, Prompt, ScoredGroup
+from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
+
+START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
+GRACE_S = 5.0  # an actor that only waits for a core is not dead
+_SETTLED = 20  # a share of fewer groups than this says nothing
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A group on its way through the pool."""
+
+    prompt: Prompt
+    group: Group
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    failed: bool = False
+
+    def task(self) -> RewardTask:
+        example = self.prompt.example
+        return RewardTask(
+            prompt_id=example.id,
+            problem=example.problem,
+            label=example.label,
+            columns=example.columns,
+            completions=tuple(completion.text for completion in self.group.completions),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """What a worker was sent and has not answered. `alone`: one group and one function, which is to blame if lost."""
+
+    jobs: Sequence[_Job]
+    functions: Sequence[str]
+    alone: bool
+    ref: Any
+    deadline: float
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    handle: Any
+    starting: Any  # resolves when it is up
+    call: _Call | None = None
+
+
+class RewardPool:
+    """`config.workers` reward actors behind one door, each replaced when it dies or hangs.
+
+    `restarts` counts replaced actors and `rescored` groups that were sent again, over the pool's life.
+    """
+
+    def __init__(self, config: RewardConfig, mode: Mode) -> None:
+        self._config = config
+        self._mode = mode
+        self._waiting: deque[_Job] = deque()
+        self._suspects: deque[tuple[_Job, str]] = deque()
+        self._dispatched = 0
+        self._dropped = 0
+        self.restarts = 0
+        self.rescored = 0
+        self._workers = [self._spawn() for _ in range(config.workers)]
+
+    def score(self, prompts: Mapping[str, Prompt], groups: Iterable[Group]) -> Iterator[ScoredGroup | Dropped]:
+        """Score each group against the prompt of its id, while later ones are still being sampled.
+
+        What arrives while every actor is busy travels in one call. Order is not promised.
+
+        Raises:
+            RewardError: a function failed and `on_error` is stop, too large a share was dropped, or no actor starts.
+        """
+        try:
+            for group in groups:
+                self._waiting.append(_Job(prompts[group.prompt_id], group))
+                self._dispatched += 1
+                yield from self._advance(block=False)
+            while self._waiting or self._suspects or any(worker.call for worker in self._workers):
+                yield from self._advance(block=True)
+        finally:  # an abandoned round must not show up in the next one
+            self._waiting.clear()
+            self._suspects.clear()
+            for worker in self._workers:
+                worker.call = None
+
+    def close(self) -> None:
+        """Kill the actors."""
+        import ray
+
+        for worker in self._workers:
+            ray.kill(worker.handle)
+        self._workers = []
+
+    def pids(self) -> list[int]:
+        """Process id of every actor, once all are up. Raises DeadlineError."""
+        pids: list[int] = get(
+            [worker.starting for worker in self._workers], what="reward actors to start", timeout_s=START_TIMEOUT_S
+        )
+        return pids
+
+    def _spawn(self) -> _Worker:
+        import ray
+
+        actor: Any = ray.remote(num_cpus=self._config.cpus_per_worker)(RewardActor)
+        handle = actor.remote(tuple(self._config.functions), self._mode, self._config.timeout_s)
+        return _Worker(handle, starting=handle.pid.remote())
+
+    def _replace(self, worker: _Worker) -> None:
+        import ray
+
+        ray.kill(worker.handle)
+        self._workers[self._workers.index(worker)] = self._spawn()
+        self.restarts += 1
+
+    def _advance(self, *, block: bool) -> list[ScoredGroup | Dropped]:
+        """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
+        self._dispatch()
+        outcomes = [outcome for worker in self._answered(block) for outcome in self._settle(worker)]
+        self._check_share()
+        return outcomes
+
+    def _dispatch(self) -> None:
+        idle = [worker for worker in self._workers if worker.call is None]
+        while idle and self._suspects:
+            job, name = self._suspects.popleft()
+            if not job.failed:
+                self._send(idle.pop(), [job], [name], alone=True)
+        for left, worker in zip(range(len(idle), 0, -1), idle, strict=True):
+            share = math.ceil(len(self._waiting) / left)
+            if share:
+                jobs = [self._waiting.popleft() for _ in range(share)]
+                self._send(worker, jobs, list(self._config.functions), alone=False)
+
+    def _send(self, worker: _Worker, jobs: list[_Job], functions: list[str], *, alone: bool) -> None:
+        self._await_start(worker)
+        ref = worker.handle.score.remote([job.task() for job in jobs], functions)
+        # A group may begin one timeout late (RewardActor.score) and take one for each of its functions.
+        deadline = time.monotonic() + (1 + len(functions)) * self._config.timeout_s
+        worker.call = _Call(jobs, functions, alone, ref, deadline)
+
+    def _await_start(self, worker: _Worker) -> None:
+        import ray
+
+        try:
+            get([worker.starting], what="a reward actor to start", timeout_s=START_TIMEOUT_S)
+        except ray.exceptions.RayActorError as error:
+            raise RewardError(
+                f"the actor for rewards {', '.join(self._config.functions)} could not start",
+                got=str(error).strip().splitlines()[-1],
+                remedy="see that each function can be imported, and each model loaded, on every node",
+            ) from error
+
+    def _answered(self, block: bool) -> list[_Worker]:
+        """Busy workers that have answered, died or run out of time."""
+        import ray
+
+        busy = {worker.call.ref: (worker, worker.call.deadline) for worker in self._workers if worker.call}
+        if not busy:
+            return []
+        patience = max(0.0, min(deadline for _, deadline in busy.values()) - time.monotonic()) if block else 0.0
+        done, _ = ray.wait(list(busy), num_returns=1 if block else len(busy), timeout=patience)
+        now = time.monotonic()
+        return [worker for ref, (worker, deadline) in busy.items() if ref in done or deadline <= now]
+
+    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | Dropped]:
+        import ray
+
+        call, worker.call = worker.call, None
+        assert call is not None
+        try:
+            (reply,) = get([call.ref], what="rewards", timeout_s=GRACE_S)
+        except (ray.exceptions.RayError, DeadlineError) as error:
+            yield from self._lost(worker, call, error)
+            return
+        if isinstance(reply[-1], RewardFault) and reply[-1].hung:
+            self._replace(worker)
+            self.rescored += len(call.jobs) - len(reply)
+        self._waiting.extendleft(reversed(call.jobs[len(reply) :]))
+        for job, outcome in zip(call.jobs[: len(reply)], reply, strict=True):
+            yield from self._finish(job, outcome)
+
+    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[Dropped]:
+        """The worker died or is silent: blame a call that was alone, take any other apart."""
+        self._replace(worker)
+        if call.alone:
+            silent = isinstance(error, DeadlineError)
+            reason = f"hung for over {self._config.timeout_s:g} s" if silent else f"killed its process: {_gist(error)}"
+            yield from self._drop(call.jobs[0], RewardFault(function=call.functions[0], reason=reason))
+            return
+        self._suspects.extend((job, name) for job in call.jobs for name in call.functions)
+        self.rescored += len(call.jobs)
+
+    def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | Dropped]:
+        if isinstance(outcome, RewardFault):
+            yield from self._drop(job, outcome)
+            return
+        job.scores.update(outcome)
+        if len(job.scores) < len(self._config.functions):
+            return  # other functions are still to come, alone
+        by_name = {name: job.scores[name] for name in self._config.functions}
+        weights = self._config.functions.values()
+        rewards = tuple(
+            sum(weight * value for weight, value in zip(weights, values, strict=True))
+            for values in zip(*by_name.values(), strict=True)
+        )
+        yield ScoredGroup(prompt=job.prompt, group=job.group, rewards_by_name=by_name, rewards=rewards)
+
+    def _drop(self, job: _Job, fault: RewardFault) -> Iterator[Dropped]:
+        if self._config.on_error == "stop":
+            raise RewardError(
+                f"reward {fault.function} failed on prompt {job.prompt.id}",
+                got=fault.reason,
+                remedy="mend the function, or set reward.on_error: drop to go on without such groups",
+            )
+        if job.failed:  # by another function, on another actor
+            return
+        job.failed = True
+        self._dropped += 1
+        yield Dropped(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
+
+    def _check_share(self) -> None:
+        if self._dispatched >= _SETTLED and self._dropped > self._config.max_drop_share * self._dispatched:
+            raise RewardError(
+                "reward functions failed on too many groups to go on",
+                got=f"{self._dropped} of {self._dispatched} groups dropped",
+                remedy="see the reason of each drop; mend the functions, or raise reward.max_drop_share",
+            )
+
+
+def _gist(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"

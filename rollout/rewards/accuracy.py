@@ -1,0 +1,13 @@
+"""Reward for the right label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.answers import Mode, is_right
+
+
+def accuracy_reward(completions: Sequence[str], *, label: str, mode: Mode, **columns: Any) -> Sequence[float]:
+    """(G,) 1 for a strictly right answer, else 0 (`common.answers.is_right`)."""
+    return [float(is_right(completion, label, mode=mode)) for completion in completions]

@@ -1,0 +1,83 @@
+"""From the names in `reward.functions` to functions."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from common.config import RewardConfig
+from common.errors import ConfigError
+from rollout.rewards import REWARDS, RewardFunction
+from rollout.rewards.model import RewardModel, check_reward_model
+
+MODEL_PREFIX = "model:"
+
+
+def check_functions(config: RewardConfig) -> None:
+    """Refuse, before anything is started, what no actor could load. Raises ConfigError or ModelError."""
+    for name in config.functions:
+        if name.startswith(MODEL_PREFIX):
+            check_reward_model(name.removeprefix(MODEL_PREFIX))
+        else:
+            load_function(name)
+
+
+def load_function(name: str) -> RewardFunction:
+    """The function behind a name in REWARDS, a `package.module:function` or a `model:<hub id or folder>`.
+
+    Raises ConfigError for a name that leads nowhere or to something that cannot take every column of a row, and
+    ModelError for an unusable reward model.
+    """
+    if name.startswith(MODEL_PREFIX):
+        return RewardModel(name.removeprefix(MODEL_PREFIX))
+    if ":" in name:
+        return _imported(name)
+    if name not in REWARDS:
+        raise ConfigError(
+            f"reward.functions names an unknown reward: {name}",
+            got=name,
+            remedy=f"{_perhaps(name, REWARDS)}use one of {', '.join(REWARDS)}, package.module:function or model:<hub id>",
+        )
+    return REWARDS[name]
+
+
+def _imported(name: str) -> RewardFunction:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ConfigError(
+            f"reward.functions: cannot import {module_name} for {name}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="write package.module:function, and start where `python -c 'import package.module'` works",
+        ) from error
+    if not hasattr(module, attribute):
+        raise ConfigError(
+            f"reward.functions: {module_name} has no {attribute}",
+            got=name,
+            remedy=f"{_perhaps(attribute, vars(module))}write package.module:function",
+        )
+    function = getattr(module, attribute)
+    _check_signature(name, function)
+    return function  # type: ignore[no-any-return]  # what it returns is checked at every call
+
+
+def _check_signature(name: str, function: Any) -> None:
+    remedy = "write it as def reward(completions, *, label, **columns) -> list[float]"
+    if not callable(function):
+        raise ConfigError(f"reward.functions: {name} is not callable", got=type(function).__name__, remedy=remedy)
+    try:
+        inspect.signature(function).bind_partial((), label="", some_other_column_of_the_row="")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"reward.functions: {name} does not take completions, label and every other column",
+            got=f"{error}",
+            remedy=remedy,
+        ) from error
+
+
+def _perhaps(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"perhaps you meant {close[0]}; " if close else ""

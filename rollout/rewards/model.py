@@ -1,0 +1,78 @@
+"""A sequence-classification model as a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import ModelError
+
+
+class RewardModel:
+    """Scores what was asked and answered, on CPU, with the one output of a Hugging Face model.
+
+    A tokenizer with a chat template reads them as a user and an assistant turn, any other as two lines. Raises
+    ModelError for a model that cannot be read, has not exactly one output, or comes without a trained head.
+    """
+
+    def __init__(self, path: str) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        check_reward_model(path)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        if report["missing_keys"]:  # transformers would go on with random numbers
+            raise ModelError(
+                f"reward model {path} has no trained score head",
+                got=f"no weights for {', '.join(sorted(report['missing_keys']))}",
+                remedy="give a model trained for sequence classification",
+            )
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.eval()
+
+    def __call__(self, completions: Sequence[str], *, problem: str, **columns: Any) -> Sequence[float]:
+        """(G,) one score a completion."""
+        import torch
+
+        texts = [self._text(problem, completion) for completion in completions]
+        batch = self.tokenizer(
+            texts, padding=True, return_tensors="pt", add_special_tokens=self.tokenizer.chat_template is None
+        )
+        with torch.inference_mode():
+            scores: list[float] = self.model(**batch).logits[:, 0].float().tolist()  # logits are (G, 1)
+        return scores
+
+    def _text(self, problem: str, completion: str) -> str:
+        if self.tokenizer.chat_template is None:
+            return f"{problem}\n{completion}"
+        turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def check_reward_model(path: str) -> None:
+    """Read the model's configuration only. Raises ModelError if it cannot be read or has not exactly one output."""
+    from transformers import AutoConfig
+
+    try:
+        outputs = AutoConfig.from_pretrained(path).num_labels
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if outputs != 1:
+        raise ModelError(
+            f"reward model {path} must have exactly one output",
+            got=f"num_labels = {outputs}",
+            remedy="give a sequence-classification model trained with num_labels = 1",
+        )
+
+
+def _unreadable(path: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"reward model {path} cannot be read",
+        got=f"{type(error).__name__}: {error}",
+        remedy="give the id or folder of a sequence-classification model with its tokenizer",
+    )
