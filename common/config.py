@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -123,7 +124,7 @@ class LearnerConfig(_Section):
     lr: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegative = 0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
@@ -268,9 +269,7 @@ def incompatible_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and key not in FREE_ON_RESUME
-        and key.split(".")[0] not in FREE_ON_RESUME
+        if before.get(key) != after.get(key) and key not in FREE_ON_RESUME and key.split(".")[0] not in FREE_ON_RESUME
     }
 
 
