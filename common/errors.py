@@ -60,3 +60,7 @@ class EngineError(RollcallError):
 
 class DeadlineError(RollcallError):
     """A named wait ran past its deadline."""
+
+
+class LearnerError(RollcallError):
+    """Training diverged: the loss or the gradient is not a finite number."""

@@ -1,0 +1,186 @@
+"""W ranks called as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import CheckpointError
+from common.placement import get, reserve
+from common.types import ScoredGroup, StepResult, WeightManifest
+from learner.packing import Micro, deal, packed_length
+from learner.rank import LearnerRank, RankPack, RankStats
+
+
+class LearnerGroup:
+    """The learner as the loop sees it. Starts at once and does not wait: call `ready` before anything else.
+
+    Any error of `step`, and any wait past its deadline, leaves the ranks out of step with each other: close the group.
+    A failed `save` does not.
+    """
+
+    def __init__(self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int) -> None:
+        """Reserve the ranks' places, or PlacementError.
+
+        Args:
+            model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
+            banned: ids that no completion may hold; engines have the same list.
+            steps: optimizer steps of the whole run, the schedule's length.
+        """
+        self._config = config
+        learner = config.learner
+        bundle = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
+        self._place = reserve(
+            [bundle] * learner.ranks,
+            strategy="PACK",
+            what="the learner's ranks",
+            timeout_s=config.cluster.wait_for_resources_s,
+        )
+        self._ranks = [
+            self._actor(index).remote(config, rank=index, model_path=model_path, banned=banned, steps=steps)
+            for index in range(learner.ranks)
+        ]
+        meeting_point = self._ranks[0].meeting_point.remote()
+        self._started = [rank.start.remote(meeting_point) for rank in self._ranks]
+
+    def ready(self, timeout_s: float) -> None:
+        """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
+        get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
+
+    def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
+        """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
+        begin = time.monotonic()
+        sequences = sum(len(group.group.completions) for group in scored)
+        refs = [
+            rank.step.remote(packs, sequences)
+            for rank, packs in zip(self._ranks, self._packs(scored, self._deal(scored)), strict=True)
+        ]
+        stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
+        return combine(stats, seconds=time.monotonic() - begin)
+
+    def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
+        """The policy's log-probs of every token, by group and completion, under the sampling settings."""
+        dealt = self._deal(scored)
+        refs = [
+            rank.logprobs.remote(packs)
+            for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
+        ]
+        answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
+        by_group: dict[int, list[tuple[float, ...]]] = {}
+        for micros, flats in zip(dealt, answers, strict=True):
+            for micro, flat in zip(micros, flats, strict=True):
+                tokens = iter(flat)
+                for index in micro.groups:
+                    completions = scored[index].group.completions
+                    by_group[index] = [tuple(next(tokens) for _ in c.token_ids) for c in completions]
+        return [by_group[index] for index in range(len(scored))]
+
+    def publish(self, version: int) -> WeightManifest:
+        """The full set of weights as they are now, as an immutable version."""
+        manifests = self._all("publish", version, timeout_s=self._config.weights.timeout_s)
+        manifest: WeightManifest = manifests[0]
+        return manifest
+
+    def nccl_rendezvous(self, world_size: int) -> dict[str, Any]:
+        """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
+
+        Returns the keywords of vLLM's NCCLWeightTransferInitInfo for the first engine; `rank_offset` of the next one is
+        that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
+        """
+        point = self._ranks[0].meeting_point.remote()
+        address, port = get(point, what="a port for the weights", timeout_s=self._config.weights.timeout_s)
+        self._joining = [rank.join_engines.remote(address, port, world_size) for rank in self._ranks]
+        return {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": world_size,
+            "packed": True,
+            "packed_buffer_size_bytes": self._config.weights.bucket_mb * 2**20,
+        }
+
+    def broadcast(self, version: int) -> None:
+        """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it."""
+        timeout_s = self._config.weights.timeout_s
+        get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
+        self._all("broadcast", timeout_s=timeout_s, what=f"the broadcast of weights version {version}")
+
+    def save(self, folder: Path) -> None:
+        """Everything `load` needs, as one file or more a rank. Raises CheckpointError naming what was not written;
+        training can go on."""
+        failures = self._all("save", folder, timeout_s=self._config.learner.step_timeout_s)
+        errors = [f"rank {rank}: {error}" for rank, error in enumerate(failures) if error]
+        if errors:
+            raise CheckpointError(
+                f"cannot write the checkpoint {folder}", got="; ".join(errors), remedy="free space on that disk"
+            )
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, bit for bit, with as many ranks."""
+        self._all("load", folder, timeout_s=self._config.learner.step_timeout_s)
+
+    def export(self, folder: Path) -> None:
+        """The policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
+        self._all("export", folder, timeout_s=self._config.learner.step_timeout_s)
+
+    def close(self) -> None:
+        """End every rank and give its place back."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._place)
+
+    def _actor(self, index: int) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        cluster, learner = self._config.cluster, self._config.learner
+        environment = {
+            "OMP_NUM_THREADS": str(cluster.threads),
+            "DS_ACCELERATOR": cluster.device,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
+        }
+        return ray.remote(LearnerRank).options(
+            num_cpus=learner.cpus_per_rank,
+            num_gpus=learner.gpus_per_rank,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=index),
+            runtime_env={"env_vars": environment},
+        )
+
+    def _all(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
+        refs = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        answers: list[Any] = get(refs, what=what or f"the learner's {method}", timeout_s=timeout_s)
+        return answers
+
+    def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Micro, ...], ...]:
+        learner = self._config.learner
+        return deal([packed_length(g) for g in scored], ranks=learner.ranks, budget=learner.tokens_per_pack)
+
+    @staticmethod
+    def _packs(scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...]) -> list[list[RankPack]]:
+        return [
+            [RankPack(groups=tuple(scored[i] for i in micro.groups), real=micro.real) for micro in micros]
+            for micros in dealt
+        ]
+
+
+def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
+    """The step's figures from its ranks': shares add up, means are over all tokens, the gap's maximum is a maximum."""
+    tokens = sum(rank.tokens for rank in stats)
+    return StepResult(
+        loss=sum(rank.loss for rank in stats),
+        kl=sum(rank.kl for rank in stats),
+        entropy=sum(rank.entropy for rank in stats) / tokens,
+        grad_norm=stats[0].grad_norm,
+        lr=stats[0].lr,
+        clip_share=sum(rank.clipped for rank in stats) / tokens,
+        logprob_gap_mean=sum(rank.gap for rank in stats) / tokens,
+        logprob_gap_max=max(rank.gap_max for rank in stats),
+        tokens=int(tokens),
+        seconds=seconds,
+    )

@@ -1,0 +1,154 @@
+"""Several groups as one sequence: each prompt once, its completions as branches over it.
+
+    prompt A | branch A1 | branch A2 | prompt B | branch B1 | ...
+
+A branch sees its own prompt and itself, and its positions go on where the prompt's end, so every token's log-prob is
+what it would be in a row of its own: a G-th of the work and, without padding, the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import DataError, ModelError
+from common.types import Completion, Prompt, ScoredGroup
+from learner.objective import advantages
+
+PROMPT = -1  # branch of a prompt's tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """S tokens in, one log-prob out for each of all the groups' completion tokens, in order."""
+
+    ids: Tensor  # (1, S) int64
+    positions: Tensor  # (3, 1, S) int64: time, height, width
+    mask: Tensor  # (1, 1, S, S) added to the attention scores: 0 where query (third axis) may see key, else lowest
+    pixels: Tensor  # (patches, channels * patch volume) of all images, in prompt order
+    grids: Tensor  # (images, 3) int64
+    source: Tensor  # (tokens,) int64: where in S each completion token is predicted
+    target: Tensor  # (tokens,) int64: its id
+    row: Tensor  # (tokens,) int64: its completion
+    engine_logp: Tensor  # (tokens,) float32: its log-prob when it was sampled
+    advantage: Tensor  # (completions,) float32
+
+
+def check_family(config: Any) -> None:
+    """ModelError for a model whose attention the block mask cannot describe."""
+    sliding = "sliding_attention" in config.get_text_config().layer_types
+    if sliding or config._attn_implementation != "sdpa":
+        raise ModelError(
+            "the learner needs full attention through sdpa",
+            got=f"layers {config.get_text_config().layer_types}, attention {config._attn_implementation}",
+            remedy="use a Qwen2-VL or Qwen2.5-VL without a sliding window",
+        )
+
+
+def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int]) -> Pack:
+    """Tensors of `groups` on the model's device, built once and used by policy and reference.
+
+    Args:
+        model: the Hugging Face model; its config and rope positions are used, its weights are not.
+        banned: ids that neither engine nor learner gives any probability.
+
+    Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
+    id, which would have log-prob -inf.
+    """
+    ids, positions, owner, branch = [], [], [], []
+    source, target, row, rows = [], [], [], 0
+    offset = 0
+    for index, scored in enumerate(groups):
+        prompt_ids, prompt_positions = _prompt(scored.prompt, model)
+        ids.append(prompt_ids)
+        positions.append(prompt_positions)
+        owner += [index] * len(prompt_ids)
+        branch += [PROMPT] * len(prompt_ids)
+        offset += len(prompt_ids)
+        last, follow = offset - 1, int(prompt_positions.max()) + 1
+        for completion in scored.group.completions:
+            tokens = _completion(completion, scored.prompt, banned)
+            fed = len(tokens) - 1  # the last token is predicted, never read
+            ids.append(tokens[:-1])
+            positions.append((torch.arange(fed) + follow).expand(3, -1))
+            owner += [index] * fed
+            branch += [rows] * fed
+            source += [last, *range(offset, offset + fed)]
+            target.append(tokens)
+            row += [rows] * len(tokens)
+            offset, rows = offset + fed, rows + 1
+    pixels, grids = _images([scored.prompt for scored in groups])
+    if not len(grids):  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
+        pixels, grids = _blank(model.config.vision_config)
+        ids.append(torch.tensor([model.config.image_token_id]))
+        positions.append(torch.zeros(3, 1, dtype=torch.long))
+        owner.append(len(groups))
+        branch.append(PROMPT)
+    on = model.device
+    sampled = [c for scored in groups for c in scored.group.completions]
+    return Pack(
+        ids=torch.cat(ids)[None].to(on),
+        positions=torch.cat(positions, 1)[:, None].to(on),
+        mask=_block_mask(torch.tensor(owner, device=on), torch.tensor(branch, device=on), model.dtype),
+        pixels=pixels.to(on),
+        grids=grids.to(on),
+        source=torch.tensor(source, device=on),
+        target=torch.cat(target).to(on),
+        row=torch.tensor(row, device=on),
+        engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
+        advantage=torch.cat([advantages(torch.tensor(g.rewards, dtype=torch.float32)) for g in groups]).to(on),
+    )
+
+
+def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
+    """(T,) ids and (3, T) rope positions."""
+    ids = torch.tensor(prompt.token_ids)
+    is_image = ids == model.config.image_token_id
+    grids = torch.tensor(prompt.image_grid_thw, dtype=torch.long).reshape(-1, 3)
+    patches = int(grids.prod(1).sum())
+    held = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
+    if int(is_image.sum()) * model.config.vision_config.spatial_merge_size**2 != patches or held != patches:
+        raise DataError(
+            f"prompt {prompt.id}: its tokens, image grid and pixels disagree",
+            got=f"{int(is_image.sum())} image tokens, grid {prompt.image_grid_thw}, {held} patches",
+            remedy="make ids and pixels with the same processor settings, and never cut a prompt",
+        )
+    positions, _ = model.model.get_rope_index(
+        ids[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids if len(grids) else None
+    )
+    return ids, positions[:, 0]
+
+
+def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -> Tensor:
+    """(C,) ids."""
+    if found := set(completion.token_ids).intersection(banned):
+        raise DataError(
+            f"a completion of {prompt.id} holds banned tokens",
+            got=f"ids {sorted(found)}",
+            remedy="give engine and learner the same list of banned tokens",
+        )
+    return torch.tensor(completion.token_ids)
+
+
+def _images(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    pixels = [torch.as_tensor(prompt.pixel_values) for prompt in prompts if prompt.pixel_values is not None]
+    grids = [grid for prompt in prompts for grid in prompt.image_grid_thw]
+    return torch.cat(pixels) if pixels else torch.empty(0), torch.tensor(grids, dtype=torch.long)
+
+
+def _blank(vision: Any) -> tuple[Tensor, Tensor]:
+    """The smallest image there is: one merged token."""
+    side = vision.spatial_merge_size
+    volume = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return torch.zeros(side * side, volume), torch.tensor([[1, side, side]])
+
+
+def _block_mask(owner: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, 1, S, S) from (S,) group and (S,) branch of every token. Additive: a boolean one is right in sdpa only."""
+    same = (owner[:, None] == owner) & ((branch == PROMPT) | (branch[:, None] == branch))
+    hidden = torch.full(same.shape, torch.finfo(dtype).min, dtype=dtype, device=same.device)
+    return hidden.masked_fill_(same.tril(), 0.0)[None, None]

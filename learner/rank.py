@@ -1,0 +1,289 @@
+"""One data-parallel rank: a Ray actor with the policy in DeepSpeed and the frozen reference beside it."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import Config
+from common.errors import LearnerError
+from common.types import ScoredGroup, WeightManifest
+from learner.forward import Scores, packed_logprobs
+from learner.objective import LOSSES, LossInputs
+from learner.pack import Pack, build_pack, check_family
+from learner.schedule import learning_rate
+from learner.weights import NcclSender, ObjectStoreSender, WeightSource
+
+CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
+KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPack:
+    """The groups of one forward and backward; not real when only there to keep the ranks in step."""
+
+    groups: tuple[ScoredGroup, ...]
+    real: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStats:
+    """What one rank saw in a step: sums over its tokens, shares of the loss."""
+
+    loss: float
+    kl: float
+    entropy: float
+    gap: float
+    clipped: float
+    tokens: float
+    gap_max: float
+    grad_norm: float  # of all ranks
+    lr: float
+
+
+class LearnerRank:
+    """Every public method but `meeting_point` is a collective: all ranks run it, in the same order."""
+
+    def __init__(self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int) -> None:
+        self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
+        self._sampling: dict[str, Any] = {
+            "temperature": config.rollout.temperature,
+            "top_k": config.rollout.top_k,
+            "top_p": config.rollout.top_p,
+            "banned": banned,
+        }
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Address and a free port of this node."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, meeting_point: tuple[str, int]) -> None:
+        """Join the others, load the model, partition it."""
+        from learner import zero
+
+        config = self._config
+        torch.set_num_threads(config.cluster.threads)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        torch.manual_seed(config.seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        address, port = meeting_point
+        self._device = zero.meet(config, rank=self._rank, address=address, port=port)
+        self._engine = zero.trained(self._policy(), config)
+        self._reference = (
+            zero.frozen(load_model(self._model_path, config), config, self._device) if config.learner.beta else None
+        )
+        self._source = WeightSource(
+            self._engine.module, gathered=zero.gatherer(config), bucket_bytes=config.weights.bucket_mb * 2**20
+        )
+        self._sender = self._make_sender()
+
+    def step(self, packs: Sequence[RankPack], sequences: int) -> RankStats:
+        """One optimizer step. `sequences` is counted over all real packs of all ranks.
+
+        Raises LearnerError, on every rank, when the loss or gradient is not finite.
+        """
+        from learner import zero
+
+        at = self._engine.global_steps
+        seen = [self._forward_backward(pack, sequences, last=pack is packs[-1]) for pack in packs]
+        sums, peaks = torch.stack([s for s, _ in seen]).sum(0), torch.stack([p for _, p in seen])
+        self._insist_finite(sums.isfinite().all(), at, "loss")
+        lr = learning_rate(
+            at,
+            peak=self._config.learner.lr,
+            steps=self._steps,
+            warmup_steps=self._config.learner.warmup_steps,
+            schedule=self._config.learner.schedule,
+        )
+        norm = zero.optimizer_step(self._engine, lr=lr)
+        self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
+        loss, kl, entropy, gap, clipped, tokens = sums.tolist()
+        return RankStats(
+            loss=loss,
+            kl=kl,
+            entropy=entropy,
+            gap=gap,
+            clipped=clipped,
+            tokens=tokens,
+            gap_max=float(peaks.max()),
+            grad_norm=norm,
+            lr=lr,
+        )
+
+    def logprobs(self, packs: Sequence[RankPack]) -> list[list[float]]:
+        """The policy's log-prob of every completion token, one flat list a pack."""
+        with torch.no_grad():
+            return [self._score(self._engine, self._pack(pack)).logp.tolist() for pack in packs]
+
+    def publish(self, version: int) -> WeightManifest | None:
+        """The manifest from rank 0, None from the others."""
+        return self._sender.publish(version)
+
+    def join_engines(self, address: str, port: int, world_size: int) -> None:
+        """Open the NCCL group with the engines; see NcclSender.join."""
+        self._nccl().join(address, port, world_size)
+
+    def broadcast(self) -> None:
+        """Send the weights to the engines; see NcclSender.broadcast."""
+        self._nccl().broadcast()
+
+    def save(self, folder: Path) -> OSError | None:
+        """Weights, optimizer, step counter and random states into `folder`; what could not be written."""
+        from learner import zero
+
+        error = zero.save(self._engine, folder)
+        try:
+            with (folder / f"random-{self._rank}.pt").open("wb") as file:
+                torch.save(_random_states(), file)
+        except OSError as failure:
+            return error or failure
+        return error
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly where `save` was called, in this process or another."""
+        from learner import zero
+
+        zero.load(self._engine, folder)
+        _set_random_states(torch.load(folder / f"random-{self._rank}.pt", weights_only=True))
+
+    def export(self, folder: Path) -> None:
+        """Hugging Face layout, from rank 0. Everything but the weights is the model's own."""
+        whole = {name: tensor.cpu() for name, tensor in self._source} if self._rank == 0 else {}
+        if self._rank:
+            for _ in self._source:  # the gathering takes all ranks
+                pass
+            return
+        model = load_model(self._model_path, self._config)
+        model.load_state_dict(whole)
+        model.save_pretrained(folder)
+        for path in _model_folder(self._model_path, self._config).iterdir():
+            if path.suffix in KEPT_FILES and not path.name.endswith(".index.json") and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+
+    def _policy(self) -> Any:
+        model = load_model(self._model_path, self._config)
+        check_family(model.config)
+        if self._config.model.freeze_vision:
+            model.model.visual.requires_grad_(False)
+        if self._config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def _make_sender(self) -> ObjectStoreSender | NcclSender:
+        unchanged = self._config.model.freeze_vision
+        if self._config.weights.transport == "object_store":
+            return ObjectStoreSender(self._source, rank=self._rank, vision_unchanged=unchanged)
+        return NcclSender(
+            self._source,
+            rank=self._rank,
+            vision_unchanged=unchanged,
+            bucket_bytes=self._config.weights.bucket_mb * 2**20,
+        )
+
+    def _nccl(self) -> NcclSender:
+        assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
+        return self._sender
+
+    def _pack(self, pack: RankPack) -> Pack:
+        return build_pack(pack.groups, self._engine.module, banned=self._sampling["banned"])
+
+    def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
+        return packed_logprobs(model, pack, **self._sampling, kept=kept)
+
+    def _forward_backward(self, rank_pack: RankPack, sequences: int, *, last: bool) -> tuple[Tensor, Tensor]:
+        """(6,) sums in RankStats' order, () largest gap; zeros for a pack that is not real."""
+        pack = self._pack(rank_pack)
+        scores = self._score(self._engine, pack)
+        with torch.no_grad():
+            ref_logp = self._reference and self._score(self._reference, pack, scores.kept).logp
+        outputs = LOSSES["grpo"](
+            LossInputs(
+                logp=scores.logp,
+                ref_logp=ref_logp,
+                engine_logp=pack.engine_logp,
+                row=pack.row,
+                advantage=pack.advantage,
+                sequences=sequences,
+                beta=self._config.learner.beta,
+            )
+        )
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(outputs.loss * (self._config.learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
+        if not last:
+            self._engine.step()  # only counts
+        sums, peak = _measure(pack, scores, outputs.loss.detach(), outputs.kl)
+        return sums * rank_pack.real, peak * rank_pack.real
+
+    def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
+        worst = (~finite).to(torch.int32)
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        if worst:
+            raise LearnerError(
+                f"the {what} of step {step} is not a finite number; the weights cannot be trusted",
+                got=f"rank {self._rank} of {self._config.learner.ranks}: {'finite' if finite else 'not finite'}",
+                remedy="resume from the last checkpoint with a lower learner.lr",
+            )
+
+
+def load_model(path: str, config: Config) -> Any:
+    """The Hugging Face model on this machine's memory, in the configured dtype."""
+    from transformers import AutoModelForImageTextToText
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return AutoModelForImageTextToText.from_pretrained(
+        path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
+    )
+
+
+def _model_folder(path: str, config: Config) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in sorted(KEPT_FILES)]
+    return Path(snapshot_download(path, revision=config.model.revision, allow_patterns=patterns))
+
+
+def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
+    difference = scores.logp.detach() - pack.engine_logp
+    ratio = difference.exp()
+    clipped = (ratio < CLIP_RANGE[0]) | (ratio > CLIP_RANGE[1])
+    gap = difference.abs()
+    sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), torch.tensor(len(gap), device=gap.device)]
+    return torch.stack([value.double() for value in sums]), gap.max()
+
+
+def _random_states() -> dict[str, Any]:
+    """Of torch, Python and numpy, in types that load without running anybody's code."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

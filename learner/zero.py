@@ -1,0 +1,163 @@
+"""Everything that is DeepSpeed's: process group, engine, reference, gradient norm, checkpoint files.
+
+Only a rank's own process imports this file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.comm.torch as deepspeed_torch
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch import Tensor
+
+from common.config import Config
+from common.errors import CheckpointError
+
+TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
+LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
+
+
+def meet(config: Config, *, rank: int, address: str, port: int) -> torch.device:
+    """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
+    deepspeed.utils.logger.setLevel("WARNING")
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(config.learner.ranks)}
+    cuda = config.cluster.device == "cuda"
+    if not cuda:  # DeepSpeed would compile a C++ extension for minutes, and fail where there is no compiler
+        deepspeed_torch.build_shm_op = lambda: None
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=config.learner.step_timeout_s),
+    )
+    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+
+def trained(model: Any, config: Config) -> Any:
+    """The engine that trains whatever of `model` requires a gradient."""
+    learner = config.learner
+    settings = _settings(model, config) | {
+        "gradient_clipping": learner.grad_clip,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": learner.lr,
+                "betas": learner.betas,
+                "eps": learner.eps,
+                "weight_decay": learner.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own would be compiled first, and is no faster
+            },
+        },
+    }
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
+    engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
+    engine._copy_recovery_script = lambda path: None  # a write of its own that a full disk would make raise on one rank
+    return engine
+
+
+def frozen(model: Any, config: Config, device: torch.device) -> Any:
+    """The reference: partitioned like the policy under ZeRO-3, plain otherwise."""
+    model.requires_grad_(False)
+    if config.learner.zero_stage == 3:
+        model, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
+        return model.eval()
+    return model.to(device).eval()
+
+
+def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
+    """Makes the context within which the given parameters are whole on every rank."""
+
+    def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            tensors, enabled=config.learner.zero_stage == 3
+        )
+        return context
+
+    return gathered
+
+
+def optimizer_step(engine: Any, *, lr: float) -> float:
+    """Clip and step at rate `lr`; norm of the whole gradient before clipping, NaN when there was no valid step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    norm = _plain_norm(engine.module) if engine.zero_optimization_stage() == 0 else None
+    if norm is not None and not math.isfinite(norm):
+        return math.nan
+    engine.step()
+    if norm is None:
+        norm = float(engine.get_global_grad_norm())
+    return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
+
+
+def save(engine: Any, folder: Path) -> OSError | None:
+    """Write this rank's share. A collective: what failed comes back instead of being raised past the other ranks."""
+    engine.checkpoint_engine.error = None
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    error: OSError | None = engine.checkpoint_engine.error
+    return error
+
+
+def load(engine: Any, folder: Path) -> None:
+    """Weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+    if path is None:
+        raise CheckpointError(
+            "DeepSpeed finds no checkpoint", got=folder, remedy="resume from a folder that holds " + TAG
+        )
+
+
+class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
+    """Remembers the first failed write and goes on, so that no rank waits for ever in a barrier for this one."""
+
+    def __init__(self, engine: Any) -> None:
+        self.name = engine.name
+        self.error: OSError | None = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            os.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self.error = self.error or error
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            with open(path, "wb") as file:
+                torch.save(state_dict, file)
+        except OSError as error:
+            self.error = self.error or error
+        except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
+            self.error = self.error or OSError(f"{path}: {error}")
+
+
+def _settings(model: Any, config: Config) -> dict[str, Any]:
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    bucket = min(LARGEST_BUCKET, elements)
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand: the number of packs varies
+        "steps_per_print": 1_000_000_000,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": config.learner.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 10 * model.config.get_text_config().hidden_size,  # norms and biases
+        },
+    }
+
+
+def _plain_norm(module: torch.nn.Module) -> float:
+    """Of averaged gradients that every rank holds whole."""
+    norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
+    return float(torch.stack(norms).double().norm())
