@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.data.candidates import with_candidates
+from common.candidates import with_candidates
 from common.data.split import hold_out
 from common.data.table import Table
 from common.errors import DataError

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.candidates import with_candidates
 from common.data import digits
-from common.data.candidates import with_candidates
 from common.data.table import Table
 from common.errors import DataError
 from common.hub import unreachable

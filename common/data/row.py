@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.candidates import candidates
 from common.config import DataConfig
-from common.data.candidates import candidates
 from common.data.faults import BadRow
 from common.data.image import read_image
 from common.types import Example

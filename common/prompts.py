@@ -1,0 +1,160 @@
+"""What the model is asked, and the same thing as token ids and image features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import DataConfig
+from common.data.faults import BadRow, refuse
+from common.lru import ByteLRU
+from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.types import Example, Pixels, Prompt
+
+if TYPE_CHECKING:
+    from transformers import Qwen2VLProcessor
+
+    from common.data.sources import ExampleSource
+
+__all__ = [
+    "SYSTEM",
+    "TEMPLATES",
+    "PromptEncoder",
+    "banned_token_ids",
+    "eos_token_ids",
+    "load_model_config",
+    "load_processor",
+    "messages",
+]
+
+TEMPLATES: Mapping[str, str] = {
+    "no_think": "{problem}\n Please directly output the answer.",
+    "think": "{problem}\n Please output the thinking process in <think> </think> and final answer in <answer> </answer> tags.",
+}
+SYSTEM = (
+    "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
+    "then the answer between <answer> and </answer>."
+)
+
+
+def messages(example: Example, mode: str) -> list[dict[str, Any]]:
+    """The example as a chat: one user turn [image, text]; without an image, the problem under a system prompt."""
+    return _chat(example.problem, mode, with_image=example.image is not None)
+
+
+def _chat(problem: str, mode: str, *, with_image: bool) -> list[dict[str, Any]]:
+    if not with_image:
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem}]
+    text = TEMPLATES[mode].format(problem=problem)
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Features:
+    text_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    pixel_values: npt.NDArray[np.float32] | None
+    image_grid_thw: tuple[tuple[int, int, int], ...]
+
+
+class PromptEncoder:
+    """Examples to prompts. One processor makes ids and pixels for engine and learner alike."""
+
+    def __init__(self, processor: Qwen2VLProcessor, data: DataConfig) -> None:
+        self._processor = processor
+        self._data = data
+        self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
+        added = processor.tokenizer.added_tokens_decoder.values()
+        self._special = tuple(token.content for token in added if token.special)
+
+    def encode(self, example: Example) -> Prompt:
+        """Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut."""
+        key = (example.problem, _digest(example.image))  # by content: ids may recur in a held-out set from elsewhere
+        features = self._cache.get(key)
+        if features is None:
+            try:
+                features = self._features(example.problem, example.image)
+            except BadRow as fault:
+                refuse("the data", 1, [(example.id, fault)])
+                raise
+            nbytes = 0 if features.pixel_values is None else features.pixel_values.nbytes
+            self._cache.put(key, features, nbytes)
+        return Prompt(
+            example=example,
+            text_ids=features.text_ids,
+            token_ids=features.token_ids,
+            pixel_values=features.pixel_values,
+            image_grid_thw=features.image_grid_thw,
+        )
+
+    def check(self, source: ExampleSource) -> None:
+        """Measure every prompt of `source` without touching a pixel.
+
+        Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
+        tokens of the model, or whose image is too narrow for it.
+        """
+        measure = cache(self._length)  # many rows share one question
+        faults: list[tuple[str, BadRow]] = []
+        for outline in source.outlines:
+            try:
+                measure(outline.problem, outline.image_size)
+            except BadRow as fault:
+                faults.append((outline.id, fault))
+        refuse(source.name, len(source), faults)
+
+    def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
+        """T of the prompt, from its text and the image's (height, width)."""
+        length = len(self._ids(self._render(problem, with_image=image_size is not None)))
+        if image_size is not None:
+            length += self._image_tokens(image_size) - 1  # in place of the one that stands for them in the text
+        if length > self._data.max_prompt_tokens:
+            raise BadRow(
+                f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
+                remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
+            )
+        return length
+
+    def _features(self, problem: str, image: Pixels | None) -> _Features:
+        from PIL import Image
+
+        self._length(problem, None if image is None else image.shape[:2])
+        text = self._render(problem, with_image=image is not None)
+        text_ids = self._ids(text)
+        if image is None:
+            return _Features(text_ids=text_ids, token_ids=text_ids, pixel_values=None, image_grid_thw=())
+        inputs = self._processor(text=[text], images=[Image.fromarray(image)], return_tensors="np")
+        return _Features(
+            text_ids=text_ids,
+            token_ids=tuple(inputs["input_ids"][0].tolist()),
+            pixel_values=np.ascontiguousarray(inputs["pixel_values"], dtype=np.float32),
+            image_grid_thw=tuple((time, height, width) for time, height, width in inputs["image_grid_thw"].tolist()),
+        )
+
+    def _render(self, problem: str, *, with_image: bool) -> str:
+        if found := next((token for token in self._special if token in problem), None):
+            raise BadRow(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
+        chat = _chat(problem, self._data.mode, with_image=with_image)
+        text: str = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._processor.tokenizer(text)["input_ids"])
+
+    def _image_tokens(self, image_size: tuple[int, int]) -> int:
+        images = self._processor.image_processor
+        try:
+            return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2
+        except ValueError as error:
+            raise BadRow(f"image of {image_size}: {error}", remedy="set data.image_size, or crop the image") from error
+
+
+def _digest(image: Pixels | None) -> bytes:
+    if image is None:
+        return b""
+    return hashlib.blake2b(image.tobytes(), key=repr(image.shape).encode(), digest_size=16).digest()
