@@ -101,7 +101,7 @@ class LearnerRank:
         from learner import zero
 
         at = self._engine.global_steps
-        seen = [self._forward_backward(pack, sequences, last=pack is packs[-1]) for pack in packs]
+        seen = [self._forward_backward(pack, sequences, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
         sums, peaks = torch.stack([s for s, _ in seen]).sum(0), torch.stack([p for _, p in seen])
         self._insist_finite(sums.isfinite().all(), at, "loss")
         lr = learning_rate(
@@ -164,10 +164,11 @@ class LearnerRank:
 
     def export(self, folder: Path) -> None:
         """Hugging Face layout, from rank 0. Everything but the weights is the model's own."""
-        whole = {name: tensor.cpu() for name, tensor in self._source} if self._rank == 0 else {}
+        whole = {}
+        for name, tensor in self._source:  # the gathering takes all ranks
+            if self._rank == 0:
+                whole[name] = tensor.cpu()
         if self._rank:
-            for _ in self._source:  # the gathering takes all ranks
-                pass
             return
         model = load_model(self._model_path, self._config)
         model.load_state_dict(whole)
