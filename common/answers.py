@@ -46,8 +46,8 @@ def extract(completion: str, mode: Mode) -> str | None:
     counts = completion.count("<answer>"), completion.count("</answer>")
     if counts == (0, 0):
         return completion.strip()
-    block = _ANSWER.search(completion)
-    return block[1].strip() if block and counts == (1, 1) else None
+    block = _ANSWER.search(completion) if counts == (1, 1) else None
+    return block[1].strip() if block else None
 
 
 def is_well_formed(completion: str, mode: Mode) -> bool:

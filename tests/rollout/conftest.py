@@ -1,0 +1,40 @@
+"""One engine, shared by every test that needs vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.config import Config
+from rollout.fleet import RolloutFleet, engine_spec
+from tests.rollout.policy import Policy
+
+
+@pytest.fixture(scope="session")
+def policy(random_qwen2vl: Path) -> Policy:
+    """The learner's side of the engine's model."""
+    return Policy(random_qwen2vl)
+
+
+@pytest.fixture(scope="session")
+def fleet_config(random_qwen2vl: Path) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"path": str(random_qwen2vl), "dtype": "float32"},
+            "data": {"max_prompt_tokens": 160},
+            "rollout": {"max_completion_tokens": 16, "gpus_per_engine": 0, "cpus_per_engine": 0.5, "max_restarts": 5},
+            "learner": {"gpus_per_rank": 0},
+            "cluster": {"device": "cpu"},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def fleet(ray_session: None, fleet_config: Config, policy: Policy) -> Iterator[RolloutFleet]:
+    spec = engine_spec(fleet_config, model_path=fleet_config.model.path, banned=policy.banned)
+    fleet = RolloutFleet(fleet_config, spec, on_event=lambda kind, **fields: None)
+    fleet.ready()
+    yield fleet
+    fleet.close()

@@ -1,0 +1,84 @@
+"""The learner's side of a test: the same model in transformers, its prompts, and its weights as a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config import DataConfig, ModelConfig
+from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.prompts import PromptEncoder
+from common.types import Example, GenerationRequest, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from learner.weights import ObjectStoreSender, WeightSource
+from tests.learner.oracle import Settings, row_logprobs
+
+SAMPLED = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=6)
+
+
+class Policy:
+    """Naive, and plainly right."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        config = ModelConfig(path=str(folder), dtype="float32")
+        processor = load_processor(config)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.encoder = PromptEncoder(processor, DataConfig(path="unused", max_prompt_tokens=160))
+        self.banned = banned_token_ids(load_model_config(config), processor.tokenizer, eos_token_ids(config))
+
+    def prompt(self, number: int, *, size: tuple[int, int] = (56, 56), question: str = "one or two?") -> Prompt:
+        """A random image of (height, width) and a question."""
+        image = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
+        return self.encoder.encode(
+            Example(id=f"test/{number}", problem=question, image=image, label="one", columns={})
+        )
+
+    def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
+        """Publish the weights as they are and load them into every engine."""
+        source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
+        manifest = ObjectStoreSender(source, rank=0, vision_unchanged=vision_unchanged).publish(version)
+        assert manifest is not None
+        fleet.load(manifest)
+        return manifest
+
+    def shake(self, seed: int, only: Callable[[str], bool] = lambda name: True) -> None:
+        """Move every parameter that `only` names, so that anything left behind shows."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if only(name):
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+    def gap(self, prompts: Iterable[Prompt], groups: Sequence[Group], sampling: Sampling) -> float:
+        """Largest |engine - naive| log-prob over all sampled tokens."""
+        by_id = {prompt.id: prompt for prompt in prompts}
+        settings = Settings(sampling.temperature, sampling.top_k, sampling.top_p, self.banned)
+        gaps = []
+        for group in groups:
+            zeros = (0.0,) * len(group.completions)
+            scored = ScoredGroup(
+                prompt=by_id[group.prompt_id], group=group, rewards_by_name={"none": zeros}, rewards=zeros
+            )
+            for index, completion in enumerate(group.completions):
+                with torch.no_grad():
+                    mine, _, _ = row_logprobs(self.model, self.model, scored, index, settings)
+                gaps.append(float((mine - torch.tensor(completion.logprobs)).abs().max()))
+        return max(gaps)
+
+
+def request(prompt: Prompt, *, seed: int = 0, sampling: Sampling = SAMPLED) -> GenerationRequest:
+    return GenerationRequest(
+        prompt_id=prompt.id,
+        text_ids=prompt.text_ids,
+        token_ids=prompt.token_ids,
+        image=prompt.example.image,
+        image_grid_thw=prompt.image_grid_thw,
+        seed=seed,
+        sampling=sampling,
+    )

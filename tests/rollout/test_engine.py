@@ -1,0 +1,182 @@
+"""The real engine: what it samples from, what it refuses, and that it serves what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from common.errors import EngineError
+from common.types import FailedGroup, Group, Sampling
+from rollout.fleet import RolloutFleet
+from tests.rollout.policy import SAMPLED, Policy, request
+
+pytestmark = pytest.mark.engine
+TIGHT = 2e-5
+
+
+def groups(fleet: RolloutFleet, requests: list) -> list[Group]:  # type: ignore[type-arg]
+    found = sorted(fleet.generate(requests), key=lambda group: group.prompt_id)
+    assert all(isinstance(group, Group) for group in found), found
+    return [group for group in found if isinstance(group, Group)]
+
+
+def tokens(found: list[Group]) -> list[list[tuple[int, ...]]]:
+    return [[one.token_ids for one in group.completions] for group in found]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLED,
+        dataclasses.replace(SAMPLED, temperature=0.7),
+        dataclasses.replace(SAMPLED, temperature=1.3, top_k=20),
+        dataclasses.replace(SAMPLED, top_p=0.8),
+        dataclasses.replace(SAMPLED, temperature=0.9, top_k=30, top_p=0.9),
+    ],
+    ids=["plain", "temperature", "top_k", "top_p", "all"],
+)
+def test_law_1_engine_and_learner_give_the_same_log_probs(
+    fleet: RolloutFleet, policy: Policy, sampling: Sampling
+) -> None:
+    """Fault 10 of the seed: sampling settings that the learner does not score with."""
+    policy.push(fleet, 0)
+    prompts = [policy.prompt(n, size=size) for n, size in enumerate([(56, 56), (84, 140), (112, 56)])]
+    found = groups(fleet, [request(prompt, seed=n, sampling=sampling) for n, prompt in enumerate(prompts)])
+    assert policy.gap(prompts, found, sampling) < TIGHT
+
+
+@pytest.mark.parametrize("moved", ["everything", "visual", "lm_head", "language_model"])
+def test_law_1_holds_after_every_push_on_images_and_prompts_seen_before(
+    fleet: RolloutFleet, policy: Policy, moved: str
+) -> None:
+    """Fault 8 of the seed: cached image features, keys and values of the old weights; and a stale tied head."""
+    prompts = [policy.prompt(n) for n in range(3)]
+    requests = [request(prompt, seed=n) for n, prompt in enumerate(prompts)]
+    policy.push(fleet, 0)
+    before = groups(fleet, requests)
+    for version in (1, 2):
+        policy.shake(version, lambda name: moved in ("everything", "lm_head") or moved in name)
+        policy.push(fleet, version)
+        after = groups(fleet, requests)
+        assert policy.gap(prompts, after, SAMPLED) < TIGHT
+        assert {group.weights_version for group in after} == {version}
+        assert fleet.versions() == dict.fromkeys(fleet.versions(), version)
+    assert tokens(before) != tokens(after), "the push changed nothing: this test could not fail"
+
+
+def test_image_features_may_stay_when_the_tower_is_frozen(fleet: RolloutFleet, policy: Policy) -> None:
+    prompts = [policy.prompt(n) for n in range(2)]
+    requests = [request(prompt, seed=n) for n, prompt in enumerate(prompts)]
+    policy.push(fleet, 0)
+    groups(fleet, requests)
+    policy.shake(7, lambda name: "visual" not in name)
+    policy.push(fleet, 1, vision_unchanged=True)
+    assert policy.gap(prompts, groups(fleet, requests), SAMPLED) < TIGHT
+
+
+def test_law_5_tokens_depend_on_the_seed_alone(fleet: RolloutFleet, policy: Policy) -> None:
+    policy.push(fleet, 0)
+    prompts = [policy.prompt(n) for n in range(6)]
+    requests = [request(prompt, seed=100 * n) for n, prompt in enumerate(prompts)]
+    together = groups(fleet, requests)
+    assert tokens(groups(fleet, requests[::-1])) == tokens(together)
+    assert tokens(groups(fleet, requests[2:3])) == tokens(together)[2:3]
+    other = [dataclasses.replace(one, seed=one.seed + 50) for one in requests]
+    assert tokens(groups(fleet, other)) != tokens(together)
+
+
+def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Policy) -> None:
+    """The head is turned towards the image token; neither side may give it any probability."""
+    embedding = policy.model.get_input_embeddings().weight
+    kept = embedding.detach().clone()
+    image = policy.model.config.image_token_id
+    assert image in policy.banned
+    with torch.no_grad():
+        embedding.mul_(0.01)
+        embedding[image] = 50 * kept[image]
+    try:
+        policy.push(fleet, 3)
+        prompts = [policy.prompt(n) for n in range(4)]
+        found = groups(fleet, [request(prompt, seed=n) for n, prompt in enumerate(prompts)])
+        sampled = {token for group in found for one in group.completions for token in one.token_ids}
+        assert not sampled & set(policy.banned)
+        assert policy.gap(prompts, found, SAMPLED) < TIGHT
+    finally:
+        with torch.no_grad():
+            embedding.copy_(kept)
+
+
+def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: RolloutFleet, policy: Policy) -> None:
+    policy.push(fleet, 0)
+    good, cut, resized, narrow = (request(policy.prompt(n), seed=n) for n in range(4))
+    cut = dataclasses.replace(cut, token_ids=cut.token_ids[:-1])
+    (time, height, width), *_ = resized.image_grid_thw
+    resized = dataclasses.replace(resized, image_grid_thw=((time, width * 2, height // 2),))
+    narrow = dataclasses.replace(narrow, image=np.zeros((4, 2000, 3), dtype=np.uint8))
+    found = {one.prompt_id: one for one in fleet.generate([good, cut, resized, narrow])}
+    assert isinstance(found["test/0"], Group)
+    for prompt_id, word in [("test/1", "tokens"), ("test/2", "grid"), ("test/3", "aspect ratio")]:
+        failed = found[prompt_id]
+        assert isinstance(failed, FailedGroup)
+        assert failed.fault == "data"
+        assert word in failed.reason
+
+
+def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: Policy) -> None:
+    policy.push(fleet, 0)
+    prompt = policy.prompt(0)
+    greedy = Sampling(n=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=3)
+    (group,) = groups(fleet, [request(prompt, sampling=greedy)])
+    inputs = {
+        "input_ids": torch.tensor([prompt.token_ids]),
+        "pixel_values": torch.as_tensor(prompt.pixel_values),
+        "image_grid_thw": torch.tensor(prompt.image_grid_thw),
+    }
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == policy.model.config.image_token_id).int()
+    with torch.no_grad():
+        logits = policy.model(**inputs).logits[0, -1]
+    logits[list(policy.banned)] = -torch.inf
+    assert group.completions[0].token_ids[0] == int(logits.argmax())
+
+
+def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: RolloutFleet, policy: Policy) -> None:
+    manifest = policy.push(fleet, 4)
+    (member,) = fleet._members
+    with pytest.raises(ray.exceptions.RayTaskError, match="does not hold"):
+        ray.get(next(member.handle.generate.options(num_returns="streaming").remote([], 5)), timeout=60)
+    first = manifest.buckets[0]
+    bytes_ = ray.get(first.payload, timeout=60).copy()
+    bytes_[10] ^= 1
+    damaged = dataclasses.replace(first, payload=ray.put(bytes_))
+    with pytest.raises(EngineError, match="arrived damaged"):
+        fleet.load(dataclasses.replace(manifest, version=5, buckets=(damaged, *manifest.buckets[1:])))
+    assert list(fleet.versions().values()) == [4]
+    fleet.load(manifest)
+
+
+def test_a_killed_engine_is_replaced_and_gives_the_same_tokens_under_the_current_weights(
+    fleet: RolloutFleet, policy: Policy
+) -> None:
+    """Law 1 after a restart, law 5 under a kill: the replacement starts with the checkpoint's weights."""
+    policy.shake(11)
+    policy.push(fleet, 6)
+    prompts = [policy.prompt(n) for n in range(24)]
+    requests = [request(prompt, seed=n) for n, prompt in enumerate(prompts)]
+    undisturbed = groups(fleet, requests)
+    restarts = fleet.restarts
+    stream = fleet.generate(requests)
+    first = next(stream)
+    (pid,) = [ray.get(member.handle.info.remote(), timeout=60).pid for member in fleet._members[:0]] or fleet.pids()
+    os.kill(pid, signal.SIGKILL)
+    rest = list(stream)
+    found = sorted([first, *rest], key=lambda group: group.prompt_id)
+    assert fleet.restarts == restarts + 1, "the kill came too late to matter"
+    assert tokens([group for group in found if isinstance(group, Group)]) == tokens(undisturbed)
+    assert policy.gap(prompts, groups(fleet, requests), SAMPLED) < TIGHT
+    assert set(fleet.versions().values()) == {6}

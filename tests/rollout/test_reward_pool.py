@@ -1,0 +1,188 @@
+"""The reward pool on a real local Ray: pairing, streaming, and functions that hang, die or answer nonsense."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.config import RewardConfig
+from common.errors import RewardError
+from common.types import Dropped, Group, Prompt, ScoredGroup
+from rollout import reward_pool
+from rollout.reward_pool import RewardPool
+from tests.rollout.reward_parts import group, prompt
+
+pytestmark = pytest.mark.engine
+
+HERE = "tests.rollout.hostile_rewards"
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rc") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the home folder
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@contextmanager
+def open_pool(config: RewardConfig) -> Iterator[RewardPool]:
+    pool = RewardPool(config, "no_think")
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def batch(size: int) -> tuple[dict[str, Prompt], list[Group]]:
+    """Prompt k has label "class k"; its completions are right, wrong, right."""
+    prompts = [prompt(number, f"class {number}") for number in range(size)]
+    groups = [group(number, (f"class {number}", "no", f"class {number}")) for number in range(size)]
+    return {one.id: one for one in prompts}, groups
+
+
+def scored(outcomes: Sequence[ScoredGroup | Dropped]) -> dict[str, tuple[float, ...]]:
+    return {one.prompt.id: one.rewards for one in outcomes if isinstance(one, ScoredGroup)}
+
+
+def dropped(outcomes: Sequence[ScoredGroup | Dropped]) -> dict[str, str]:
+    return {one.prompt_id: one.reason for one in outcomes if isinstance(one, Dropped)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_prompt_is_graded_against_its_own_label(local_ray: None, workers: int) -> None:
+    prompts, groups = batch(9)
+    functions = {"accuracy": 2.0, "format": 0.5, f"{HERE}:prompt_number": 10.0}
+    with open_pool(RewardConfig(functions=functions, workers=workers)) as pool:
+        outcomes = list(pool.score(prompts, reversed(groups)))
+        again = list(pool.score(prompts, groups[:2]))
+    assert scored(outcomes) == {f"train/{k}": (2.5 + 10 * k, 0.5 + 10 * k, 2.5 + 10 * k) for k in range(9)}
+    assert scored(again).keys() == {"train/0", "train/1"}
+    first = next(one for one in outcomes if isinstance(one, ScoredGroup) and one.prompt.id == "train/1")
+    assert list(first.rewards_by_name) == list(functions)
+    assert first.rewards_by_name["accuracy"] == (1.0, 0.0, 1.0)
+    assert (pool.restarts, pool.rescored) == (0, 0)
+
+
+def test_scoring_overlaps_with_sampling(local_ray: None) -> None:
+    prompts, groups = batch(3)
+
+    def sampled() -> Iterator[Group]:
+        for one in groups:
+            yield one
+            time.sleep(0.5)  # the engine is at work
+
+    with open_pool(RewardConfig()) as pool:
+        pool.pids()
+        arrivals = []
+        start = time.monotonic()
+        for _ in pool.score(prompts, sampled()):
+            arrivals.append(time.monotonic() - start)
+    assert arrivals[0] < 1.0 < arrivals[2], "the first group was held back until the last was sampled"
+
+
+def test_the_actor_needs_no_torch(local_ray: None) -> None:
+    prompts, groups = batch(1)
+    name = f"{HERE}:heavy_imports"
+    with open_pool(RewardConfig(functions={"accuracy": 1.0, name: 1.0})) as pool:
+        (outcome,) = pool.score(prompts, groups)
+    assert isinstance(outcome, ScoredGroup)
+    assert outcome.rewards_by_name[name] == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "restarts"),
+    [
+        ("nan_on_odd", "returned nan for completion 0", range(1)),
+        ("hangs_on_odd", "took longer than 0.5 s", range(3, 4)),
+        ("dies_on_odd", "killed its process", range(4, 7)),
+    ],
+)
+def test_drop_names_the_function_and_scores_the_rest(
+    local_ray: None, function: str, reason: str, restarts: range
+) -> None:
+    prompts, groups = batch(6)
+    name = f"{HERE}:{function}"
+    config = RewardConfig(functions={"accuracy": 1.0, name: 1.0}, on_error="drop", max_drop_share=0.5, timeout_s=0.5)
+    with open_pool(config) as pool:
+        outcomes = list(pool.score(prompts, groups))
+    assert scored(outcomes) == {f"train/{k}": (2.0, 1.0, 2.0) for k in (0, 2, 4)}
+    assert dropped(outcomes).keys() == {"train/1", "train/3", "train/5"}
+    assert all(name in text and reason in text for text in dropped(outcomes).values())
+    assert pool.restarts in restarts
+
+
+@pytest.mark.parametrize("function", ["nan_on_odd", "hangs_on_odd", "dies_on_odd"])
+def test_stop_names_the_function_and_the_prompt(local_ray: None, function: str) -> None:
+    prompts, groups = batch(2)
+    name = f"{HERE}:{function}"
+    with open_pool(RewardConfig(functions={name: 1.0}, timeout_s=0.5)) as pool:
+        with pytest.raises(RewardError, match=f"{name} failed on prompt train/1"):
+            list(pool.score(prompts, groups))
+        assert scored(list(pool.score(prompts, groups[:1]))) == {"train/0": (1.0, 1.0, 1.0)}, "the stop left leftovers"
+
+
+def test_a_function_that_holds_the_interpreter_is_found_out(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_pool, "GRACE_S", 1.0)
+    prompts, groups = batch(3)
+    name = f"{HERE}:holds_the_interpreter"
+    config = RewardConfig(functions={name: 1.0}, on_error="drop", timeout_s=0.5)
+    with open_pool(config) as pool:
+        outcomes = list(pool.score(prompts, groups))
+    assert scored(outcomes).keys() == {"train/0", "train/2"}
+    assert dropped(outcomes) == {"train/1": f"reward {name}: hung for over 0.5 s"}
+    assert pool.restarts == 2
+
+
+def test_a_process_killed_from_outside_costs_no_group(local_ray: None, tmp_path: Path) -> None:
+    witness = tmp_path / "died"
+    prompts = {"train/0": prompt(0, "cat", witness=str(witness))}
+    with open_pool(RewardConfig(functions={f"{HERE}:dies_once": 1.0})) as pool:
+        outcomes = list(pool.score(prompts, [group(0, ("cat", "dog"))]))
+        assert witness.exists()
+        assert scored(outcomes) == {"train/0": (1.0, 1.0)}
+        assert (pool.restarts, pool.rescored) == (1, 1)
+
+
+def test_an_idle_actor_that_was_killed_is_replaced(local_ray: None) -> None:
+    prompts, groups = batch(2)
+    with open_pool(RewardConfig()) as pool:
+        (victim,) = pool.pids()
+        os.kill(victim, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
+        assert scored(list(pool.score(prompts, groups))).keys() == {"train/0", "train/1"}
+        assert pool.restarts == 1
+
+
+def test_too_large_a_share_of_drops_stops_the_run(local_ray: None) -> None:
+    prompts, groups = batch(24)
+    config = RewardConfig(functions={f"{HERE}:nan_on_odd": 1.0}, on_error="drop", max_drop_share=0.2)
+    with open_pool(config) as pool:
+        assert len(dropped(list(pool.score(prompts, groups[:4])))) == 2, "a share of four groups says nothing"
+        with pytest.raises(RewardError, match="too many groups"):
+            list(pool.score(prompts, groups[4:]))
+
+
+def test_an_actor_that_cannot_start_says_so(local_ray: None) -> None:
+    prompts, groups = batch(1)
+    config = RewardConfig(functions={"no_such_package:f": 1.0})
+    with open_pool(config) as pool, pytest.raises(RewardError, match="could not start"):
+        list(pool.score(prompts, groups))
+
+
+def test_close_leaves_no_process(local_ray: None) -> None:
+    with open_pool(RewardConfig(workers=2)) as pool:
+        processes = [psutil.Process(pid) for pid in pool.pids()]
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
