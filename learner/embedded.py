@@ -1,0 +1,215 @@
+"""The embedded model: a real Qwen2-VL of about 0.6 M parameters, made here in seconds instead of downloaded.
+
+A few supervised steps teach it to answer in the task's format, not to be right: reinforcement learning starts there.
+A digits prompt is 17 tokens, 4 of them visual, and an answer two: the label and the end of turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from common.config import DataConfig
+from common.errors import ModelError
+from common.types import Example, Prompt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from common.prompts import PromptEncoder
+
+DIGITS = DataConfig(path="embedded:digits", image_size=56)
+MANIFEST = "manifest.json"
+RECIPE: dict[str, Any] = {
+    "version": 1,  # raise it when the code below changes what is built
+    "seed": 0,
+    "vocabulary_limit": 768,  # digits, both modes, fill 475
+    "warm_up": {"steps": 30, "batch": 32, "lr": 2e-3, "ramp": 20, "betas": (0.9, 0.99), "grad_clip": 1.0},
+    "text": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+    },
+    "vision": {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 4, "mlp_ratio": 2},
+}
+
+
+def ensure_model(cache_dir: Path | None = None) -> Path:
+    """Folder of the embedded digits model in Hugging Face layout: built by the first call, found by later ones.
+
+    Builds on one machine are equal to the last bit, so any number of processes may call this at once, and a folder
+    that lost a file or a byte is made whole again.
+
+    Raises:
+        ModelError: the cache cannot be written.
+    """
+    home = (cache_dir or _default_cache()) / f"digits-{_fingerprint(RECIPE)}"
+    if _is_sound(home):
+        return home
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as scratch:
+            built = Path(scratch) / "model"
+            build_model(built, DIGITS)
+            _install(built, home)
+    except OSError as error:
+        raise ModelError(
+            "the embedded model cannot be written to its cache",
+            got=f"{home.parent}: {error.strerror or error}",
+            remedy="free space there, point XDG_CACHE_HOME at a folder you can write, or set model.path to a model",
+        ) from error
+    return home
+
+
+def build_model(folder: Path, data: DataConfig) -> None:
+    """Write a Qwen2-VL that answers `data.split` with its labels, in no-think format and mostly wrongly.
+
+    The same data give the same bytes on one machine, whatever the threads and random states of the process.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+
+    from common.data.sources import load
+    from common.prompts import PromptEncoder
+    from learner.vocabulary import build_processor
+
+    source = load(data, split=data.split)
+    examples = [source[row] for row in range(len(source))]
+    processor = build_processor(_texts(examples), size_limit=RECIPE["vocabulary_limit"])
+    tokenizer = processor.tokenizer
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of additions, hence the last bits, would follow their number
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RECIPE["seed"])
+            model = Qwen2VLForConditionalGeneration(_config(tokenizer))  # type: ignore[no-untyped-call]
+            _warm_up(model, tokenizer, PromptEncoder(processor, data), examples)
+    finally:
+        torch.set_num_threads(threads)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[str]:
+    """Prompts of both modes and the pieces of their answers: knowing think mode costs a no-think prompt no token."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    from common.prompts import TEMPLATES, messages
+    from learner.vocabulary import CHAT_TEMPLATE
+
+    for example in {example.problem: example for example in examples}.values():
+        chats = [messages(example, mode) for mode in TEMPLATES]
+        yield from render_jinja_template(chats, chat_template=CHAT_TEMPLATE, add_generation_prompt=True)[0]
+    yield from sorted({example.label for example in examples})
+    yield from ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    from transformers import Qwen2VLConfig
+
+    from learner.vocabulary import token_ids
+
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return Qwen2VLConfig(
+        text_config={**RECIPE["text"], **ids, "bos_token_id": None},
+        vision_config=RECIPE["vision"],
+        tie_word_embeddings=True,
+        dtype="float32",
+        **token_ids(tokenizer),
+    )
+
+
+def _warm_up(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    encoder: PromptEncoder,
+    examples: Sequence[Example],
+) -> None:
+    """A few supervised steps on right answers."""
+    import torch
+
+    plan = RECIPE["warm_up"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan["lr"], betas=plan["betas"], weight_decay=0.0)
+    ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / plan["ramp"]))
+    model.train()
+    for _ in range(plan["steps"]):
+        drawn = [examples[row] for row in torch.randint(len(examples), (plan["batch"],)).tolist()]
+        answers = [[*tokenizer(example.label)["input_ids"], tokenizer.eos_token_id] for example in drawn]
+        batch = _batch([encoder.encode(example) for example in drawn], answers, tokenizer)
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), plan["grad_clip"])
+        optimizer.step()
+        ramp.step()
+
+
+def _batch(
+    prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast
+) -> dict[str, torch.Tensor]:
+    """The model's inputs (rows, T + C), padded on the right. Only answer tokens carry a label, so only they train."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from learner.vocabulary import token_ids
+
+    rows = [torch.tensor([*prompt.token_ids, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    labels = ids.clone()
+    mask = torch.zeros_like(ids)
+    for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
+        mask[row, : len(whole)] = 1
+        labels[row, : len(prompt.token_ids)] = -100
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels.masked_fill(mask == 0, -100),
+        "pixel_values": torch.cat([torch.from_numpy(prompt.pixel_values) for prompt in prompts]),
+        "image_grid_thw": torch.tensor([grid for prompt in prompts for grid in prompt.image_grid_thw]),
+        "mm_token_type_ids": (ids == token_ids(tokenizer)["image_token_id"]).int(),
+    }
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollcall"
+
+
+def _fingerprint(recipe: object) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether every file is there as it was built."""
+    try:
+        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        return all(_digest(folder / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _install(built: Path, home: Path) -> None:
+    """Bring a finished build to its place; nobody ever sees half of one."""
+    manifest = {path.name: _digest(path) for path in sorted(built.iterdir())}
+    (built / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    try:
+        built.rename(home)
+    except OSError:
+        if _is_sound(home):  # another process was first
+            return
+        for path in sorted(built.iterdir()):  # broken: each file is replaced by its equal or its original, atomically
+            path.replace(home / path.name)
