@@ -120,9 +120,9 @@ def troubles(record: StepRecord) -> dict[str, int]:
 
 
 def sample_line(group: ScoredGroup, limit: int = 110) -> str:
-    """Label, then completions by frequency: `label 7 · 7 ×9 · 1 ×4 · 2 ×3`."""
+    """Label, then completions by frequency: `label 7 · 7 x9 · 1 x4 · 2 x3`."""
     counts = Counter(completion.text for completion in group.group.completions)
-    said = " · ".join(f"{shorten(text, 40)!s} ×{count}" for text, count in counts.most_common())
+    said = " · ".join(f"{shorten(text, 40)} x{count}" for text, count in counts.most_common())
     return shorten(f"{printable(group.prompt.id)} label {printable(group.prompt.example.label)}: {said}", limit)
 
 

@@ -23,11 +23,11 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or the next start, sees the old one or the new one. Raises OSError."""
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with open(fresh, "w", encoding="utf-8") as file:
+        with fresh.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        fresh.replace(path)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
@@ -38,7 +38,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSON-lines file; none if it is absent. A line torn by a kill is passed over."""
     if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 row = json.loads(line)
@@ -58,12 +58,9 @@ def append_whole(path: Path, data: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(handle).st_size
-        try:
-            if os.write(handle, data) < len(data):  # the disk filled up in the middle of it
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
+        if os.write(handle, data) < len(data):  # the disk filled up in the middle of it
             os.ftruncate(handle, size)
-            raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
 

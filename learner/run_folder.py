@@ -218,7 +218,7 @@ def _point_latest(path: Path) -> Path | None:
     try:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(path.name, target_is_directory=True)
-        os.replace(fresh, latest)
+        fresh.replace(latest)
     except OSError:
         return None
     return latest

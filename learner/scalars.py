@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, through its own record format: no torch in the driver, no thread, errors where they happen."""
+"""Scalars for TensorBoard in its own record format: no torch in the driver, no thread, errors where they happen."""
 
 from __future__ import annotations
 
