@@ -11,10 +11,8 @@ def unreachable() -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return None
-    import httpx
-
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except httpx.HTTPError as error:
+    except Exception as error:  # whose class depends on the HTTP library of the day: requests, httpx, httpx2
         return f"{constants.ENDPOINT}: {error}"
     return None

@@ -33,7 +33,7 @@ _SPLIT_WORDS = {
     "eval",
 }
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def find_splits(path: str, question: str) -> dict[str, Opener]:
