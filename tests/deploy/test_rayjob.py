@@ -1,0 +1,225 @@
+"""`deploy/rayjob.yaml`, offline: KubeRay's schema, its operator's rules, our policy, and our own command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.cli import Invocation, parse
+from common.cluster import demand
+from tests.deploy.kuberay import CRDS, ROOT, groups, operator_errors, schema_errors
+
+IMAGE_ROOT = "/app"  # WORKDIR of deploy/Dockerfile
+JOB: dict[str, Any] = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())
+GIB = 2**30
+
+needs_crds = pytest.mark.skipif(not CRDS.is_file(), reason=f"no KubeRay schemas at {CRDS}; set KUBERAY_CRDS")
+
+
+@pytest.fixture
+def job() -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(JOB))  # YAML aliases become copies of their own
+    return copied
+
+
+def group(job: dict[str, Any], name: str) -> dict[str, Any]:
+    return dict(groups(job))[name]
+
+
+def container(job: dict[str, Any], name: str) -> dict[str, Any]:
+    (only,) = group(job, name)["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def invocation(job: dict[str, Any]) -> Invocation:
+    """The entrypoint, read by our command line as it would be in the image."""
+    words = shlex.split(job["spec"]["entrypoint"].replace(f"{IMAGE_ROOT}/", f"{ROOT}/"))
+    assert words[:3] == ["python", "-m", "learner.main"]
+    return parse(words[3:])
+
+
+def put(job: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b.0.c` to a value; None takes the field away."""
+    *parents, last = path.split(".")
+    node: Any = job
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+
+
+CLUSTER = "spec.rayClusterSpec"
+ROLLOUT = f"{CLUSTER}.workerGroupSpecs.1"
+
+
+@needs_crds
+def test_schema_accepts_it(job: dict[str, Any]) -> None:
+    assert schema_errors(job) == []
+
+
+@needs_crds
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (f"{ROLLOUT}.idleTimeoutSecond", 120, "idleTimeoutSecond"),
+        (f"{ROLLOUT}.maxReplicas", "64", "not of type 'integer'"),
+        (f"{ROLLOUT}.groupName", None, "'groupName' is a required property"),
+        (f"{ROLLOUT}.template.spec.containers.0.imagePolicy", "Always", "imagePolicy"),
+        (f"{ROLLOUT}.template.spec.securityContext.runAsNonroot", True, "runAsNonroot"),
+        (f"{CLUSTER}.authOptions.mode", "tokn", "'tokn' is not one of"),
+        (f"{CLUSTER}.headGroupSpec.rayStartParams", {"num-cpus": 0}, "not of type 'string'"),
+        ("spec.entryPoint", "python", "entryPoint"),
+        ("x-image", "rollcall", "x-image"),
+    ],
+)
+def test_schema_refuses(job: dict[str, Any], path: str, value: Any, told: str) -> None:
+    put(job, path, value)
+    (error,) = schema_errors(job)
+    assert told in error
+
+
+@needs_crds
+def test_schema_forgives_nulls_and_what_has_a_default(job: dict[str, Any]) -> None:
+    put(job, f"{ROLLOUT}.minReplicas", None)
+    put(job, f"{ROLLOUT}.scaleStrategy", {"workersToDelete": None})
+    group(job, "rollout")["suspend"] = None
+    assert schema_errors(job) == []
+
+
+def test_operator_accepts_it(job: dict[str, Any]) -> None:
+    assert list(operator_errors(job)) == []
+
+
+RULES = {"deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED"}}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (f"{CLUSTER}.rayVersion", "2.51.1", "2.52 or later"),
+        (f"{CLUSTER}.rayVersion", None, "2.52 or later"),
+        (f"{CLUSTER}.headGroupSpec.rayStartParams", {"num-cpus": "0"}, "head: give resources in one place"),
+        (f"{ROLLOUT}.rayStartParams", {"labels": "role=rollout"}, "rollout: labels go to"),
+        (f"{ROLLOUT}.template.spec.restartPolicy", "Always", "rollout: restartPolicy"),
+        (f"{CLUSTER}.headGroupSpec.template.spec.restartPolicy", "OnFailure", "head: restartPolicy"),
+        (f"{ROLLOUT}.minReplicas", 65, "rollout: minReplicas <= replicas <= maxReplicas"),
+        (f"{ROLLOUT}.replicas", 65, "rollout: minReplicas <= replicas <= maxReplicas"),
+        ("metadata.name", "r" * 48, "at most 47 characters"),
+        ("metadata.name", "Rollcall", "DNS label"),
+        ("spec.deletionStrategy", RULES, "deletionRules and shutdownAfterJobFinishes"),
+        ("spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs"),
+        ("spec.submitterConfig", {"backoffLimit": 1}, "SidecarMode takes no submitter"),
+    ],
+)
+def test_operator_refuses(job: dict[str, Any], path: str, value: Any, told: str) -> None:
+    put(job, path, value)
+    (error,) = operator_errors(job)
+    assert told in error
+
+
+def test_entrypoint_is_one_of_ours_and_its_recipe_is_in_the_image(job: dict[str, Any]) -> None:
+    asked = invocation(job)
+    assert [path.relative_to(ROOT).parts[:2] for path in asked.recipes] == [("deploy", "recipes")]
+    assert not {";", "&", "|", "$", "`"} & set(job["spec"]["entrypoint"]), "words, not shell syntax"
+
+
+def test_a_lost_head_resumes_from_the_shared_volume(job: dict[str, Any]) -> None:
+    config = invocation(job).config
+    assert job["spec"]["backoffLimit"] > 0
+    assert config.resume == "auto"
+    assert config.checkpoint.every > 0
+    for name, _ in groups(job):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container(job, name)["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in group(job, name)["template"]["spec"]["volumes"]}
+        assert config.run_dir is not None and Path("/shared") in config.run_dir.parents
+        assert "persistentVolumeClaim" in volumes[mounts["/shared"]]
+
+
+def test_worker_groups_hold_what_the_run_asks_for(job: dict[str, Any]) -> None:
+    config = invocation(job).config
+    learner, rollout = group(job, "learner"), group(job, "rollout")
+    assert learner["minReplicas"] == learner["maxReplicas"] == learner["replicas"] == 1
+    # Exactly the ranks fit the learner's pod, so no engine does.
+    assert gpus(job, "learner") == config.learner.ranks * config.learner.gpus_per_rank
+    assert cpus(job, "learner") >= config.learner.ranks * config.learner.cpus_per_rank
+    assert gpus(job, "rollout") == config.rollout.gpus_per_engine
+    assert cpus(job, "rollout") >= config.rollout.cpus_per_engine + config.reward.cpus_per_worker
+    assert rollout["minReplicas"] <= config.rollout.engines <= rollout["maxReplicas"]
+
+
+def test_scaling_rollouts_is_one_number(job: dict[str, Any]) -> None:
+    now = invocation(job).config.rollout.engines
+    assert job["spec"]["entrypoint"].count(f"rollout.engines={now}") == 1
+    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace(f"rollout.engines={now}", "rollout.engines=9")
+    config = invocation(job).config
+    assert demand(config)["GPU"] == gpus(job, "learner") + 9 * gpus(job, "rollout")
+    assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"], "pods follow the engines asked for"
+    assert "replicas" not in group(job, "rollout"), "no second number to keep in step"
+    assert config.cluster.wait_for_resources_s >= 600, "new nodes take minutes"
+
+
+def test_no_actor_lands_on_the_head(job: dict[str, Any]) -> None:
+    assert group(job, "head")["resources"] == {"CPU": "0"}
+    config = invocation(job).config
+    assert min(config.learner.cpus_per_rank, config.rollout.cpus_per_engine, config.reward.cpus_per_worker) > 0
+
+
+def test_ray_is_the_locked_one_and_asks_for_a_token(job: dict[str, Any]) -> None:
+    cluster = job["spec"]["rayClusterSpec"]
+    assert f"ray[default]=={cluster['rayVersion']}" in (ROOT / "pyproject.toml").read_text()
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "rollcall-ray-token"}
+
+
+@pytest.mark.parametrize("name", ["head", "learner", "rollout"])
+def test_policy_of_every_pod(job: dict[str, Any], name: str) -> None:
+    pod, main = group(job, name)["template"]["spec"], container(job, name)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] >= 10000
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert main["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+    tag = main["image"].partition("@")[0].rpartition("/")[2].partition(":")[2]
+    assert "@sha256:" in main["image"] or tag not in ("", "latest")
+    assert main["resources"]["requests"]["memory"] == main["resources"]["limits"]["memory"]
+    assert pod.get("automountServiceAccountToken", True) is (name == "head"), "the autoscaler beside the head needs it"
+
+
+@pytest.mark.parametrize("name", ["head", "learner", "rollout"])
+def test_object_store_fits_shared_memory_fits_the_pod(job: dict[str, Any], name: str) -> None:
+    pod = group(job, name)["template"]["spec"]
+    (shm,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm")
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container(job, name)["volumeMounts"]
+    assert shm["medium"] == "Memory"
+    store = int(group(job, name)["rayStartParams"]["object-store-memory"])
+    limit = gib(container(job, name)["resources"]["limits"]["memory"])
+    assert store < gib(shm["sizeLimit"]) <= limit / 2
+
+
+def test_no_secret_is_written_down(job: dict[str, Any]) -> None:
+    for name, _ in groups(job):
+        for variable in container(job, name)["env"]:
+            secret = any(word in variable["name"] for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
+            assert not (secret and "value" in variable), variable["name"]
+    assert "runtimeEnvYAML" not in job["spec"], "the dashboard shows runtime environments"
+
+
+def gpus(job: dict[str, Any], name: str) -> float:
+    return float(container(job, name)["resources"]["limits"].get("nvidia.com/gpu", 0))
+
+
+def cpus(job: dict[str, Any], name: str) -> float:
+    return float(container(job, name)["resources"]["requests"]["cpu"])
+
+
+def gib(quantity: str) -> int:
+    assert quantity.endswith("Gi")
+    return int(quantity.removesuffix("Gi")) * GIB
