@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from common.errors import DataError
@@ -24,6 +24,14 @@ class Ledger:
     @property
     def pending(self) -> int:
         return self.dispatched - self.trained - self.dropped
+
+    def counts(self) -> dict[str, int]:
+        """The books, for a checkpoint."""
+        return {"dispatched": self.dispatched, "trained": self.trained, "dropped": self.dropped}
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Go on with the books of a checkpoint."""
+        self.dispatched, self.trained, self.dropped = (counts[name] for name in ("dispatched", "trained", "dropped"))
 
     def drop(self, lost: Dropped) -> None:
         """Count and name a dropped group.

@@ -35,9 +35,7 @@ class Policy:
     def prompt(self, number: int, *, size: tuple[int, int] = (56, 56), question: str = "one or two?") -> Prompt:
         """A random image of (height, width) and a question."""
         image = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
-        return self.encoder.encode(
-            Example(id=f"test/{number}", problem=question, image=image, label="one", columns={})
-        )
+        return self.encoder.encode(Example(id=f"test/{number}", problem=question, image=image, label="one", columns={}))
 
     def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
         """Publish the weights as they are and load them into every engine."""

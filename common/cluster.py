@@ -1,0 +1,90 @@
+"""The Ray cluster of a run: one of its own on this machine, or one that is there already."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from common.config import ClusterConfig, Config
+from common.errors import PlacementError
+
+_LOCAL = "local"
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[Mapping[str, Any]]:
+    """Join the cluster named, that of RAY_ADDRESS, or start one for this run alone; leave or stop it at the end.
+
+    Yields:
+        Ray's own description of the connection.
+
+    Raises:
+        PlacementError: no cluster answers at the address.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    local = address == _LOCAL
+    if local:
+        # A cluster of our own admits nobody else, and leaves no token behind in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    settings: dict[str, Any] = {"include_dashboard": False} if local else {}
+    try:
+        context = ray.init(
+            address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PlacementError(
+            "no Ray cluster can be reached",
+            got=f"address {address}: {str(error).strip().splitlines()[0]}",
+            remedy="check cluster.address and RAY_ADDRESS, or leave both unset to run on this machine alone",
+        ) from error
+    try:
+        yield dict(context.address_info)
+    finally:
+        ray.shutdown()
+
+
+def demand(config: Config) -> dict[str, float]:
+    """Logical CPUs and GPUs that all actors of a run reserve together."""
+    learner, rollout, reward = config.learner, config.rollout, config.reward
+    return {
+        "CPU": learner.ranks * learner.cpus_per_rank
+        + rollout.engines * rollout.cpus_per_engine
+        + reward.workers * reward.cpus_per_worker,
+        "GPU": learner.ranks * learner.gpus_per_rank + rollout.engines * rollout.gpus_per_engine,
+    }
+
+
+def require(needed: Mapping[str, float], *, wait_s: float) -> None:
+    """Wait until the cluster has what the run needs free.
+
+    Raises:
+        PlacementError: it has not after `wait_s`, with every number.
+    """
+    import ray
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        free = ray.available_resources()
+        short = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount}
+        if not short:
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+    total = ray.cluster_resources()
+    raise PlacementError(
+        "the cluster cannot hold this run",
+        got="; ".join(
+            f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {total.get(name, 0.0):g}"
+            for name, amount in needed.items()
+        ),
+        remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
+        "add nodes, or let cluster.wait_for_resources_s wait for them",
+    )

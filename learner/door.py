@@ -1,0 +1,65 @@
+"""Everything that can be refused before a cluster is touched: model, data, prompts, reward functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from common.config import Config, ModelConfig
+from common.data.sources import ExampleSource, load, load_held_out
+from common.data.stream import PromptStream
+from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.prompts import PromptEncoder
+from rollout.rewards.loading import check_functions
+
+EMBEDDED_MODEL = "embedded:digits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """What a configuration names, read and checked."""
+
+    config: Config
+    model_path: str  # folder or hub id: `embedded:digits` has been made
+    train: ExampleSource
+    held_out: ExampleSource | None
+    encoder: PromptEncoder
+    banned: tuple[int, ...]  # token ids neither side gives any probability
+
+    def stream(self) -> PromptStream:
+        """Training prompts from the beginning."""
+        return PromptStream(self.train, seed=self.config.seed, prompts_per_step=self.config.rollout.prompts_per_step)
+
+
+def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
+    """Read and check all a run needs, cheapest first.
+
+    Raises:
+        RollcallError: naming what cannot be used and how to mend it.
+    """
+    check_functions(config.reward)
+    train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
+    held = len(held_out) if held_out else 0
+    say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
+    model = _resolved(config.model)
+    processor = load_processor(model)
+    encoder = PromptEncoder(processor, config.data)
+    for source in filter(None, (train, held_out)):
+        encoder.check(source)
+    admitted = Admitted(
+        config=config,
+        model_path=model.path,
+        train=train,
+        held_out=held_out,
+        encoder=encoder,
+        banned=banned_token_ids(load_model_config(model), processor.tokenizer, eos_token_ids(model)),
+    )
+    admitted.stream()  # refuses fewer rows than a step takes
+    return admitted
+
+
+def _resolved(model: ModelConfig) -> ModelConfig:
+    if model.path != EMBEDDED_MODEL:
+        return model
+    from learner.embedded import ensure_model
+
+    return model.model_copy(update={"path": str(ensure_model())})

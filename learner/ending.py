@@ -1,0 +1,59 @@
+"""How a run ends, however it ends: an outcome, a summary, the last lines on the screen."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from learner.export import write_model_card
+from learner.run_folder import RunFolder
+from learner.tracking import Tracker
+
+if TYPE_CHECKING:
+    from learner.run import Run
+
+
+@dataclass(slots=True, kw_only=True)
+class Ending:
+    """The outermost context of a run: entered when its folder is open, left when every part is closed."""
+
+    tracker: Tracker
+    folder: RunFolder
+    started: float  # time.monotonic() of the process
+    version: int  # optimizer steps done before this start
+    startup_seconds: float = 0.0
+    run: Run | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        version = self.run.version if self.run else self.version
+        summary = self.tracker.summary(
+            outcome=_outcome(kind),
+            steps=version,
+            wall_seconds=time.monotonic() - self.started,
+            startup_seconds=self.startup_seconds,
+            weights_version=version,
+            checkpoint_failures=self.run.checkpoints.failures if self.run else 0,
+        )
+        if self.run and self.folder.export.is_dir() and kind is None:
+            write_model_card(self.folder.export, config=self.run.config, summary=summary)
+        self.tracker.close(summary)
+
+
+def _outcome(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "finished"
+    return "failed" if issubclass(kind, Exception) else "interrupted"
+
+
+def hold_signals() -> None:
+    """From here on closing must not be interrupted: it is bounded, and leaves nothing behind only if it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,98 @@
+"""Entry point: `python -m learner.main [--config recipe.yaml] [--a.b value | a.b=value]...`
+
+`train` is the system; the rest of this file opens its parts and turns whatever ends it into an exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from common import cli
+from common.errors import ConfigError, ModelError, PlacementError, RollcallError, RunFolderError
+
+if TYPE_CHECKING:
+    from common.config import Config
+    from learner.run import Run
+
+REFUSED, FAILED = 2, 1
+AT_THE_DOOR = (ConfigError, ModelError, PlacementError, RunFolderError)
+
+
+def train(run: Run) -> None:
+    """One step a turn: sample, score, learn, publish, write down."""
+    from common.clock import StepClock
+    from rollout.requests import training_requests
+
+    config = run.config
+    run.evaluate()
+    for step in range(run.version, config.steps):
+        clock = StepClock()
+        prompts = run.next_prompts()  # P prompts
+        requests = training_requests(prompts, config.rollout, seed=config.seed, step=step)
+        groups = clock.iterate("generate", run.sample(requests))  # P groups of G completions, as they finish
+        with clock.stage("reward"):
+            scored = run.score(prompts, groups)  # P scored groups, in prompt order
+        with clock.stage("learn"):
+            result = run.learn(step, scored)  # policy and reference log-probs, loss, optimizer step
+        with clock.stage("publish"):
+            run.publish(step + 1)  # every serving engine now holds version step + 1, its caches reset
+        run.write(step, scored, result, clock)
+        run.evaluate()
+        run.save()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 Ctrl-C, 143 SIGTERM."""
+    try:
+        invocation = cli.parse(sys.argv[1:] if argv is None else argv)
+        if invocation.print_config:
+            print(cli.dump(invocation.config), end="")
+            return 0
+        return _dry_run(invocation.config) if invocation.dry_run else _run(invocation.config)
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED if isinstance(error, AT_THE_DOOR) else FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Terminated:
+        return 128 + signal.SIGTERM
+
+
+def _dry_run(config: Config) -> int:
+    """Everything up to, but without, the cluster."""
+    from common.cluster import demand
+    from learner.door import admit
+
+    admit(config, say=print)
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
+    print(f"a dry run: this would reserve {needs}; nothing was started")
+    return 0
+
+
+def _run(config: Config) -> int:
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, _terminate)
+    from learner.door import admit
+    from learner.run import opened
+
+    with opened(admit(config, say=print), now=datetime.now(), started=started) as run:
+        train(run)
+    return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwind and close everything, as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

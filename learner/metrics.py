@@ -1,0 +1,64 @@
+"""One step's groups and results -> the record that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from common.clock import StepClock
+from common.ledger import Ledger
+from common.types import ScoredGroup, StepResult
+from learner.records import STAGES, StepRecord
+
+
+def step_record(
+    step: int,
+    scored: Sequence[ScoredGroup],
+    result: StepResult,
+    *,
+    clock: StepClock,
+    ledger: Ledger,
+    epoch: float,
+    dropped: int,
+    weights_version: int,
+    checkpoint_failures: int,
+    engine_restarts: int,
+) -> StepRecord:
+    """Everything there is to know of a step that has just ended.
+
+    `reward_std` is the mean over groups of the unbiased standard deviation inside the group, as the seed logs it.
+    """
+    completions = [one for item in scored for one in item.group.completions]
+    return StepRecord(
+        step=step,
+        epoch=epoch,
+        completion_length=fmean(len(one.token_ids) for one in completions),
+        truncated_share=fmean(one.finish_reason == "length" for one in completions),
+        rewards=_means_by_name(scored),
+        reward=fmean(value for item in scored for value in item.rewards),
+        reward_std=fmean(stdev(item.rewards) for item in scored),
+        all_equal_share=fmean(len(set(item.rewards)) == 1 for item in scored),
+        loss=result.loss,
+        kl=result.kl,
+        entropy=result.entropy,
+        grad_norm=result.grad_norm,
+        lr=result.lr,
+        clip_share=result.clip_share,
+        logprob_gap_mean=result.logprob_gap_mean,
+        logprob_gap_max=result.logprob_gap_max,
+        weights_version=weights_version,
+        seconds=clock.split(stage for stage in STAGES if stage != "idle"),
+        step_seconds=clock.elapsed,
+        completions_per_second=len(completions) / clock.elapsed,
+        dropped=dropped,
+        groups_dispatched=ledger.dispatched,
+        groups_trained=ledger.trained,
+        groups_dropped=ledger.dropped,
+        checkpoint_failures=checkpoint_failures,
+        engine_restarts=engine_restarts,
+    )
+
+
+def _means_by_name(scored: Sequence[ScoredGroup]) -> Mapping[str, float]:
+    names = scored[0].rewards_by_name.keys()
+    return {name: fmean(value for item in scored for value in item.rewards_by_name[name]) for name in names}

@@ -1,0 +1,254 @@
+"""The parts of one run: started side by side, closed in reverse, whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from common.clock import StepClock
+from common.cluster import connected, demand, require
+from common.config import Config
+from common.data.stream import PromptStream, StreamState
+from common.errors import DataError, EngineError
+from common.ledger import Ledger
+from common.types import Dropped, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from learner.checkpoint import Checkpointer, DriverState, check_compatible, read_state
+from learner.checkpoint_store import CheckpointStore, verify
+from learner.console import open_console
+from learner.door import Admitted
+from learner.ending import Ending
+from learner.evaluate import evaluate
+from learner.group import LearnerGroup
+from learner.metrics import step_record
+from learner.run_folder import RunFolder
+from learner.tracking import Tracker
+from rollout.fleet import RolloutFleet, engine_spec
+from rollout.reward_pool import RewardPool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """A sound checkpoint and what the driver said in it."""
+
+    folder: Path
+    state: DriverState
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What `train()` drives."""
+
+    config: Config
+    admitted: Admitted
+    tracker: Tracker
+    ledger: Ledger
+    fleet: RolloutFleet
+    rewards: RewardPool
+    learner: LearnerGroup
+    stream: PromptStream
+    checkpoints: Checkpointer
+    version: int = 0  # of the weights that learner and engines hold: optimizer steps done
+
+    def restore(self, point: ResumePoint) -> None:
+        """Go on exactly where a checkpoint was written."""
+        self.learner.load(point.folder)
+        self.stream.restore(StreamState(**point.state.stream))
+        self.ledger.restore(point.state.counts)
+        self.version = point.state.step
+
+    def next_prompts(self) -> list[Prompt]:
+        """P prompts, different ones."""
+        return [self.admitted.encoder.encode(example) for example in self.stream.next_batch()]
+
+    def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[Group]:
+        """Groups as the engines finish them; those they could not give are counted as dropped."""
+        self.ledger.dispatched += len(requests)
+        return self.ledger.sampled(self.fleet.generate(requests))
+
+    def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
+        """Scored groups in prompt order: packing order decides the last bits of the gradient.
+
+        Raises:
+            DataError: not one group of the step is left.
+        """
+        scored: dict[str, ScoredGroup] = {}
+        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups):
+            if isinstance(outcome, Dropped):
+                self.ledger.drop(outcome)
+            else:
+                scored[outcome.prompt.id] = outcome
+        if not scored:
+            raise DataError(
+                "every group of a step was dropped",
+                got=f"{len(prompts)} prompts, the first {prompts[0].id}",
+                remedy="see events.jsonl for the reasons",
+            )
+        return [scored[prompt.id] for prompt in prompts if prompt.id in scored]
+
+    def learn(self, step: int, scored: Sequence[ScoredGroup]) -> StepResult:
+        """One optimizer step.
+
+        Raises:
+            EngineError: the engines sample from another policy than the learner scores (law 1).
+        """
+        result = self.learner.step(scored)
+        limit = self.config.learner.max_logprob_gap
+        if limit is not None and not result.logprob_gap_max <= limit:
+            raise EngineError(
+                f"engine and learner disagree about the policy at step {step}",
+                got=f"a log-prob gap of {result.logprob_gap_max:.3g}, learner.max_logprob_gap = {limit:g}",
+                remedy="the engines serve stale or damaged weights, or sample under other settings: stop and find out; "
+                "if it is rounding (bfloat16), raise the limit",
+            )
+        return result
+
+    def publish(self, version: int) -> None:
+        """Every serving engine holds the weights as they are now, as `version`."""
+        self.fleet.load(self.learner.publish(version))
+        self.version = version
+
+    def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
+        """Log the step, and every so often some of its groups."""
+        config = self.config
+        self.ledger.trained += len(scored)
+        record = step_record(
+            step,
+            scored,
+            result,
+            clock=clock,
+            ledger=self.ledger,
+            epoch=(step + 1) * config.rollout.prompts_per_step / len(self.admitted.train),
+            dropped=config.rollout.prompts_per_step - len(scored),
+            weights_version=self.version,
+            checkpoint_failures=self.checkpoints.failures,
+            engine_restarts=self.fleet.restarts,
+        )
+        self.tracker.write(record)
+        every = config.tracking.samples_every
+        if every and step % every == 0:
+            self.tracker.samples(step, scored[: config.tracking.samples])
+
+    def evaluate(self) -> None:
+        """Held-out accuracy of the weights as they are: first, last and every so often."""
+        version, held_out, every = self.version, self.admitted.held_out, self.config.evaluation.every
+        due = version in (0, self.config.steps) or (every and version % every == 0)
+        if held_out is None or not due or version in self.tracker.history.accuracies:
+            return
+        result = evaluate(self.fleet, held_out, self.admitted.encoder, self.config)
+        self.tracker.evaluation(version, result.row())
+
+    def save(self) -> None:
+        """A checkpoint when one is due, of the best weights so far, and at the end."""
+        self.checkpoints.maybe_save(
+            self.version,
+            save=self._write_state,
+            due=self.version == self.config.steps,
+            accuracy=self.tracker.history.accuracies.get(self.version),
+        )
+
+    def _write_state(self, folder: Path) -> DriverState:
+        self.learner.save(folder)
+        return DriverState(
+            step=self.version,
+            config=self.config,
+            stream=asdict(self.stream.state()),
+            counts=self.ledger.counts(),
+            best_accuracy=self.tracker.history.best[1] if self.tracker.history.best else None,
+        )
+
+
+@contextmanager
+def opened(admitted: Admitted, *, now: datetime, started: float) -> Iterator[Run]:
+    """Everything a run needs, up and holding the weights of its first step; all of it gone at the end.
+
+    A block that ends well leaves exported weights; however it ends, `summary.json` says so.
+
+    Args:
+        now: names a new run folder.
+        started: `time.monotonic()` at the start of the process, for the summary.
+    """
+    config = admitted.config
+    with closing(RunFolder.open(config, now=now)) as folder:
+        store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+        point = _resume_point(config, folder, store)
+        first_step = point.state.step if point else 0
+        tracker = Tracker(folder, config, open_console(config), first_step=first_step)
+        ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
+        with ending, ExitStack() as parts:
+            run = _started(admitted, tracker, store, parts, point)
+            ending.run = run
+            ending.startup_seconds = time.monotonic() - started
+            tracker.phase("everything up", ending.startup_seconds)
+            yield run
+            if config.checkpoint.export:
+                run.learner.export(folder.export)
+
+
+def _started(
+    admitted: Admitted, tracker: Tracker, store: CheckpointStore, parts: ExitStack, point: ResumePoint | None
+) -> Run:
+    """Start the parts side by side, wait for all, and bring every engine to the weights of the first step."""
+    config = admitted.config
+    with _phase(tracker, "cluster up"):
+        parts.enter_context(connected(config.cluster))
+        require(demand(config), wait_s=config.cluster.wait_for_resources_s)
+    learner = LearnerGroup(config, model_path=admitted.model_path, banned=admitted.banned, steps=config.steps)
+    parts.callback(learner.close)
+    spec = engine_spec(config, model_path=admitted.model_path, banned=admitted.banned)
+    fleet = RolloutFleet(config, spec, on_event=tracker.event)
+    parts.callback(fleet.close)
+    rewards = RewardPool(config.reward, config.data.mode)
+    parts.callback(rewards.close)
+    run = Run(
+        config=config,
+        admitted=admitted,
+        tracker=tracker,
+        ledger=Ledger(on_event=tracker.event, max_drop_share=config.reward.max_drop_share),
+        fleet=fleet,
+        rewards=rewards,
+        learner=learner,
+        stream=admitted.stream(),
+        checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
+    )
+    with _phase(tracker, f"{config.learner.ranks} learner rank(s) up"):
+        learner.ready(config.learner.start_timeout_s)
+    with _phase(tracker, f"{config.rollout.engines} engine(s) up"):
+        fleet.ready()
+    if point:
+        run.restore(point)
+    with _phase(tracker, "first weights published"):
+        fleet.load(learner.publish(run.version))
+    return run
+
+
+def _resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> ResumePoint | None:
+    """The checkpoint this start goes on from, if it is to resume and there is one.
+
+    Raises:
+        CheckpointError: the one named is not sound, none is, or it was written under another configuration.
+    """
+    if config.resume is None:
+        return None
+    if folder.checkpoint is not None:
+        verify(folder.checkpoint)
+        path: Path | None = folder.checkpoint
+    else:
+        found = store.newest()
+        path = found.path if found else None
+    if path is None:
+        return None
+    state = read_state(path)
+    check_compatible(state.config, config)
+    folder.describe(config)
+    return ResumePoint(folder=path, state=state)
+
+
+@contextmanager
+def _phase(tracker: Tracker, what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    tracker.phase(what, time.monotonic() - began)
