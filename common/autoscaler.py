@@ -29,8 +29,8 @@ def nodes_asked_for(config: Config) -> Iterator[None]:
     """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=bundles(config))  # type: ignore[no-untyped-call]
+    request_resources(bundles=bundles(config))
     try:
         yield
     finally:
-        request_resources(bundles=[])  # type: ignore[no-untyped-call]
+        request_resources(bundles=[])

@@ -49,14 +49,14 @@ class DataConfig(_Section):
     """What it is trained and evaluated on."""
 
     path: str = "embedded:digits"
-    """Hub name, `save_to_disk` folder, parquet file or folder, image folder (class = sub-folder), or `embedded:digits`."""
+    """Hub name, `save_to_disk` folder, parquet file or folder, image folder (a sub-folder a class), `embedded:digits`."""
     split: str = "train"
     eval_path: str | None = None
     """Held-out data; by default the same place as `path`."""
     eval_split: str | None = "test"
     """Held-out split; null evaluates nothing."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of `split` held out, stratified by label, where there is no held-out split of its own. 0: use `eval_split`."""
+    """Share of `split` held out, stratified by label, where no split of its own is. 0: use `eval_split`."""
     image_size: Positive | None = 384
     """Every image is resized to this square (LANCZOS), as the seed does; null keeps its size."""
     mode: Literal["no_think", "think"] = "no_think"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from common.autoscaler import nodes_asked_for
 from common.clock import StepClock
 from common.cluster import connected, demand, require
 from common.config import Config
@@ -195,7 +196,8 @@ def _started(
     config = admitted.config
     with _phase(tracker, "cluster up"):
         parts.enter_context(connected(config.cluster))
-        require(demand(config), wait_s=config.cluster.wait_for_resources_s)
+        with nodes_asked_for(config):
+            require(demand(config), wait_s=config.cluster.wait_for_resources_s)
     learner = LearnerGroup(config, model_path=admitted.model_path, banned=admitted.banned, steps=config.steps)
     parts.callback(learner.close)
     spec = engine_spec(config, model_path=admitted.model_path, banned=admitted.banned)
