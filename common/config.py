@@ -49,7 +49,7 @@ class DataConfig(_Section):
     """What it is trained and evaluated on."""
 
     path: str = "embedded:digits"
-    """Hub name, `save_to_disk` folder, parquet file or folder, image folder (a sub-folder a class), `embedded:digits`."""
+    """Hub name, `save_to_disk` folder, parquet file or folder, image folder (class = sub-folder), `embedded:digits`."""
     split: str = "train"
     eval_path: str | None = None
     """Held-out data; by default the same place as `path`."""
