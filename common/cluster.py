@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -16,11 +17,8 @@ _LOCAL = "local"
 
 
 @contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[Mapping[str, Any]]:
+def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Join the cluster named, that of RAY_ADDRESS, or start one for this run alone; leave or stop it at the end.
-
-    Yields:
-        Ray's own description of the connection.
 
     Raises:
         PlacementError: no cluster answers at the address.
@@ -35,8 +33,8 @@ def connected(cluster: ClusterConfig) -> Iterator[Mapping[str, Any]]:
 
     settings: dict[str, Any] = {"include_dashboard": False} if local else {}
     try:
-        context = ray.init(
-            address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **settings
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlacementError(
@@ -45,7 +43,7 @@ def connected(cluster: ClusterConfig) -> Iterator[Mapping[str, Any]]:
             remedy="check cluster.address and RAY_ADDRESS, or leave both unset to run on this machine alone",
         ) from error
     try:
-        yield dict(context.address_info)
+        yield
     finally:
         ray.shutdown()
 

@@ -26,7 +26,6 @@ class DriverState:
     stream: Mapping[str, Any]  # the data cursor
     counts: Mapping[str, int]  # the books: groups dispatched, trained, dropped, ...
     best_accuracy: float | None
-    rng: Mapping[str, Any]
 
 
 def write_state(folder: Path, state: DriverState) -> None:
@@ -38,7 +37,6 @@ def write_state(folder: Path, state: DriverState) -> None:
         "stream": dict(state.stream),
         "counts": dict(state.counts),
         "best_accuracy": state.best_accuracy,
-        "rng": dict(state.rng),
     }
     replace_text(folder / _STATE, json.dumps(row, indent=1) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
 from common.config import Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -53,7 +55,12 @@ def _outcome(kind: type[BaseException] | None) -> str:
     return "failed" if issubclass(kind, Exception) else "interrupted"
 
 
-def hold_signals() -> None:
-    """From here on closing must not be interrupted: it is bounded, and leaves nothing behind only if it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def undisturbed_close() -> Iterator[ExitStack]:
+    """A stack whose closing no signal interrupts: closing is bounded, and leaves nothing behind only if it ends."""
+    with ExitStack() as afterwards, ExitStack() as parts:
+        try:
+            yield parts
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                afterwards.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))

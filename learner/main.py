@@ -81,7 +81,7 @@ def _run(config: Config) -> int:
     from learner.door import admit
     from learner.run import opened
 
-    with opened(admit(config, say=print), now=datetime.now(), started=started) as run:
+    with opened(admit(config, say=print), now=datetime.now().astimezone(), started=started) as run:
         train(run)
     return 0
 

@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpointer, DriverState, check_compatible, read
 from learner.checkpoint_store import CheckpointStore, verify
 from learner.console import open_console
 from learner.door import Admitted
-from learner.ending import Ending
+from learner.ending import Ending, undisturbed_close
 from learner.evaluate import evaluate
 from learner.group import LearnerGroup
 from learner.metrics import step_record
@@ -179,7 +179,7 @@ def opened(admitted: Admitted, *, now: datetime, started: float) -> Iterator[Run
         first_step = point.state.step if point else 0
         tracker = Tracker(folder, config, open_console(config), first_step=first_step)
         ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
-        with ending, ExitStack() as parts:
+        with ending, undisturbed_close() as parts:
             run = _started(admitted, tracker, store, parts, point)
             ending.run = run
             ending.startup_seconds = time.monotonic() - started

@@ -109,7 +109,7 @@ class RolloutEngine:
         tensors = receive(manifest)
         try:
             self._load(tensors, manifest)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever it was, this process cannot go on)
             self._die("while loading weights")  # half-loaded weights must never serve
         self._version = manifest.version
         return manifest.version
@@ -141,7 +141,7 @@ class RolloutEngine:
         except GeneratorExit:
             self._abort_all()
             raise
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever it was, this process cannot go on)
             # An exception inside a step leaves its requests in the scheduler for ever: only a new process is clean.
             self._die("while generating")
 
@@ -173,13 +173,13 @@ class RolloutEngine:
         if request.image is not None:
             prompt["multi_modal_data"] = {"image": request.image}
         try:
-            rendered = self._llm.llm_engine.renderer.render_cmpl([prompt])[0]  # type: ignore[list-item]
+            rendered = self._llm.llm_engine.renderer.render_cmpl([prompt])[0]
             mismatch = self._mismatch(request, rendered)
             if mismatch is None:
                 self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
-            return mismatch
         except (ValueError, VLLMError) as error:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
+        return mismatch
 
     def _mismatch(self, request: GenerationRequest, rendered: Any) -> str | None:
         """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""

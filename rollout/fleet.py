@@ -118,7 +118,7 @@ class RolloutFleet:
 
         name = f"engine-{self._spawned}"
         self._spawned += 1
-        actor = ray.remote(RolloutEngine).options(  # type: ignore[attr-defined]
+        actor = ray.remote(RolloutEngine).options(
             num_cpus=self._spec.cpus,
             num_gpus=self._spec.gpus,
             max_restarts=0,  # replacing is the fleet's work: only it knows which weights must be served
@@ -234,7 +234,7 @@ class RolloutFleet:
                 stream = streams[source]
                 try:
                     groups = self._advance(source, stream)
-                except _Lost as lost:
+                except _LostError as lost:
                     unsent += _owed(streams, stream.member)
                     streams = {gen: one for gen, one in streams.items() if one.member is not stream.member}
                     self._replace(stream.member, lost.why)
@@ -280,19 +280,19 @@ class RolloutFleet:
         return [source for source in ready if source in streams]
 
     def _advance(self, source: Any, stream: _Stream) -> tuple[Group | FailedGroup, ...] | None:
-        """The next groups of a stream, None at its end; `_Lost` when its engine is dead or silent."""
+        """The next groups of a stream, None at its end; `_LostError` when its engine is dead or silent."""
         import ray
 
         if stream.deadline <= time.monotonic():
-            raise _Lost(f"gave nothing for {self._step_timeout_s:g} s")
+            raise _LostError(f"gave nothing for {self._step_timeout_s:g} s")
         try:
             groups: tuple[Group | FailedGroup, ...] = ray.get(next(source), timeout=self._step_timeout_s)
         except StopIteration:
             if stream.waiting:
-                raise _Lost(f"ended its stream owing {len(stream.waiting)} groups") from None
+                raise _LostError(f"ended its stream owing {len(stream.waiting)} groups") from None
             return None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            raise _Lost(_why(error)) from error
+            raise _LostError(_why(error)) from error
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from error
         for group in groups:
@@ -301,7 +301,7 @@ class RolloutFleet:
         return groups
 
 
-class _Lost(Exception):
+class _LostError(Exception):
     """An engine can no longer be reached."""
 
     def __init__(self, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ def state(step: int) -> DriverState:
         stream={"epoch": 1, "position": 7, "order": [3, 1, 2]},
         counts={"dispatched": 64, "trained": 63, "dropped": 1},
         best_accuracy=0.5,
-        rng={"words": [1, 2**63]},
     )
 
 
@@ -36,7 +36,7 @@ def checkpointer(folder: Path, *, every: int = 5) -> tuple[Checkpointer, Events]
     return Checkpointer(CheckpointStore(folder, keep=2), every=every, on_event=events), events
 
 
-def save_at(step: int) -> Any:
+def save_at(step: int) -> Callable[[Path], DriverState]:
     def save(folder: Path) -> DriverState:
         (folder / "weights").write_bytes(b"w" * 100)
         return state(step)
@@ -79,17 +79,17 @@ def test_a_failed_save_is_counted_and_retried_with_backoff(tmp_path: Path) -> No
     saver, events = checkpointer(tmp_path, every=100)
     tried = []
 
-    def save(folder: Path) -> DriverState:
-        tried.append(step)
-        (folder / "half").write_bytes(b"x")
-        if step < 110:
-            raise OSError(28, "No space left on device")
-        return state(step)
+    def save_now(step: int) -> Callable[[Path], DriverState]:
+        def save(folder: Path) -> DriverState:
+            tried.append(step)
+            (folder / "half").write_bytes(b"x")
+            if step < 110:
+                raise OSError(28, "No space left on device")
+            return state(step)
 
-    saved = []
-    for step in range(95, 120):
-        if saver.maybe_save(step, save=save):
-            saved.append(step)
+        return save
+
+    saved = [step for step in range(95, 120) if saver.maybe_save(step, save=save_now(step))]
     assert tried == [100, 101, 103, 107, 115]
     assert saved == [115]
     assert saver.failures == 4
