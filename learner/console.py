@@ -14,6 +14,7 @@ from common.config import Config
 from common.types import ScoredGroup
 from learner.records import STAGES, History, StepRecord
 
+_SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 QUIET = frozenset({"start", "weights_loaded", "evaluation", "phase"})  # events that are shown otherwise, or every step
 
 
@@ -41,7 +42,7 @@ def open_console(config: Config) -> Console:
 
 
 class LineConsole:
-    """`key=value` cells in columns, about 140 characters a step."""
+    """`key=value` cells in columns, under 150 characters a step; the rest is in metrics.jsonl."""
 
     def __init__(self, config: Config, out: TextIO | None = None) -> None:
         self._steps, self._name = config.steps, config.name
@@ -62,14 +63,13 @@ class LineConsole:
             f"step={record.step + 1:>{width}}/{self._steps}",
             f"reward={record.reward:<6.3f}",
             f"equal={record.all_equal_share:<4.2f}",
-            f"kl={record.kl:<7.4f}",
+            f"kl={record.kl:<6.4f}",
             f"entropy={record.entropy:<5.3f}",
-            f"grad={record.grad_norm:<7.3g}",
-            f"lr={record.lr:<8.2e}",
-            f"gap={record.logprob_gap_max:<7.1e}",
-            f"comp/s={record.completions_per_second:<5.0f}",
+            f"grad={record.grad_norm:<5.2g}",
+            f"gap={record.logprob_gap_max:<5.0e}",
+            f"comp/s={record.completions_per_second:<4.0f}",
             f"s={record.step_seconds:<5.2f}",
-            *(f"{SHORT[stage]}={record.shares[stage]:<4.0%}" for stage in ("generate", "learn", "publish", "idle")),
+            *(f"{_SHORT[stage]}={record.shares[stage]:<3.0%}" for stage in ("generate", "learn", "publish", "idle")),
             f"eta={clock(self._pace.left(record, self._steps))}",
         ]
         cells += [f"{name}={count}" for name, count in troubles(record).items()]
@@ -91,9 +91,6 @@ class LineConsole:
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)
-
-
-SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 
 
 class Pace:

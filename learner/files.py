@@ -66,8 +66,11 @@ def append_whole(path: Path, data: bytes) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one row. NaN and infinity, which are no JSON numbers, become null. Raises OSError."""
-    append_whole(path, json.dumps(finite(row), allow_nan=False).encode() + b"\n")
+    """Append one row. NaN and infinity, which are no JSON numbers, become null, a path or error its text.
+
+    Raises OSError.
+    """
+    append_whole(path, json.dumps(finite(row), allow_nan=False, default=str).encode() + b"\n")
 
 
 def finite(value: Any) -> Any:

@@ -197,7 +197,7 @@ def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failu
     minutes, seconds = divmod(round(summary.wall_seconds), 60)
     before, after, best = summary.accuracy_before, summary.accuracy_after, summary.accuracy_best
     if before is None or after is None or best is None:
-        accuracy = "not evaluated before and after"
+        accuracy = "not evaluated" if before is None else f"{before:.3f} before; not evaluated after"
     else:
         verdict = "" if after > before else ", no better than before"
         late = "" if summary.accuracy_step == summary.steps else f", last evaluated after {summary.accuracy_step} steps"
