@@ -65,8 +65,7 @@ class LearnerGroup:
         """The policy's log-probs of every token, by group and completion, under the sampling settings."""
         dealt = self._deal(scored)
         refs = [
-            rank.logprobs.remote(packs)
-            for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
+            rank.logprobs.remote(packs) for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
         ]
         answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
         by_group: dict[int, list[tuple[float, ...]]] = {}
@@ -91,7 +90,7 @@ class LearnerGroup:
         that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
         """
         point = self._ranks[0].meeting_point.remote()
-        address, port = get(point, what="a port for the weights", timeout_s=self._config.weights.timeout_s)
+        ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
         self._joining = [rank.join_engines.remote(address, port, world_size) for rank in self._ranks]
         return {
             "master_address": address,

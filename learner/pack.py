@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,11 +41,12 @@ class Pack:
 
 def check_family(config: Any) -> None:
     """ModelError for a model whose attention the block mask cannot describe."""
-    sliding = "sliding_attention" in config.get_text_config().layer_types
-    if sliding or config._attn_implementation != "sdpa":
+    layers = config.get_text_config().layer_types
+    attention = config._attn_implementation  # noqa: SLF001  # there is no public way to read it
+    if "sliding_attention" in layers or attention != "sdpa":
         raise ModelError(
             "the learner needs full attention through sdpa",
-            got=f"layers {config.get_text_config().layer_types}, attention {config._attn_implementation}",
+            got=f"layers {layers}, attention {attention}",
             remedy="use a Qwen2-VL or Qwen2.5-VL without a sliding window",
         )
 
@@ -135,9 +137,10 @@ def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -
 
 
 def _images(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    pixels = [torch.as_tensor(prompt.pixel_values) for prompt in prompts if prompt.pixel_values is not None]
+    pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     grids = [grid for prompt in prompts for grid in prompt.image_grid_thw]
-    return torch.cat(pixels) if pixels else torch.empty(0), torch.tensor(grids, dtype=torch.long)
+    flat = torch.from_numpy(np.concatenate(pixels)) if pixels else torch.empty(0)
+    return flat, torch.tensor(grids, dtype=torch.long)
 
 
 def _blank(vision: Any) -> tuple[Tensor, Tensor]:

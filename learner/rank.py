@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ class LearnerRank:
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+            return str(ray.util.get_node_ip_address()), probe.getsockname()[1]  # type: ignore[no-untyped-call]
 
     def start(self, meeting_point: tuple[str, int]) -> None:
         """Join the others, load the model, partition it."""
@@ -79,7 +78,7 @@ class LearnerRank:
         config = self._config
         torch.set_num_threads(config.cluster.threads)
         random.seed(config.seed)
-        np.random.seed(config.seed % 2**32)
+        np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
         torch.manual_seed(config.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         address, port = meeting_point
@@ -174,7 +173,8 @@ class LearnerRank:
         model.load_state_dict(whole)
         model.save_pretrained(folder)
         for path in _model_folder(self._model_path, self._config).iterdir():
-            if path.suffix in KEPT_FILES and not path.name.endswith(".index.json") and not (folder / path.name).exists():
+            written = (folder / path.name).exists() or path.name.endswith(".index.json")
+            if path.suffix in KEPT_FILES and not written:
                 shutil.copyfile(path, folder / path.name)
 
     def _policy(self) -> Any:
@@ -211,8 +211,10 @@ class LearnerRank:
         """(6,) sums in RankStats' order, () largest gap; zeros for a pack that is not real."""
         pack = self._pack(rank_pack)
         scores = self._score(self._engine, pack)
-        with torch.no_grad():
-            ref_logp = self._reference and self._score(self._reference, pack, scores.kept).logp
+        ref_logp = None
+        if self._reference is not None:
+            with torch.no_grad():
+                ref_logp = self._score(self._reference, pack, scores.kept).logp
         outputs = LOSSES["grpo"](
             LossInputs(
                 logp=scores.logp,
@@ -245,8 +247,9 @@ class LearnerRank:
 def load_model(path: str, config: Config) -> Any:
     """The Hugging Face model on this machine's memory, in the configured dtype."""
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return AutoModelForImageTextToText.from_pretrained(
         path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
     )
@@ -272,7 +275,7 @@ def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor) -> tuple[Tens
 
 def _random_states() -> dict[str, Any]:
     """Of torch, Python and numpy, in types that load without running anybody's code."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -287,4 +290,4 @@ def _set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

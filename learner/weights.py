@@ -1,7 +1,7 @@
 """Sending half of weight transfer: the full set of weights, under their Hugging Face names, out of the ranks.
 
-Two senders, one seam: `publish` on every rank makes a version, rank 0's manifest describes it. Bytes lie in Ray's object
-store, or go by NCCL when `broadcast` is called beside the engines' receive.
+Two senders, one seam: `publish` on every rank makes a version, rank 0's manifest describes it. Bytes lie in Ray's
+object store, or go by NCCL when `broadcast` is called beside the engines' receive.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class ObjectStoreSender:
             with self._source.bucket(metas):
                 if self._rank == 0:
                     entries, payload = pack_bucket(metas, [self._source.tensor(meta.name) for meta in metas])
-                    buckets.append(WeightBucket(entries=entries, crc32=zlib.crc32(payload), payload=ray.put(payload)))
+                    crc32 = zlib.crc32(payload.data)
+                    buckets.append(WeightBucket(entries=entries, crc32=crc32, payload=ray.put(payload)))
         if self._rank:
             return None
         return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._vision_unchanged)
@@ -160,7 +161,8 @@ class NcclSender:
         )
         if self._engine is not None:
             self._engine.shutdown()
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_FleetDoesIt(), source=self._source)
+        source: Any = self._source  # what vLLM's WeightSource asks of it, without its base class
+        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_FleetDoesIt(), source=source)
 
     def publish(self, version: int) -> WeightManifest | None:
         if self._rank:
@@ -181,6 +183,6 @@ class _FleetDoesIt:
 
     def start_weight_update(self) -> None: ...
 
-    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None: ...
 
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...

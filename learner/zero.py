@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import deepspeed.comm.torch as deepspeed_torch
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
@@ -29,11 +30,12 @@ LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model nee
 def meet(config: Config, *, rank: int, address: str, port: int) -> torch.device:
     """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
     deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(config.learner.ranks)}
     cuda = config.cluster.device == "cuda"
     if not cuda:  # DeepSpeed would compile a C++ extension for minutes, and fail where there is no compiler
-        deepspeed_torch.build_shm_op = lambda: None
+        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo",
         auto_mpi_discovery=False,
@@ -62,17 +64,17 @@ def trained(model: Any, config: Config) -> Any:
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
     engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
-    engine._copy_recovery_script = lambda path: None  # a write of its own that a full disk would make raise on one rank
+    engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
     return engine
 
 
 def frozen(model: Any, config: Config, device: torch.device) -> Any:
     """The reference: partitioned like the policy under ZeRO-3, plain otherwise."""
-    model.requires_grad_(False)
-    if config.learner.zero_stage == 3:
-        model, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
-        return model.eval()
-    return model.to(device).eval()
+    model.requires_grad_(False).eval()
+    if config.learner.zero_stage < 3:
+        return model.to(device)
+    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
+    return engine
 
 
 def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
@@ -126,13 +128,13 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         try:
-            os.makedirs(path, exist_ok=exist_ok)
+            Path(path).mkdir(parents=True, exist_ok=exist_ok)
         except OSError as error:
             self.error = self.error or error
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
-            with open(path, "wb") as file:
+            with Path(path).open("wb") as file:
                 torch.save(state_dict, file)
         except OSError as error:
             self.error = self.error or error

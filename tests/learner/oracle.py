@@ -1,0 +1,91 @@
+"""The naive learner: one row at a time, full logits, no sharing, no packing. Slow, and plainly right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.types import ScoredGroup
+
+
+class Settings(NamedTuple):
+    """How tokens were drawn."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    banned: tuple[int, ...] = ()
+
+
+def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) -> Tensor:
+    """(C, V) logits after bans and temperature, of completion `index` alone in a batch of one."""
+    prompt, completion = scored.prompt, scored.group.completions[index]
+    ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if prompt.pixel_values is not None:
+        inputs["pixel_values"] = torch.as_tensor(prompt.pixel_values)
+        inputs["image_grid_thw"] = torch.tensor(prompt.image_grid_thw)
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    every: Tensor = model(**inputs, use_cache=False).logits[0]
+    logits = every[len(prompt.token_ids) - 1 : -1].float().clone()
+    logits[:, list(settings.banned)] = -torch.inf
+    return logits / settings.temperature
+
+
+def kept_ids(logits: Tensor, target: int, settings: Settings) -> list[int]:
+    """Ids that top-k and then top-p leave of one (V,) distribution, by walking down from the likeliest."""
+    order = torch.argsort(logits, descending=True).tolist()
+    order = [i for i in order if logits[i] > -torch.inf][: settings.top_k or None]
+    shares = logits[order].softmax(-1).tolist()
+    kept, mass = [], 0.0
+    for token, share in zip(order, shares, strict=True):
+        if mass >= settings.top_p:
+            break
+        kept.append(token)
+        mass += share
+    return sorted({*kept, target})
+
+
+def row_logprobs(
+    model: Any, reference: Any, scored: ScoredGroup, index: int, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) log-probs of policy and reference on the policy's support, and the policy's entropies."""
+    logits = row_logits(model, scored, index, settings)
+    with torch.no_grad():
+        ref_logits = row_logits(reference, scored, index, settings)
+    policy, ref, entropy = [], [], []
+    for at, target in enumerate(scored.group.completions[index].token_ids):
+        kept = kept_ids(logits[at].detach(), target, settings)
+        place = kept.index(target)
+        log_p = logits[at][kept].log_softmax(-1)
+        policy.append(log_p[place])
+        ref.append(ref_logits[at][kept].log_softmax(-1)[place])
+        entropy.append(-(log_p.exp() * log_p).sum().detach())
+    return torch.stack(policy), torch.stack(ref), torch.stack(entropy)
+
+
+def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings, *, beta: float) -> Tensor:
+    """The seed's loss over all groups."""
+    rows = []
+    for scored in groups:
+        rewards = np.array(scored.rewards, dtype=np.float32)
+        scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        for index, advantage in enumerate(scaled.tolist()):
+            lp, ref, _ = row_logprobs(model, reference, scored, index, settings)
+            kl = (ref - lp).exp() - (ref - lp) - 1
+            rows.append(-((lp - lp.detach()).exp() * advantage - beta * kl).mean())
+    return torch.stack(rows).mean()
+
+
+def gradient(model: Any) -> Tensor:
+    """All gradients as one float64 vector: in float32 even a norm is off by a thousandth."""
+    flat = [(p.grad if p.grad is not None else torch.zeros_like(p)).double().reshape(-1) for p in model.parameters()]
+    return torch.cat(flat)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
