@@ -8,7 +8,7 @@ import reprlib
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -39,14 +39,24 @@ class RewardFault:
     hung: bool = False  # its thread still runs, so this actor can score nothing more
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    """The function call in progress."""
+
+    index: int  # of its task
+    function: str
+    since: float
+
+
 class RewardActor:
-    """Holds the functions and runs them in a thread of its own, each call under a deadline."""
+    """Holds the functions and runs them in a thread of its own, watched over from the caller's."""
 
     def __init__(self, functions: Sequence[str], mode: Mode, timeout_s: float) -> None:
         self._functions = {name: load_function(name) for name in functions}
         self._mode = mode
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._running = _Running(index=0, function="", since=0.0)
 
     def pid(self) -> int:
         """Process id; an answer means that the functions are loaded."""
@@ -55,30 +65,45 @@ class RewardActor:
     def score(self, tasks: Sequence[RewardTask], functions: Sequence[str]) -> list[Scores | RewardFault]:
         """One outcome a task, in order, for the first task and as many more as fit: none after a hang, and none
         is begun after `timeout_s`, so that the caller knows how long a silence may last."""
-        last_start = time.monotonic() + self._timeout_s
         outcomes: list[Scores | RewardFault] = []
-        for task in tasks:
-            outcome = self._score(task, functions)
-            outcomes.append(outcome)
-            if (isinstance(outcome, RewardFault) and outcome.hung) or time.monotonic() > last_start:
-                break
-        return outcomes
+        self._running = _Running(index=0, function=functions[0], since=time.monotonic())
+        call = self._thread.submit(self._score_all, tasks, functions, outcomes)  # one handover for all: they are slow
+        hung = self._watch(call)
+        if hung is None:
+            call.result()
+            return outcomes
+        late = RewardFault(function=hung.function, reason=f"took longer than {self._timeout_s:g} s", hung=True)
+        return [*outcomes[: hung.index], late]
 
-    def _score(self, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
+    def _watch(self, call: Future[None]) -> _Running | None:
+        """Wait for the thread to finish, or for one function to outstay its time."""
+        while True:
+            running = self._running
+            if wait([call], timeout=max(0.0, running.since + self._timeout_s - time.monotonic())).done:
+                return None
+            if running is self._running:
+                return running
+
+    def _score_all(
+        self, tasks: Sequence[RewardTask], functions: Sequence[str], outcomes: list[Scores | RewardFault]
+    ) -> None:
+        last_start = time.monotonic() + self._timeout_s
+        for index, task in enumerate(tasks):
+            outcomes.append(self._score(index, task, functions))
+            if time.monotonic() > last_start:
+                break
+
+    def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
+        ours = {"prompt_id": task.prompt_id, "problem": task.problem, "label": task.label, "mode": self._mode}
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
-            call = self._thread.submit(self._run, name, task)
-            if not wait([call], timeout=self._timeout_s).done:
-                return RewardFault(function=name, reason=f"took longer than {self._timeout_s:g} s", hung=True)
-            error = call.exception()  # anything, SystemExit included
-            if error is not None:
+            self._running = _Running(index=index, function=name, since=time.monotonic())
+            try:
+                values = self._functions[name](task.completions, **{**task.columns, **ours})
+                scores[name] = _checked(values, len(task.completions))
+            except BaseException as error:  # noqa: BLE001 - a stranger's function may raise anything, SystemExit too
                 return RewardFault(function=name, reason=_reason(error))
-            scores[name] = call.result()
         return scores
-
-    def _run(self, name: str, task: RewardTask) -> tuple[float, ...]:
-        ours = {"prompt_id": task.prompt_id, "problem": task.problem, "label": task.label, "mode": self._mode}
-        return _checked(self._functions[name](task.completions, **{**task.columns, **ours}), len(task.completions))
 
 
 class _UnusableError(Exception):

@@ -167,7 +167,7 @@ class RewardPool:
         except ray.exceptions.RayActorError as error:
             raise RewardError(
                 f"the actor for rewards {', '.join(self._config.functions)} could not start",
-                got=str(error).strip().splitlines()[-1],
+                got=[line for line in str(error).splitlines() if line.strip() == line][-1],  # under Ray's traceback
                 remedy="see that each function can be imported, and each model loaded, on every node",
             ) from error
 

@@ -38,7 +38,7 @@ def load_function(name: str) -> RewardFunction:
         raise ConfigError(
             f"reward.functions names an unknown reward: {name}",
             got=name,
-            remedy=f"{_perhaps(name, REWARDS)}use one of {', '.join(REWARDS)}, package.module:function or model:<hub id>",
+            remedy=f"{_perhaps(name, REWARDS)}use one of {', '.join(REWARDS)}, package.module:function or model:<id>",
         )
     return REWARDS[name]
 

@@ -67,7 +67,7 @@ def test_a_failure_leaves_the_other_tasks_alone() -> None:
 
 def test_a_hang_is_named_after_the_time_limit_and_ends_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("tests.rollout.hostile_rewards.time.sleep", lambda seconds: release.wait(seconds))
+    monkeypatch.setattr("tests.rollout.hostile_rewards.time.sleep", release.wait)
     outcomes = score(f"{HERE}:hangs_on_odd", task(0), task(1), task(2), timeout_s=0.2)
     release.set()
     assert outcomes == [
