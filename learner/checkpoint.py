@@ -19,7 +19,7 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverState:
-    """What the driver must remember; ranks keep their own. Every mapping holds JSON values only, so no pickle."""
+    """What the driver must remember, as JSON; ranks keep their own, and every draw is a function of seed and step."""
 
     step: int  # optimizer steps done
     config: Config
