@@ -13,6 +13,6 @@ def unreachable() -> str | None:
         return None
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except Exception as error:  # whose class depends on the HTTP library of the day: requests, httpx, httpx2
+    except Exception as error:  # noqa: BLE001  its class depends on the HTTP library of the day: requests, httpx, httpx2
         return f"{constants.ENDPOINT}: {error}"
     return None

@@ -56,7 +56,7 @@ def load_processor(model: ModelConfig) -> Qwen2VLProcessor:
             remedy="use an instruction-tuned model, with its preprocessor, tokenizer and chat template files",
         )
     processor: Qwen2VLProcessor = found
-    # Older files say min_pixels, newer ones size: this one attribute is what every transformers 5 image processor reads.
+    # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
     processor.image_processor.size = {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}
     return processor
 

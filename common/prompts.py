@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config import DataConfig
-from common.data.faults import BadRow, refuse
+from common.data.faults import BadRowError, refuse
+from common.errors import DataError
 from common.lru import ByteLRU
-from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.types import Example, Pixels, Prompt
 
 if TYPE_CHECKING:
@@ -22,20 +22,10 @@ if TYPE_CHECKING:
 
     from common.data.sources import ExampleSource
 
-__all__ = [
-    "SYSTEM",
-    "TEMPLATES",
-    "PromptEncoder",
-    "banned_token_ids",
-    "eos_token_ids",
-    "load_model_config",
-    "load_processor",
-    "messages",
-]
-
 TEMPLATES: Mapping[str, str] = {
     "no_think": "{problem}\n Please directly output the answer.",
-    "think": "{problem}\n Please output the thinking process in <think> </think> and final answer in <answer> </answer> tags.",
+    "think": "{problem}\n Please output the thinking process in <think> </think> "
+    "and final answer in <answer> </answer> tags.",
 }
 SYSTEM = (
     "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
@@ -80,9 +70,8 @@ class PromptEncoder:
         if features is None:
             try:
                 features = self._features(example.problem, example.image)
-            except BadRow as fault:
-                refuse("the data", 1, [(example.id, fault)])
-                raise
+            except BadRowError as fault:
+                raise DataError(f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy) from fault
             nbytes = 0 if features.pixel_values is None else features.pixel_values.nbytes
             self._cache.put(key, features, nbytes)
         return Prompt(
@@ -100,11 +89,11 @@ class PromptEncoder:
         tokens of the model, or whose image is too narrow for it.
         """
         measure = cache(self._length)  # many rows share one question
-        faults: list[tuple[str, BadRow]] = []
+        faults: list[tuple[str, BadRowError]] = []
         for outline in source.outlines:
             try:
                 measure(outline.problem, outline.image_size)
-            except BadRow as fault:
+            except BadRowError as fault:
                 faults.append((outline.id, fault))
         refuse(source.name, len(source), faults)
 
@@ -114,7 +103,7 @@ class PromptEncoder:
         if image_size is not None:
             length += self._image_tokens(image_size) - 1  # in place of the one that stands for them in the text
         if length > self._data.max_prompt_tokens:
-            raise BadRow(
+            raise BadRowError(
                 f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
                 remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
             )
@@ -138,7 +127,7 @@ class PromptEncoder:
 
     def _render(self, problem: str, *, with_image: bool) -> str:
         if found := next((token for token in self._special if token in problem), None):
-            raise BadRow(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
+            raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
         chat = _chat(problem, self._data.mode, with_image=with_image)
         text: str = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return text
@@ -151,7 +140,9 @@ class PromptEncoder:
         try:
             return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2
         except ValueError as error:
-            raise BadRow(f"image of {image_size}: {error}", remedy="set data.image_size, or crop the image") from error
+            raise BadRowError(
+                f"image of {image_size}: {error}", remedy="set data.image_size, or crop the image"
+            ) from error
 
 
 def _digest(image: Pixels | None) -> bytes:

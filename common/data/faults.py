@@ -9,7 +9,7 @@ from common.errors import DataError
 _NAMED = 5  # rows named in a message; the rest are counted
 
 
-class BadRow(Exception):
+class BadRowError(Exception):
     """One row and what is wrong with it."""
 
     def __init__(self, reason: str, *, remedy: str) -> None:
@@ -18,8 +18,8 @@ class BadRow(Exception):
         self.remedy = remedy
 
 
-def refuse(name: str, rows: int, faults: Sequence[tuple[str, BadRow]]) -> None:
-    """Raise one DataError for all (row id, fault) pairs of a data set of `rows` rows. Nothing to do when there are none."""
+def refuse(name: str, rows: int, faults: Sequence[tuple[str, BadRowError]]) -> None:
+    """Raise one DataError for the (row id, fault) pairs of a data set of so many rows; without any do nothing."""
     if not faults:
         return
     named = [f"{row_id}: {fault.reason}" for row_id, fault in faults[:_NAMED]]

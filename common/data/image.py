@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.data.faults import BadRow
+from common.data.faults import BadRowError
 from common.types import Pixels
 
 FORMATS = (
@@ -30,20 +30,18 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
     The header is looked at first: an image over `max_megapixels` is never decoded. Turned upright by its EXIF tag,
     transparency laid over white, resized to `size` x `size` (LANCZOS) unless that is None.
 
-    Raises BadRow for whatever cannot be read to the end, and for a path outside `root`.
+    Raises BadRowError for whatever cannot be read to the end, and for a path outside `root`.
     """
     try:
         with _open(cell, root) as image:
-            megapixels = image.width * image.height / 1e6
-            if megapixels > max_megapixels:
-                raise _too_large(f"{image.width}x{image.height} = {megapixels:.1f} MP, over {max_megapixels:g} MP")
+            _check_size(image, max_megapixels)
             return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
-    except BadRow:
+    except BadRowError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(str(error)) from error
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
-        raise BadRow(
+        raise BadRowError(
             f"image cannot be decoded ({type(error).__name__}: {error})",
             remedy=_REPLACE,
         ) from error
@@ -63,12 +61,12 @@ def _open(cell: object, root: Path | None) -> Image.Image:
         source = _confined(cell, root)
         nbytes = source.stat().st_size
     else:
-        raise BadRow(
+        raise BadRowError(
             f"image is a {type(cell).__name__}",
             remedy="store images as PNG or JPEG bytes",
         )
     if nbytes == 0:
-        raise BadRow("image has zero bytes", remedy=_REPLACE)
+        raise BadRowError("image has zero bytes", remedy=_REPLACE)
     return Image.open(source, formats=FORMATS)
 
 
@@ -79,15 +77,21 @@ def _confined(path: str | Path, root: Path | None) -> Path:
         file = (home / path).resolve()
         if file.is_relative_to(home) and file.is_file():
             return file
-    raise BadRow(
+    raise BadRowError(
         f"image path {str(path)!r} is no file inside {root or 'the data set'}",
         remedy="embed the image bytes, or put the file inside the data folder (links may not leave it)",
     )
 
 
+def _check_size(image: Image.Image, max_megapixels: float) -> None:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > max_megapixels:
+        raise _too_large(f"{image.width}x{image.height} = {megapixels:.1f} MP, over {max_megapixels:g} MP")
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES:  # I;16, I, F: their range is anybody's guess
-        raise BadRow(f"image has pixel mode {image.mode}", remedy="save it with 8 bits a channel")
+        raise BadRowError(f"image has pixel mode {image.mode}", remedy="save it with 8 bits a channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -101,8 +105,8 @@ def _square(image: Image.Image, size: int | None) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _too_large(reason: str) -> BadRow:
-    return BadRow(
+def _too_large(reason: str) -> BadRowError:
+    return BadRowError(
         f"image too large: {reason}",
         remedy="shrink it, or raise data.max_image_megapixels",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.candidates import candidates
 from common.config import DataConfig
-from common.data.faults import BadRow
+from common.data.faults import BadRowError
 from common.data.image import read_image
 from common.types import Example
 
@@ -19,21 +19,21 @@ _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)\s*>", re.IGNORECASE)
 
 
-def read_row(row: Mapping[str, Any], *, id: str, root: Path | None, data: DataConfig) -> Example:
+def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig) -> Example:
     """The row with its label bare and its image decoded and resized.
 
-    Raises BadRow for the first thing wrong with it.
+    Raises BadRowError for the first thing wrong with it.
     """
     problem = row["problem"]
     if not isinstance(problem, str) or not problem.strip():
-        raise BadRow(
+        raise BadRowError(
             "problem is empty or no text",
             remedy="give every row a question in column problem",
         )
     label = bare_label(row["solution"])
     offered = candidates(problem) if data.check_candidates else None
     if offered is not None and label not in offered:
-        raise BadRow(
+        raise BadRowError(
             f"label {label!r} is not among the {len(offered)} its question offers",
             remedy="correct the list or the label, or set data.check_candidates to false",
         )
@@ -42,25 +42,25 @@ def read_row(row: Mapping[str, Any], *, id: str, root: Path | None, data: DataCo
         None if cell is None else read_image(cell, root, size=data.image_size, max_megapixels=data.max_image_megapixels)
     )
     columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
-    return Example(id=id, problem=problem, image=image, label=label, columns=columns)
+    return Example(id=row_id, problem=problem, image=image, label=label, columns=columns)
 
 
 def bare_label(solution: object) -> str:
     """The label of a `solution` cell, out of its `<answer>` tags and without the white space around it.
 
-    Raises BadRow when it is no text, empty, or holds tags of its own.
+    Raises BadRowError when it is no text, empty, or holds tags of its own.
     """
     if not isinstance(solution, str):
-        raise BadRow(
+        raise BadRowError(
             f"solution is a {type(solution).__name__}: {solution!r}",
             remedy="store labels as text in column solution",
         )
     tagged = _ANSWER.fullmatch(solution)
     label = (tagged[1] if tagged else solution).strip()
     if not label:
-        raise BadRow("label is empty", remedy="give every row its label in column solution")
+        raise BadRowError("label is empty", remedy="give every row its label in column solution")
     if _TAG.search(label):
-        raise BadRow(
+        raise BadRowError(
             f"label {label!r} holds tag text",
             remedy="keep one <answer> block or the bare label in solution",
         )

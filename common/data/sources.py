@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 from common.config import DataConfig
-from common.data.faults import BadRow, refuse
-from common.data.places import UNNAMED, find_splits
+from common.data.faults import BadRowError, refuse
+from common.data.places import find_splits
 from common.data.row import OWN_COLUMNS, bare_label, read_row
 from common.data.split import hold_out
-from common.data.table import Table
+from common.data.table import UNNAMED, Table
 from common.errors import DataError
 from common.lru import ByteLRU
 from common.types import Example
@@ -58,31 +58,31 @@ class ExampleSource:
 
     def _check_all(self) -> tuple[Outline, ...]:
         outlines: list[Outline] = []
-        faults: list[tuple[str, BadRow]] = []
+        faults: list[tuple[str, BadRowError]] = []
         with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "decode") as pool:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_image_megapixels decides
             for index, outcome in enumerate(pool.map(self._try, range(len(self._rows)))):
-                if isinstance(outcome, BadRow):
+                if isinstance(outcome, BadRowError):
                     faults.append((self._id(index), outcome))
                 else:
                     outlines.append(_outline(self._keep(index, outcome)))
         refuse(self.name, len(self._rows), faults)
         return tuple(outlines)
 
-    def _try(self, index: int) -> Example | BadRow:
+    def _try(self, index: int) -> Example | BadRowError:
         try:
             return read_row(
                 self._table.rows[self._rows[index]],
-                id=self._id(index),
+                row_id=self._id(index),
                 root=self._table.root,
                 data=self._data,
             )
-        except BadRow as fault:
+        except BadRowError as fault:
             return fault
 
     def _read(self, index: int) -> Example:
         outcome = self._try(index)
-        if isinstance(outcome, BadRow):
+        if isinstance(outcome, BadRowError):
             refuse(self.name, len(self), [(self._id(index), outcome)])
             raise outcome
         return outcome
@@ -172,11 +172,11 @@ def _image_like(row: Mapping[str, object]) -> bool:
 
 def _held_out_rows(table: Table, fraction: float) -> frozenset[int]:
     labels: list[str] = []
-    faults: list[tuple[str, BadRow]] = []
+    faults: list[tuple[str, BadRowError]] = []
     for number in range(len(table.rows)):
         try:
             labels.append(bare_label(table.rows[number]["solution"]))
-        except BadRow as fault:
+        except BadRowError as fault:
             faults.append((f"{table.split}/{number}", fault))
     refuse(table.name, len(table.rows), faults)
     rows = hold_out(labels, fraction)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from common.errors import DataError
+
+UNNAMED = ""  # the only split of a place that does not name its splits
+SPLIT_WORDS = frozenset(["train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"])
 
 
 class Rows(Protocol):
@@ -25,3 +30,18 @@ class Table:
     columns: tuple[str, ...]
     rows: Rows
     root: Path | None  # image paths must lie inside it; None: only embedded images
+
+
+Opener = Callable[[str], Table]  # takes the name the split goes by in row ids
+
+
+def hidden(file: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(below).parts)
+
+
+def unreadable(place: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{place} cannot be read",
+        got=f"{type(error).__name__}: {error}",
+        remedy="write the data set anew",
+    )

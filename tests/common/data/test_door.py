@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.config import DataConfig
-from common.data.faults import BadRow
+from common.data.faults import BadRowError
 from common.data.image import read_image
 from common.data.sources import ExampleSource, load
 from common.errors import DataError
@@ -48,8 +47,7 @@ BAD = {
 
 @pytest.mark.parametrize(("bad", "reason"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_is_refused_by_name(tmp_path: Path, bad: dict[str, Any], reason: str) -> None:
-    with warnings.catch_warnings(), pytest.raises(DataError, match=f"train/1: .*{reason}") as caught:
-        warnings.simplefilter("error")
+    with pytest.raises(DataError, match=f"train/1: .*{reason}") as caught:
         enter(tmp_path, [row(), bad, row()])
     assert str(caught.value).startswith("1 of 3 rows of ")
     assert caught.value.remedy
@@ -68,7 +66,7 @@ def test_candidates_need_not_be_checked(tmp_path: Path) -> None:
 
 
 def test_megapixel_limit_is_an_option(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0.0 MP, over 1e-05 MP"):
+    with pytest.raises(DataError, match="over 1e-05 MP"):
         enter(tmp_path, [row()], max_image_megapixels=1e-5)
 
 
@@ -103,7 +101,7 @@ def test_a_path_never_leaves_the_data_folder(tmp_path: Path, path: str) -> None:
     root = tmp_path / "set"
     (root / "folder").mkdir(parents=True)
     (root / "link.png").symlink_to(secret)
-    with pytest.raises(BadRow, match="is no file inside"):
+    with pytest.raises(BadRowError, match="is no file inside"):
         read_image({"bytes": None, "path": path.format(outside=secret)}, root, size=None, max_megapixels=40.0)
 
 
@@ -117,7 +115,7 @@ def test_a_symlink_in_an_image_folder_may_not_leave_it(tmp_path: Path) -> None:
     folder = Path(image_folder(tmp_path / "set", {"cat": 1, "dog": 1}))
     (tmp_path / "secret.png").write_bytes(encoded())
     (folder / "dog" / "9.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(DataError, match="train/2: image path .* is no file inside"):
+    with pytest.raises(DataError, match=r"train/2: image path .* is no file inside"):
         load(DataConfig(path=str(folder)), split="train")
 
 

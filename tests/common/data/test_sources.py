@@ -89,7 +89,7 @@ def test_parquet_folder_without_split_names_is_one_split(tmp_path: Path, names: 
 def test_parquet_folder_half_named_is_refused(tmp_path: Path) -> None:
     for name in ("train.parquet", "extra.parquet"):
         parquet(tmp_path / name, [row()])
-    with pytest.raises(DataError, match="extra.parquet"):
+    with pytest.raises(DataError, match=r"extra\.parquet"):
         load(config(str(tmp_path)), split="train")
 
 

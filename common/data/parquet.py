@@ -1,0 +1,76 @@
+"""Parquet files: one, or a folder of them with their splits told by name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, hidden, unreadable
+from common.errors import DataError
+
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
+
+
+def parquet_file(place: Path) -> dict[str, Opener]:
+    """The file's rows as the only split."""
+    return {UNNAMED: partial(_open, [place], place.parent)}
+
+
+def parquet_folder(place: Path) -> dict[str, Opener]:
+    """Splits by the names of files or folders; empty without parquet files.
+
+    Raises DataError when only some names tell.
+    """
+    files = sorted(file for file in place.rglob("*.parquet") if not hidden(file, place))
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_split[_split_of(file.relative_to(place))].append(file)
+    if UNNAMED in by_split and len(by_split) > 1:
+        raise DataError(
+            f"{place} mixes parquet files with and without the name of a split",
+            got=", ".join(file.name for file in by_split[UNNAMED][:5]),
+            remedy="name them train-00000-of-00001.parquet and so on, or set data.path to one file",
+        )
+    return {name: partial(_open, group, place) for name, group in by_split.items()}
+
+
+def _split_of(file: Path) -> str:
+    """`data/base_test-00000-of-00001.parquet` -> base_test, `test/7.parquet` -> test, `part-1.parquet` -> unnamed."""
+    if shard := _SHARD.fullmatch(file.stem):
+        return shard[1]
+    words = re.split(r"[\W_\d]+", str(file.with_suffix("")))
+    return next((word for word in words if word in SPLIT_WORDS), UNNAMED)
+
+
+class _ParquetRows:
+    def __init__(self, files: list[Path]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+        self.columns = tuple(self._table.column_names)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        row: dict[str, Any] = self._table.slice(index, 1).to_pylist()[0]
+        return row
+
+
+def _open(files: list[Path], root: Path, split: str) -> Table:
+    try:
+        rows = _ParquetRows(files)
+    except (OSError, ValueError) as error:
+        raise unreadable(files[0] if len(files) == 1 else root, error) from error
+    return Table(
+        name=f"{files[0] if len(files) == 1 else root} ({split})",
+        split=split,
+        columns=rows.columns,
+        rows=rows,
+        root=root,
+    )
