@@ -26,6 +26,7 @@ class _Member:
     handle: Any
     loading: Any = None
     deadline: float = 0.0
+    joined: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -99,11 +100,9 @@ class RolloutFleet:
                 got=str(error).strip().splitlines()[-1],
                 remedy="the engine's own error is above and in Ray's worker logs; check model.dtype, memory and device",
             ) from error
+        for info in infos:
+            self._event("engine_up", engine=info.engine_id, pid=info.pid, seconds=round(info.startup_seconds, 2))
         return infos
-
-    def pids(self) -> list[int]:
-        """Process id of every engine."""
-        return [info.pid for info in self.ready()]
 
     def close(self) -> None:
         """Kill every engine. Nothing of theirs outlives the call but seconds of process exit."""
@@ -197,6 +196,9 @@ class RolloutFleet:
             self._replace(member, _why(error))
             return
         member.loading = None
+        if not member.joined:
+            member.joined = True
+            self._event("engine_joined", engine=member.id, version=held)
         if self._manifest is not None and held != self._manifest.version:
             raise EngineError(
                 f"engine {member.id} reports weights it was not given",

@@ -171,10 +171,10 @@ def test_a_killed_engine_is_replaced_and_gives_the_same_tokens_under_the_current
     long = dataclasses.replace(short, max_tokens=16)
     requests = [request(prompt, seed=n, sampling=long if n % 2 else short) for n, prompt in enumerate(prompts)]
     undisturbed = groups(fleet, requests)
-    (pid,), restarts = fleet.pids(), fleet.restarts
+    (info,), restarts = fleet.ready(), fleet.restarts
     stream = fleet.generate(requests)
     first = next(stream)  # the short groups are out, the long ones are in the making
-    os.kill(pid, signal.SIGKILL)
+    os.kill(info.pid, signal.SIGKILL)
     found = sorted([first, *stream], key=lambda group: group.prompt_id)
     assert fleet.restarts == restarts + 1, "the kill came too late to matter"
     assert tokens([group for group in found if isinstance(group, Group)]) == tokens(undisturbed)

@@ -1,0 +1,111 @@
+"""Laws 3 and 5 and the acceptance of issue and house on whole runs: real Ray, vLLM, DeepSpeed and a real Qwen2-VL."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests import jobs
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run left alone: one engine, one rank."""
+    return jobs.complete(tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    expected, found = jobs.weights(one), jobs.weights(other)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["outcome"] == "finished"
+    assert summary["steps"] == summary["weights_version"] == 10
+    assert 0 < summary["max_logprob_gap"] < 1e-4
+    assert summary["startup_seconds"] < summary["wall_seconds"]
+    metrics = jobs.rows(undisturbed, "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(10))
+    assert all(row["grad_norm"] > 0 for row in metrics)
+    for row in metrics:  # law 6
+        assert row["groups_dispatched"] == row["groups_trained"] + row["groups_dropped"] == 8 * (row["step"] + 1)
+        assert row["weights_version"] == row["step"] + 1
+    assert [row["step"] for row in jobs.rows(undisturbed, "evaluations.jsonl")] == [0, 10]
+    lines = jobs.console(undisturbed).splitlines()
+    assert str(undisturbed) in lines[1]
+    assert str(undisturbed) in lines[-1]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_law_3_two_engines_and_two_ranks_are_one_and_one(undisturbed: Path, tmp_path: Path, stage: int) -> None:
+    """Same tokens, rewards and gradient norms; weights within what Adam makes of rounding where a gradient is ~0."""
+    words = ("rollout.engines=2", "learner.ranks=2", f"learner.zero_stage={stage}")
+    words += ("rollout.cpus_per_engine=0.25", "learner.cpus_per_rank=0.25")
+    pair = jobs.complete(tmp_path / "pair", *words)
+    for one, two in zip(jobs.rows(undisturbed, "samples.jsonl"), jobs.rows(pair, "samples.jsonl"), strict=True):
+        assert one["completions"] == two["completions"]
+    for one, two in zip(jobs.rows(undisturbed, "metrics.jsonl"), jobs.rows(pair, "metrics.jsonl"), strict=True):
+        assert one["reward"] == two["reward"]
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+        assert two["logprob_gap_max"] < 1e-4
+    expected, found = jobs.weights(undisturbed), jobs.weights(pair)
+    worst = max(float((expected[name] - found[name]).abs().max()) for name in expected)
+    assert worst < 0.05 * 5e-4 * 10  # a twentieth of the learning rate a step
+
+
+def test_law_5_a_killed_driver_resumes_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    process = jobs.start(run_dir)
+    step = random.randrange(3, 9)
+    jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
+    family = jobs.descendants(process)
+    process.kill()
+    process.wait(30)
+    assert jobs.gone(family) == []
+    jobs.complete(run_dir, "resume=auto")
+    assert "from step" in jobs.console(run_dir)
+    assert_same_weights(undisturbed, run_dir)
+    metrics = jobs.rows(run_dir, "metrics.jsonl")
+    expected = jobs.rows(undisturbed, "metrics.jsonl")
+    decisive = ("step", "reward", "loss", "kl", "grad_norm", "groups_trained")
+    assert [[row[key] for key in decisive] for row in metrics] == [[row[key] for key in decisive] for row in expected]
+
+
+def test_law_5_a_killed_engine_changes_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "engine-killed"
+    process = jobs.start(run_dir)
+    jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, process)
+    (engine,) = (row for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "engine_up")
+    os.kill(engine["pid"], signal.SIGKILL)
+    assert jobs.finish(process, run_dir) == 0, jobs.console(run_dir)
+    lost = [row["engine"] for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "engine_lost"]
+    assert lost == ["engine-0"]
+    assert_same_weights(undisturbed, run_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    """No process, no shared-memory file; and the folder says how it ended."""
+    run_dir = tmp_path / "run"
+    with jobs.nothing_left_in_shared_memory():
+        process = jobs.start(run_dir)
+        family: list[psutil.Process] = []
+        jobs.wait_for("step 2", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 2, process)
+        family = jobs.descendants(process)
+        process.send_signal(number)
+        assert jobs.finish(process, run_dir, timeout_s=60) == 128 + number, jobs.console(run_dir)
+        assert len(family) > 3
+        assert jobs.gone(family) == []
+    assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"
+    assert "Traceback" not in jobs.console(run_dir)
