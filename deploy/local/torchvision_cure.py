@@ -1,11 +1,12 @@
 """Let a CUDA build of torchvision be imported beside a CPU build of torch.
 
-The ordinary package index holds only torchvision's CUDA build. Its C++ library cannot load without CUDA, so nobody declares
-the operators `nms` and `qnms`, and torchvision then fails to attach their shape functions: "operator torchvision::nms does
-not exist". vLLM and transformers need torchvision's image transforms, which use neither operator, so declaring the two is enough.
+The ordinary package index holds only torchvision's CUDA build. Its C++ library cannot load without CUDA, so nobody
+declares the operators `nms` and `qnms`, and torchvision then fails to attach their shape functions: "operator
+torchvision::nms does not exist". vLLM and transformers need torchvision's image transforms, which use neither
+operator, so declaring the two is enough.
 
-`deploy/local/setup.py` copies this file into site-packages, with a `.pth` line that imports it in every interpreter: vLLM and
-Ray start processes that no plugin reaches in time. Hence nothing but `sys` may be imported here.
+`deploy/local/setup.py` copies this file into site-packages, with a `.pth` line that imports it in every interpreter:
+vLLM and Ray start processes that no plugin reaches in time. Hence nothing but `sys` may be imported here.
 """
 
 import sys
@@ -17,9 +18,9 @@ SCHEMAS = {
 
 
 class TorchvisionCure:
-    """A finder that finds nothing: it acts when torchvision, its C++ library tried, is about to attach shape functions."""
+    """A finder that finds nothing: it acts once torchvision has tried its C++ library, before the shape functions."""
 
-    library: object = None  # torch forgets the schemas once their library object is collected
+    library: object = None  # torch forgets the schemas once their library is collected
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
@@ -30,14 +31,15 @@ class TorchvisionCure:
 
     @classmethod
     def declare_missing(cls) -> None:
-        """Declare each operator a working torchvision would have; with CUDA a missing one is a real fault, left to fail."""
+        """Declare the operators no C++ library did; with CUDA their absence is a real fault, left to fail."""
         import torch
 
         missing = [schema for op, schema in SCHEMAS.items() if not hasattr(torch.ops.torchvision, op)]
         if torch.version.cuda is None and missing:
-            cls.library = library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for schema in missing:
                 library.define(schema)  # type: ignore[no-untyped-call]
+            cls.library = library
 
 
 sys.meta_path.insert(0, TorchvisionCure)

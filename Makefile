@@ -1,0 +1,33 @@
+# `make train` and `make test` need Linux, make and Python 3.11 or later; everything else is installed into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ARGS ?=
+export OMP_NUM_THREADS ?= 1
+RUN = .venv/bin/python -m
+CODE = common rollout learner tests deploy/local
+
+.PHONY: setup train test lint lock clean
+
+setup:
+	@$(PYTHON) deploy/local/setup.py
+
+train: setup
+	$(RUN) learner.main $(ARGS)
+
+test: setup
+	$(RUN) pytest $(ARGS)
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy $(CODE)
+
+# Needs uv on the PATH; where no index offers torch's CPU build, UV_FIND_LINKS names a folder that holds its wheel.
+COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+lock:
+	$(COMPILE) --extra cpu --extra dev -o requirements-cpu.lock \
+	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
+	env -u UV_FIND_LINKS $(COMPILE) --extra gpu --extra dev -o requirements-gpu.lock
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
