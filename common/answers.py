@@ -51,7 +51,7 @@ def extract(completion: str, mode: Mode) -> str | None:
 
 
 def is_well_formed(completion: str, mode: Mode) -> bool:
-    """No-think: one line that is not blank, without tags. Think: one thought, then one answer, neither blank, no more."""
+    """No-think: one line, not blank, without tags. Think: one thought, then one answer, neither blank, nothing else."""
     if mode == "no_think":
         one_line = completion.splitlines() == [completion] and bool(completion.strip())
         return one_line and not any(tag in completion for tag in TAGS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
+from common.hub import unreachable
 
 
 class RewardModel:
@@ -22,7 +24,7 @@ class RewardModel:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
             self.model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
             raise _unreadable(path, error) from error
         if report["missing_keys"]:  # transformers would go on with random numbers
             raise ModelError(
@@ -58,9 +60,15 @@ def check_reward_model(path: str) -> None:
     """Read the model's configuration only. Raises ModelError if it cannot be read or has not exactly one output."""
     from transformers import AutoConfig
 
+    if not Path(path).is_dir() and (reason := unreachable()):
+        raise ModelError(
+            f"reward model {path} is no folder and the hub cannot be reached",
+            got=reason,
+            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
+        )
     try:
         outputs = AutoConfig.from_pretrained(path).num_labels
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the files are not ours
         raise _unreadable(path, error) from error
     if outputs != 1:
         raise ModelError(
@@ -73,6 +81,6 @@ def check_reward_model(path: str) -> None:
 def _unreadable(path: str, error: Exception) -> ModelError:
     return ModelError(
         f"reward model {path} cannot be read",
-        got=f"{type(error).__name__}: {error}",
+        got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
         remedy="give the id or folder of a sequence-classification model with its tokenizer",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.answers import TAGS, Mode, extract, is_right, is_valid, is_well_formed
@@ -13,6 +13,8 @@ from common.answers import TAGS, Mode, extract, is_right, is_valid, is_well_form
 LONG_LIST = "Please choose one from list [ ant, elephant, tiger, tiger shark]."
 WELL_FORMED = "<think>t</think>\n<answer>a</answer>"
 NFC, NFD = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+
+unhurried = settings(deadline=None)  # the cores are shared
 
 # Any text that is not itself markup; surrogates are no text.
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), max_size=12)
@@ -22,6 +24,7 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
 
 
+@unhurried
 @given(plain, plain)
 def test_no_think_is_right_iff_the_completion_is_the_label(completion: str, label: str) -> None:
     same = unicodedata.normalize("NFC", completion) == unicodedata.normalize("NFC", label)
@@ -29,6 +32,7 @@ def test_no_think_is_right_iff_the_completion_is_the_label(completion: str, labe
     assert is_right(unicodedata.normalize("NFD", label), label, mode="no_think")
 
 
+@unhurried
 @given(plain, plain, plain)
 def test_think_is_right_iff_the_one_answer_is_the_label(thought: str, answer: str, label: str) -> None:
     completion = f"<think>{thought}</think>\n<answer>{answer}</answer>"
@@ -37,6 +41,7 @@ def test_think_is_right_iff_the_one_answer_is_the_label(thought: str, answer: st
     assert not is_right(f"{completion}<answer>{label}</answer>", label, mode="think")
 
 
+@unhurried
 @given(plain, plain)
 def test_lenient_accepts_everything_that_strict_does(completion: str, label: str) -> None:
     for mode in ("no_think", "think"):
@@ -76,7 +81,7 @@ def test_wrong_labels_the_seed_let_pass(given_answer: str, label: str) -> None:
         ("tiger or ant", "tiger", False),
         (LONG_LIST, "tiger", False),
         ("ti\u200bger", "tiger", False),  # zero-width space
-        ("tіger", "tiger", False),  # Cyrillic і
+        ("t\u0456ger", "tiger", False),  # a Cyrillic letter that looks like i
         ("c.t", "cat", False),
         ("cat", "c.t", False),
         ("a.*(b", "a.*(b", True),
@@ -154,6 +159,7 @@ def test_valid_is_one_of_the_candidates_or_else_well_formed() -> None:
     assert is_valid("<think>t</think><answer>dog</answer>", "think")
 
 
+@unhurried
 @given(st.sampled_from(TAGS), st.integers(0, len(WELL_FORMED)))
 def test_one_tag_more_anywhere_is_malformed(tag: str, place: int) -> None:
     assert is_well_formed(WELL_FORMED, "think")

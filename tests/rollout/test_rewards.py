@@ -142,3 +142,9 @@ def test_a_reward_model_needs_its_trained_head(tmp_path: Path) -> None:
 def test_an_unreadable_reward_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         check_functions(RewardConfig(functions={f"model:{tmp_path}": 1.0}))
+
+
+def test_a_reward_model_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.rewards.model.unreachable", lambda: "no route to the hub")
+    with pytest.raises(ModelError, match="no route to the hub"):
+        check_functions(RewardConfig(functions={"model:someone/some-reward": 1.0}))
