@@ -69,7 +69,7 @@ class DataConfig(_Section):
     """Refuse a row whose label is not in the list its question offers."""
     max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
     cache_mb: NonNegative = 512
-    """Host memory for preprocessed images."""
+    """Host memory for the decoded images of each split, and as much again for what the processor makes of them."""
 
 
 class RolloutConfig(_Section):

@@ -52,6 +52,11 @@ class _Features:
     pixel_values: npt.NDArray[np.float32] | None
     image_grid_thw: tuple[tuple[int, int, int], ...]
 
+    @property
+    def nbytes(self) -> int:
+        ids = 8 * (len(self.text_ids) + len(self.token_ids))
+        return ids if self.pixel_values is None else ids + self.pixel_values.nbytes
+
 
 class PromptEncoder:
     """Examples to prompts. One processor makes ids and pixels for engine and learner alike."""
@@ -72,8 +77,7 @@ class PromptEncoder:
                 features = self._features(example.problem, example.image)
             except BadRowError as fault:
                 raise DataError(f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy) from fault
-            nbytes = 0 if features.pixel_values is None else features.pixel_values.nbytes
-            self._cache.put(key, features, nbytes)
+            self._cache.put(key, features, features.nbytes)
         return Prompt(
             example=example,
             text_ids=features.text_ids,

@@ -27,7 +27,7 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
     """
     if path == digits.NAME:
         return {"train": digits.digits, "test": digits.digits}
-    place = Path(path).expanduser()
+    place = Path(path).expanduser().absolute()
     if place.is_file() and place.suffix == ".parquet":
         return parquet_file(place)
     if place.is_dir():

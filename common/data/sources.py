@@ -112,6 +112,12 @@ def load_held_out(data: DataConfig) -> ExampleSource | None:
 
     Raises DataError as `load` does.
     """
+    if data.eval_fraction and data.eval_path:
+        raise DataError(
+            "two places are named for the held-out rows",
+            got=f"data.eval_fraction = {data.eval_fraction:g} and data.eval_path = {data.eval_path}",
+            remedy="set data.eval_fraction to 0 or data.eval_path to null",
+        )
     if data.eval_fraction:
         table = _open(data.path, data.split, data, unnamed=True)
         return ExampleSource(table, sorted(_held_out_rows(table, data.eval_fraction)), data)

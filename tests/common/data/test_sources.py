@@ -115,6 +115,12 @@ def test_image_folder(tmp_path: Path) -> None:
     assert source[0].problem == "Which?\nPlease choose one from list [ cat, dog]."
 
 
+def test_a_relative_path_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "set", {"cat": 1})
+    monkeypatch.chdir(tmp_path)
+    assert load(config("set"), split="train")[0].image is not None
+
+
 def test_image_folder_with_splits_offers_every_class_in_each(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"cat": 1, "dog": 2})
     image_folder(tmp_path / "test", {"cat": 1})
@@ -144,6 +150,12 @@ def test_held_out_split_elsewhere(tmp_path: Path) -> None:
     held_out = load_held_out(config(here, eval_path=there, eval_split="test"))
     assert held_out is not None and (held_out[0].id, held_out[0].columns["note"]) == ("test/0", "b.parquet")
     assert load_held_out(config(here)) is None
+
+
+def test_two_places_for_held_out_rows_are_refused(tmp_path: Path) -> None:
+    path = image_folder(tmp_path, {"cat": 2})
+    with pytest.raises(DataError, match="two places"):
+        load_held_out(config(path, eval_path=path, eval_fraction=0.5))
 
 
 @pytest.mark.parametrize("names", [["set.parquet"], ["train.parquet", "val.parquet"]])
