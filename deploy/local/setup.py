@@ -1,7 +1,8 @@
 """Set up this checkout's `.venv`: CPU torch, the locked packages, the torchvision cure and Rollcall itself.
 
-`python3 deploy/local/setup.py`, with any Python from 3.11 on and only its standard library. A stamp in `.venv` says what
-was installed, so the next run does nothing. The stamp goes first and comes back last: an interrupted set-up starts afresh.
+`python3 deploy/local/setup.py`, with any Python from 3.11 on and only its standard library. A stamp in `.venv` says
+what was installed, so the next run does nothing. The stamp goes first and comes back last: an interrupted set-up
+starts afresh.
 """
 
 from __future__ import annotations
