@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +21,9 @@ from rollout import reward_pool
 from rollout.reward_pool import RewardPool
 from tests.rollout.reward_parts import group, prompt
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_session")]
 
 HERE = "tests.rollout.hostile_rewards"
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rc") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the home folder
-        import ray
-
-        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 @contextmanager
@@ -63,7 +51,7 @@ def dropped(outcomes: Sequence[ScoredGroup | Dropped]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_prompt_is_graded_against_its_own_label(local_ray: None, workers: int) -> None:
+def test_each_prompt_is_graded_against_its_own_label(workers: int) -> None:
     prompts, groups = batch(9)
     functions = {"accuracy": 2.0, "format": 0.5, f"{HERE}:prompt_number": 10.0}
     with open_pool(RewardConfig(functions=functions, workers=workers)) as pool:
@@ -77,7 +65,7 @@ def test_each_prompt_is_graded_against_its_own_label(local_ray: None, workers: i
     assert (pool.restarts, pool.rescored) == (0, 0)
 
 
-def test_scoring_overlaps_with_sampling(local_ray: None) -> None:
+def test_scoring_overlaps_with_sampling() -> None:
     prompts, groups = batch(3)
     done: list[str] = []
 
@@ -93,7 +81,7 @@ def test_scoring_overlaps_with_sampling(local_ray: None) -> None:
     assert done.index("sampling") >= 1, "the first group was held back until the last was sampled"
 
 
-def test_the_actor_needs_no_torch(local_ray: None) -> None:
+def test_the_actor_needs_no_torch() -> None:
     prompts, groups = batch(1)
     name = f"{HERE}:heavy_imports"
     with open_pool(RewardConfig(functions={"accuracy": 1.0, name: 1.0})) as pool:
@@ -110,9 +98,7 @@ def test_the_actor_needs_no_torch(local_ray: None) -> None:
         ("dies_on_odd", "killed its process", range(4, 7)),
     ],
 )
-def test_drop_names_the_function_and_scores_the_rest(
-    local_ray: None, function: str, reason: str, restarts: range
-) -> None:
+def test_drop_names_the_function_and_scores_the_rest(function: str, reason: str, restarts: range) -> None:
     prompts, groups = batch(6)
     name = f"{HERE}:{function}"
     config = RewardConfig(functions={"accuracy": 1.0, name: 1.0}, on_error="drop", max_drop_share=0.5, timeout_s=0.5)
@@ -125,7 +111,7 @@ def test_drop_names_the_function_and_scores_the_rest(
 
 
 @pytest.mark.parametrize("function", ["nan_on_odd", "hangs_on_odd", "dies_on_odd"])
-def test_stop_names_the_function_and_the_prompt(local_ray: None, function: str) -> None:
+def test_stop_names_the_function_and_the_prompt(function: str) -> None:
     prompts, groups = batch(2)
     name = f"{HERE}:{function}"
     with open_pool(RewardConfig(functions={name: 1.0}, timeout_s=0.5)) as pool:
@@ -134,7 +120,7 @@ def test_stop_names_the_function_and_the_prompt(local_ray: None, function: str) 
         assert scored(list(pool.score(prompts, groups[:1]))) == {"train/0": (1.0, 1.0, 1.0)}, "the stop left leftovers"
 
 
-def test_a_function_that_holds_the_interpreter_is_found_out(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_holds_the_interpreter_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_pool, "GRACE_S", 1.0)
     prompts, groups = batch(3)
     name = f"{HERE}:holds_the_interpreter"
@@ -146,7 +132,7 @@ def test_a_function_that_holds_the_interpreter_is_found_out(local_ray: None, mon
     assert pool.restarts == 2
 
 
-def test_a_process_killed_from_outside_costs_no_group(local_ray: None, tmp_path: Path) -> None:
+def test_a_process_killed_from_outside_costs_no_group(tmp_path: Path) -> None:
     witness = tmp_path / "died"
     prompts = {"train/0": prompt(0, "cat", witness=str(witness))}
     with open_pool(RewardConfig(functions={f"{HERE}:dies_once": 1.0})) as pool:
@@ -156,7 +142,7 @@ def test_a_process_killed_from_outside_costs_no_group(local_ray: None, tmp_path:
         assert (pool.restarts, pool.rescored) == (1, 1)
 
 
-def test_an_idle_actor_that_was_killed_is_replaced(local_ray: None) -> None:
+def test_an_idle_actor_that_was_killed_is_replaced() -> None:
     prompts, groups = batch(2)
     with open_pool(RewardConfig()) as pool:
         (victim,) = pool.pids()
@@ -166,7 +152,7 @@ def test_an_idle_actor_that_was_killed_is_replaced(local_ray: None) -> None:
         assert pool.restarts == 1
 
 
-def test_too_large_a_share_of_drops_stops_the_run(local_ray: None) -> None:
+def test_too_large_a_share_of_drops_stops_the_run() -> None:
     prompts, groups = batch(24)
     config = RewardConfig(functions={f"{HERE}:nan_on_odd": 1.0}, on_error="drop", max_drop_share=0.2)
     with open_pool(config) as pool:
@@ -175,7 +161,7 @@ def test_too_large_a_share_of_drops_stops_the_run(local_ray: None) -> None:
             list(pool.score(prompts, groups[4:]))
 
 
-def test_an_actor_that_cannot_start_says_so(local_ray: None) -> None:
+def test_an_actor_that_cannot_start_says_so() -> None:
     prompts, groups = batch(1)
     config = RewardConfig(functions={"no_such_package:f": 1.0})
     with (
@@ -185,7 +171,7 @@ def test_an_actor_that_cannot_start_says_so(local_ray: None) -> None:
         list(pool.score(prompts, groups))
 
 
-def test_a_wait_that_runs_out_says_what_for_and_how_long(local_ray: None) -> None:
+def test_a_wait_that_runs_out_says_what_for_and_how_long() -> None:
     import ray
 
     def sleep(seconds: float) -> None:
@@ -196,7 +182,7 @@ def test_a_wait_that_runs_out_says_what_for_and_how_long(local_ray: None) -> Non
         get([sleeper.remote(2)], what="the sleeper", timeout_s=0.1)
 
 
-def test_close_leaves_no_process(local_ray: None) -> None:
+def test_close_leaves_no_process() -> None:
     with open_pool(RewardConfig(workers=2)) as pool:
         processes = [psutil.Process(pid) for pid in pool.pids()]
     _, alive = psutil.wait_procs(processes, timeout=10)
