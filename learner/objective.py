@@ -65,5 +65,5 @@ LOSSES: dict[str, Callable[[LossInputs], LossOutputs]] = {"grpo": grpo_loss}
 def _mean(per_token: Tensor, inputs: LossInputs) -> Tensor:
     """() this pack's share of the mean over sequences of the mean over tokens."""
     lengths = torch.bincount(inputs.row, minlength=len(inputs.advantage))
-    sums = torch.zeros_like(inputs.advantage).index_add(0, inputs.row, per_token)
+    sums = per_token.new_zeros(len(inputs.advantage)).index_add(0, inputs.row, per_token)
     return (sums / lengths).sum() / inputs.sequences

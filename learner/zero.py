@@ -130,16 +130,17 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
         try:
             Path(path).mkdir(parents=True, exist_ok=exist_ok)
         except OSError as error:
-            self.error = self.error or error
+            self._remember(error, path)
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
             with Path(path).open("wb") as file:
                 torch.save(state_dict, file)
         except OSError as error:
-            self.error = self.error or error
-        except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
-            self.error = self.error or OSError(f"{path}: {error}")
+            self._remember(error, path)
+
+    def _remember(self, error: OSError, path: str) -> None:
+        self.error = self.error or OSError(error.errno, error.strerror, path)
 
 
 def _settings(model: Any, config: Config) -> dict[str, Any]:
