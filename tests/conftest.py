@@ -1,0 +1,55 @@
+"""What all tests share: one thread, no network, and the models that take seconds to make."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch. Threads of several processes on two cores would spin against each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_AUTH_MODE"] = "token"  # of clusters the tests start; nothing is left in the home folder
+os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests that need actors; its CPUs are numbers, not cores."""
+    import ray
+
+    with tempfile.TemporaryDirectory(
+        prefix="rc", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:  # socket paths are short
+        ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits_model() -> Path:
+    """Folder of the embedded model, out of the cache that a run uses too."""
+    from learner.embedded import ensure_model
+
+    return ensure_model()
+
+
+@pytest.fixture(scope="session")
+def random_qwen2vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Qwen2-VL."""
+    from tests.models import build_random_model
+
+    return build_random_model(tmp_path_factory.mktemp("random") / "qwen2_vl", seed=1)
+
+
+@pytest.fixture(scope="session")
+def random_qwen2_5vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Qwen2.5-VL."""
+    from tests.models import build_random_model
+
+    return build_random_model(tmp_path_factory.mktemp("random") / "qwen2_5_vl", seed=1, architecture="qwen2_5_vl")
