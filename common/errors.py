@@ -58,6 +58,10 @@ class EngineError(RollcallError):
     """A rollout engine cannot serve: dead beyond its restarts, stale weights, or refused weights."""
 
 
+class BrokenEngineError(EngineError):
+    """An engine failed in mid-work and must not be used again: only a new process is clean."""
+
+
 class DeadlineError(RollcallError):
     """A named wait ran past its deadline."""
 

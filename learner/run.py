@@ -242,6 +242,7 @@ def _resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> 
         found = store.newest()
         path = found.path if found else None
     if path is None:
+        folder.describe(config)  # nothing to go on from: a fresh start
         return None
     state = read_state(path)
     check_compatible(state.config, config)

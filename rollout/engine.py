@@ -7,14 +7,13 @@ start and finish of a weight update.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from common.errors import EngineError
+from common.errors import BrokenEngineError, EngineError
 from common.types import Completion, FailedGroup, FinishReason, GenerationRequest, Group, WeightManifest
 
 if TYPE_CHECKING:
@@ -103,22 +102,20 @@ class RolloutEngine:
 
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
+            BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
-        from rollout.weights import receive
+        from rollout.weights import load_weights, receive
 
         tensors = receive(manifest)
+        keep = manifest.vision_unchanged and self._version is not None
+        self._version = None  # half-loaded weights must never serve
         try:
-            self._load(tensors, manifest)
-        except BaseException:  # noqa: BLE001 (whatever it was, this process cannot go on)
-            self._die("while loading weights")  # half-loaded weights must never serve
+            load_weights(self._llm, tensors, keep_image_features=keep)
+        except Exception as error:
+            raise self._broken("loading weights", error) from error
+        self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
         return manifest.version
-
-    def _load(self, tensors: Any, manifest: WeightManifest) -> None:
-        from rollout.weights import load_weights
-
-        load_weights(self._llm, tensors, keep_image_features=manifest.vision_unchanged and self._version is not None)
-        self._llm.llm_engine.set_weight_version(str(manifest.version))
 
     def generate(
         self, requests: Sequence[GenerationRequest], version: int
@@ -129,6 +126,7 @@ class RolloutEngine:
 
         Raises:
             EngineError: this engine does not hold the version asked for.
+            BrokenEngineError: vLLM failed in a step; nothing is served any more.
         """
         if self._version != version:
             raise EngineError(
@@ -141,9 +139,9 @@ class RolloutEngine:
         except GeneratorExit:
             self._abort_all()
             raise
-        except BaseException:  # noqa: BLE001 (whatever it was, this process cannot go on)
-            # An exception inside a step leaves its requests in the scheduler for ever: only a new process is clean.
-            self._die("while generating")
+        except Exception as error:
+            self._version = None  # a failed step leaves its requests in the scheduler for ever: later calls would spin
+            raise self._broken("generating", error) from error
 
     def _generate(
         self, requests: Sequence[GenerationRequest], version: int
@@ -228,11 +226,12 @@ class RolloutEngine:
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
-    def _die(self, when: str) -> NoReturn:
-        print(f"rollcall: engine {self._id} ends itself after an error {when}", file=sys.stderr)
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    def _broken(self, doing: str, error: Exception) -> BrokenEngineError:
+        return BrokenEngineError(
+            f"engine {self._id} failed while {doing}",
+            got="".join(traceback.format_exception(error)).strip(),
+            remedy="the fleet replaces it; if every replacement fails alike, the cause is in the trace above",
+        )
 
 
 def _build(spec: EngineSpec) -> LLM:

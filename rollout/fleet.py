@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import Config
-from common.errors import EngineError
+from common.errors import BrokenEngineError, EngineError
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.engine import EngineInfo, EngineSpec, RolloutEngine
 
@@ -190,10 +190,8 @@ class RolloutFleet:
 
         try:
             held = ray.get(member.loading, timeout=self._load_timeout_s)
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
-        except ray.exceptions.RayActorError as error:
-            self._replace(member, _why(error))
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            self._replace(member, _loss(error))
             return
         member.loading = None
         if not member.joined:
@@ -293,10 +291,8 @@ class RolloutFleet:
             if stream.waiting:
                 raise _LostError(f"ended its stream owing {len(stream.waiting)} groups") from None
             return None
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            raise _LostError(_why(error)) from error
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError) as error:
+            raise _LostError(_loss(error)) from error
         for group in groups:
             del stream.waiting[group.prompt_id]
         stream.deadline = self._step_limit()
@@ -315,12 +311,16 @@ def _owed(streams: dict[Any, _Stream], member: _Member) -> list[GenerationReques
     return [request for one in streams.values() if one.member is member for request in one.waiting.values()]
 
 
-def _why(error: BaseException) -> str:
+def _loss(error: BaseException) -> str:
+    """Why an engine must be replaced, in words.
+
+    Raises:
+        Whatever the engine raised of its own that a replacement would raise too.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BrokenEngineError):
+        return str(cause.got)
+    if isinstance(cause, Exception):
+        raise cause from error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _cause(error: Any) -> BaseException:
-    """The exception the engine raised, out of Ray's wrapping."""
-    cause = error.cause
-    return cause if isinstance(cause, BaseException) else error

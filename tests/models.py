@@ -67,10 +67,10 @@ _TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,  # of 32: vLLM has no CPU attention for 16
+    "num_key_value_heads": 1,
     "max_position_embeddings": 2048,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
 }
 _VISION: dict[str, Any] = {"depth": 2, "num_heads": 2}
 _VISION_2: dict[str, Any] = {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
