@@ -47,7 +47,7 @@ def reserve(bundles: Sequence[Mapping[str, float]], *, strategy: str, what: str,
     from ray.util.placement_group import placement_group, remove_placement_group
 
     asked = [_without_zeros(bundle) for bundle in bundles]
-    held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    held: dict[str, float] = ray.cluster_resources()
     too_small = any(amount > held.get(name, 0.0) for name, amount in _total(asked).items())
     if timeout_s == 0 and too_small:
         raise _shortage(asked, strategy, what)
@@ -71,8 +71,8 @@ def _total(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _shortage(bundles: Sequence[Mapping[str, float]], strategy: str, what: str) -> PlacementError:
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()
+    free: dict[str, float] = ray.available_resources()
     return PlacementError(
         f"the cluster cannot hold {what}: {len(bundles)} x {dict(bundles[0])}, placed {strategy}",
         got=", ".join(

@@ -92,12 +92,12 @@ def build_model(folder: Path, data: DataConfig) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
-            model = Qwen2VLForConditionalGeneration(_config(tokenizer))  # type: ignore[no-untyped-call]
+            model = Qwen2VLForConditionalGeneration(_config(tokenizer))
             _warm_up(model, tokenizer, PromptEncoder(processor, data), examples)
     finally:
         torch.set_num_threads(threads)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**ends)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

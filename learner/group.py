@@ -43,8 +43,8 @@ class LearnerGroup:
             self._actor(index).remote(config, rank=index, model_path=model_path, banned=banned, steps=steps)
             for index in range(learner.ranks)
         ]
-        meeting_point = self._ranks[0].meeting_point.remote()
-        self._started = [rank.start.remote(meeting_point) for rank in self._ranks]
+        store = self._ranks[0].open_store.remote()
+        self._started = [rank.start.remote(store) for rank in self._ranks]
 
     def ready(self, timeout_s: float) -> None:
         """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
@@ -89,7 +89,7 @@ class LearnerGroup:
         Returns the keywords of vLLM's NCCLWeightTransferInitInfo for the first engine; `rank_offset` of the next one is
         that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
         """
-        point = self._ranks[0].meeting_point.remote()
+        point = self._ranks[0].free_port.remote()
         ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
         self._joining = [rank.join_engines.remote(address, port, world_size) for rank in self._ranks]
         return {

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from common.config import Config
 from common.errors import LearnerError
@@ -52,7 +53,7 @@ class RankStats:
 
 
 class LearnerRank:
-    """Every public method but `meeting_point` is a collective: all ranks run it, in the same order."""
+    """Every public method but `open_store` and `free_port` is a collective: all ranks run it, in the same order."""
 
     def __init__(self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int) -> None:
         self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
@@ -63,16 +64,20 @@ class LearnerRank:
             "banned": banned,
         }
 
-    def meeting_point(self) -> tuple[str, int]:
-        """Address and a free port of this node."""
-        import ray
+    def open_store(self) -> tuple[str, int]:
+        """Where the ranks meet. It is held open: a port that was only found free is another's by the time all come."""
+        address = _own_address()
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
 
+    def free_port(self) -> tuple[str, int]:
+        """Address and a port of this node that is free now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), probe.getsockname()[1]  # type: ignore[no-untyped-call]
+            return _own_address(), probe.getsockname()[1]
 
-    def start(self, meeting_point: tuple[str, int]) -> None:
-        """Join the others, load the model, partition it."""
+    def start(self, store: tuple[str, int]) -> None:
+        """Join the others at `open_store`'s address, load the model, partition it."""
         from learner import zero
 
         config = self._config
@@ -81,8 +86,9 @@ class LearnerRank:
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
         torch.manual_seed(config.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        address, port = meeting_point
-        self._device = zero.meet(config, rank=self._rank, address=address, port=port)
+        if self._rank:
+            self._store = TCPStore(*store, is_master=False)
+        self._device = zero.meet(config, rank=self._rank, store=self._store)
         self._engine = zero.trained(self._policy(), config)
         self._reference = (
             zero.frozen(load_model(self._model_path, config), config, self._device) if config.learner.beta else None
@@ -249,10 +255,16 @@ def load_model(path: str, config: Config) -> Any:
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     return AutoModelForImageTextToText.from_pretrained(
         path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
     )
+
+
+def _own_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def _model_folder(path: str, config: Config) -> Path:

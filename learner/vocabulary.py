@@ -50,7 +50,7 @@ def build_processor(texts: Iterable[str], *, size_limit: int) -> Qwen2VLProcesso
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     sizes = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-    return Qwen2VLProcessor(  # type: ignore[no-untyped-call]
+    return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=_train_tokenizer(texts, size_limit),
         video_processor=Qwen2VLVideoProcessor(**sizes),
@@ -75,7 +75,7 @@ def _train_tokenizer(texts: Iterable[str], size_limit: int) -> PreTrainedTokeniz
     )
     tokenizer.train_from_iterator(_between_special_tokens(texts), trainer)
     made = {"tokenizer_object": tokenizer, "eos_token": TURN_END, "pad_token": PAD}
-    return PreTrainedTokenizerFast(**made)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(**made)
 
 
 def _between_special_tokens(texts: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ import deepspeed
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from common.config import Config
 from common.errors import CheckpointError
@@ -27,21 +28,27 @@ TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
 LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
 
 
-def meet(config: Config, *, rank: int, address: str, port: int) -> torch.device:
+def meet(config: Config, *, rank: int, store: Store) -> torch.device:
     """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
     deepspeed.utils.logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(config.learner.ranks)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(config.learner.ranks),
+    }  # DeepSpeed reads them
     cuda = config.cluster.device == "cuda"
     if not cuda:  # DeepSpeed would compile a C++ extension for minutes, and fail where there is no compiler
         vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
+    backend = "nccl" if cuda else "gloo"
+    torch.distributed.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=config.learner.ranks,
         timeout=timedelta(seconds=config.learner.step_timeout_s),
     )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
 
 

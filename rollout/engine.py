@@ -176,7 +176,7 @@ class RolloutEngine:
             if mismatch is None:
                 self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
         except (ValueError, VLLMError) as error:
-            return f"the engine refused the prompt: {type(error).__name__}: {error}"
+            return f"the engine refused the prompt: {_root_cause(error)}"
         return mismatch
 
     def _mismatch(self, request: GenerationRequest, rendered: Any) -> str | None:
@@ -287,6 +287,13 @@ def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
             return logits.index_fill_(1, self._ids, float("-inf"))
 
     return BanTokens
+
+
+def _root_cause(error: BaseException) -> str:
+    """vLLM's own words say that a processor failed; what it failed of stands at the bottom of the chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 def _completion(output: Any) -> Completion:

@@ -42,10 +42,10 @@ def build_random_model(folder: Path, *, seed: int, architecture: Architecture = 
             config = transformers.Qwen2VLConfig(vision_config={**_VISION, **_VISION_2}, **shared)
         else:
             config = transformers.Qwen2_5_VLConfig(vision_config={**_VISION, **_VISION_2_5}, **shared)
-        model: Any = transformers.AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+        model: Any = transformers.AutoModelForImageTextToText.from_config(config)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.generation_config = transformers.GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+    model.generation_config = transformers.GenerationConfig(**ends)
     model.save_pretrained(folder)
     _own(processor, architecture).save_pretrained(folder)
     return folder
@@ -60,7 +60,7 @@ def _own(processor: Any, architecture: Architecture) -> Any:
     parts = {
         name: getattr(processor, name) for name in ("image_processor", "tokenizer", "video_processor", "chat_template")
     }
-    return Qwen2_5_VLProcessor(**parts)  # type: ignore[no-untyped-call]
+    return Qwen2_5_VLProcessor(**parts)
 
 
 _TEXT: dict[str, Any] = {

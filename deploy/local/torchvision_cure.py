@@ -36,9 +36,9 @@ class TorchvisionCure:
 
         missing = [schema for op, schema in SCHEMAS.items() if not hasattr(torch.ops.torchvision, op)]
         if torch.version.cuda is None and missing:
-            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            library = torch.library.Library("torchvision", "FRAGMENT")
             for schema in missing:
-                library.define(schema)  # type: ignore[no-untyped-call]
+                library.define(schema)
             cls.library = library
 
 

@@ -62,7 +62,7 @@ def packed_loss(
 
 def gradient_of(loss: Tensor, model: Any) -> Tensor:
     model.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     return oracle.gradient(model)
 
 
@@ -114,7 +114,7 @@ def test_images_belong_to_their_prompts() -> None:
 
     def by_group(batch: Sequence[ScoredGroup]) -> Sequence[Tensor]:
         pack = build_pack(batch, policy, banned=())
-        return packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach().split(6)
+        return torch.split(packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach(), 6)
 
     right, wrong = by_group(groups), by_group(swapped)
     alone = [by_group([scored])[0] for scored in groups]

@@ -158,7 +158,7 @@ def twin() -> Twin:
     for step in range(3):
         optimizer.param_groups[0]["lr"] = learning_rate(step, peak=LR, steps=STEPS, warmup_steps=0, schedule="linear")
         optimizer.zero_grad()
-        oracle.loss(policy, reference, batch(step), SETTINGS, beta=BETA).backward()
+        torch.autograd.backward(oracle.loss(policy, reference, batch(step), SETTINGS, beta=BETA))
         norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP)))
         optimizer.step()
     return Twin(norms, {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}, logprobs)
@@ -285,5 +285,5 @@ def test_bfloat16_follows_float32(ray_session: None, model_path: Path, stage: in
 
 def oracle_norm() -> float:
     policy = tiny.model()
-    oracle.loss(policy, policy, batch(0), SETTINGS, beta=0.0).backward()
+    torch.autograd.backward(oracle.loss(policy, policy, batch(0), SETTINGS, beta=0.0))
     return float(oracle.gradient(policy).norm())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_packs_keep_the_order_and_the_budget(lengths: list[int], ranks: int, bud
         assert flat == sorted(flat)
         sizes = [[lengths[index] for index in groups] for groups in real]
         assert all(sum(size) <= budget or len(size) == 1 for size in sizes)
-        assert all(sum(now) + after[0] > budget for now, after in zip(sizes, sizes[1:], strict=False)), "room wasted"
+        assert all(sum(now) + after[0] > budget for now, after in pairwise(sizes)), "room wasted"
 
 
 def test_ranks_differ_by_one_group_at_most() -> None:

@@ -13,9 +13,15 @@ from tests.rollout.policy import Policy
 
 
 @pytest.fixture(scope="session")
-def policy(random_qwen2vl: Path) -> Policy:
-    """The learner's side of the engine's model."""
+def _policy(random_qwen2vl: Path) -> Policy:
     return Policy(random_qwen2vl)
+
+
+@pytest.fixture
+def policy(_policy: Policy) -> Policy:
+    """The learner's side of the engine's model, with the weights it was made with."""
+    _policy.reset()
+    return _policy
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +38,8 @@ def fleet_config(random_qwen2vl: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def fleet(ray_session: None, fleet_config: Config, policy: Policy) -> Iterator[RolloutFleet]:
-    spec = engine_spec(fleet_config, model_path=fleet_config.model.path, banned=policy.banned)
+def fleet(ray_session: None, fleet_config: Config, _policy: Policy) -> Iterator[RolloutFleet]:
+    spec = engine_spec(fleet_config, model_path=fleet_config.model.path, banned=_policy.banned)
     fleet = RolloutFleet(fleet_config, spec, on_event=lambda kind, **fields: None)
     fleet.ready()
     yield fleet

@@ -29,8 +29,13 @@ class Policy:
         config = ModelConfig(path=str(folder), dtype="float32")
         processor = load_processor(config)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.encoder = PromptEncoder(processor, DataConfig(path="unused", max_prompt_tokens=160))
         self.banned = banned_token_ids(load_model_config(config), processor.tokenizer, eos_token_ids(config))
+
+    def reset(self) -> None:
+        """Back to the weights it was made with."""
+        self.model.load_state_dict(self._initial)
 
     def prompt(self, number: int, *, size: tuple[int, int] = (56, 56), question: str = "one or two?") -> Prompt:
         """A random image of (height, width) and a question."""

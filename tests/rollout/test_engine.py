@@ -94,22 +94,18 @@ def test_law_5_tokens_depend_on_the_seed_alone(fleet: RolloutFleet, policy: Poli
 def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Policy) -> None:
     """The head is turned towards the image token; neither side may give it any probability."""
     embedding = policy.model.get_input_embeddings().weight
-    kept = embedding.detach().clone()
     image = policy.model.config.image_token_id
     assert image in policy.banned
     with torch.no_grad():
-        embedding.mul_(0.01)
-        embedding[image] = 50 * kept[image]
-    try:
-        policy.push(fleet, 3)
-        prompts = [policy.prompt(n) for n in range(4)]
-        found = groups(fleet, [request(prompt, seed=n) for n, prompt in enumerate(prompts)])
-        sampled = {token for group in found for one in group.completions for token in one.token_ids}
-        assert not sampled & set(policy.banned)
-        assert policy.gap(prompts, found, SAMPLED) < TIGHT
-    finally:
-        with torch.no_grad():
-            embedding.copy_(kept)
+        embedding[image] *= 50
+        embedding[:image] *= 0.01
+        embedding[image + 1 :] *= 0.01
+    policy.push(fleet, 3)
+    prompts = [policy.prompt(n) for n in range(4)]
+    found = groups(fleet, [request(prompt, seed=n) for n, prompt in enumerate(prompts)])
+    sampled = {token for group in found for one in group.completions for token in one.token_ids}
+    assert not sampled & set(policy.banned)
+    assert policy.gap(prompts, found, SAMPLED) < TIGHT
 
 
 def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: RolloutFleet, policy: Policy) -> None:
@@ -121,7 +117,7 @@ def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: Rollou
     narrow = dataclasses.replace(narrow, image=np.zeros((4, 2000, 3), dtype=np.uint8))
     found = {one.prompt_id: one for one in fleet.generate([good, cut, resized, narrow])}
     assert isinstance(found["test/0"], Group)
-    for prompt_id, word in [("test/1", "tokens"), ("test/2", "grid"), ("test/3", "aspect ratio")]:
+    for prompt_id, word in [("test/1", "tokens"), ("test/2", "cut the image"), ("test/3", "aspect ratio")]:
         failed = found[prompt_id]
         assert isinstance(failed, FailedGroup)
         assert failed.fault == "data"
