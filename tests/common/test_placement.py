@@ -1,0 +1,78 @@
+"""No wait on Ray hangs, and no placement either."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from common.errors import DeadlineError, PlacementError, RewardError
+from common.placement import get, reserve
+
+pytestmark = pytest.mark.engine
+
+
+class _Part:
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def refuse(self) -> None:
+        raise RewardError("what", got="got", remedy="remedy")
+
+    def break_down(self) -> None:
+        raise KeyError("key")
+
+
+@pytest.fixture(scope="module")
+def part(ray_session: None) -> Any:
+    import ray
+
+    part: Any = ray.remote(num_cpus=0)(_Part).remote()
+    ray.get(part.sleep.remote(0), timeout=60)
+    return part
+
+
+def test_a_wait_past_its_deadline_is_named(part: Any) -> None:
+    with pytest.raises(DeadlineError, match=r"the slow part(.|\n)*1 of 2 still missing after 0.5 s"):
+        get([part.sleep.remote(0), part.sleep.remote(5)], what="the slow part", timeout_s=0.5)
+
+
+def test_an_error_of_ours_arrives_as_it_was_raised(part: Any) -> None:
+    with pytest.raises(RewardError) as caught:
+        get([part.refuse.remote()], what="it", timeout_s=30)
+    assert type(caught.value) is RewardError
+    assert (caught.value.what, caught.value.got, caught.value.remedy) == ("what", "got", "remedy")
+
+
+def test_other_errors_pass_through(part: Any) -> None:
+    with pytest.raises(KeyError, match="key"):
+        get([part.break_down.remote()], what="it", timeout_s=30)
+
+
+@pytest.mark.parametrize("bundle", [{"CPU": 1000.0, "GPU": 0.0}, {"GPU": 64.0}])
+def test_too_small_a_cluster_is_refused_at_once_with_numbers(ray_session: None, bundle: dict[str, float]) -> None:
+    begin = time.monotonic()
+    with pytest.raises(PlacementError, match=r"the parts: 2 x (.|\n)*(2000|128) needed, .* free of"):
+        reserve([bundle] * 2, strategy="PACK", what="the parts", timeout_s=0)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_full_cluster_is_refused_in_time(ray_session: None) -> None:
+    """It would be large enough, but somebody holds it."""
+    import ray
+    from ray.util.placement_group import remove_placement_group
+
+    cpus = float(ray.cluster_resources()["CPU"])
+    held = reserve([{"CPU": cpus}], strategy="PACK", what="all of it", timeout_s=30)
+    try:
+        with pytest.raises(PlacementError, match="1 needed, 0 free"):
+            reserve([{"CPU": 1}], strategy="PACK", what="one more", timeout_s=0)
+    finally:
+        remove_placement_group(held)
+
+
+def test_members_that_ask_for_nothing_get_a_place(ray_session: None) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(reserve([{"CPU": 0, "GPU": 0}], strategy="PACK", what="nothing", timeout_s=0))

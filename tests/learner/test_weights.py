@@ -1,0 +1,116 @@
+"""Weights as bytes: whole, bit for bit, under every name, in buckets."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.types import WeightEntry
+from learner.weights import ALIGN, Meta, NcclSender, WeightSource, pack_bucket
+from tests.learner import tiny
+
+
+def source(module: torch.nn.Module, bucket_bytes: int) -> WeightSource:
+    return WeightSource(module, gathered=lambda tensors: nullcontext(), bucket_bytes=bucket_bytes)
+
+
+def meta(name: str, tensor: Tensor) -> Meta:
+    return Meta(name, tensor.dtype, tuple(tensor.shape))
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 5_000, 1_000_000_000])
+def test_buckets_hold_every_name_once_and_in_order(bucket_bytes: int) -> None:
+    model = tiny.model()
+    buckets = source(model, bucket_bytes).buckets()
+    assert [entry.name for bucket in buckets for entry in bucket] == list(model.state_dict())
+    assert "lm_head.weight" in model.state_dict(), "the tied head is sent too"
+    assert all(sum(entry.nbytes for entry in bucket) <= bucket_bytes or len(bucket) == 1 for bucket in buckets)
+
+
+def test_iterating_gives_what_metadata_declares() -> None:
+    model = tiny.model()
+    weights = source(model, 5_000)
+    pairs = list(weights)
+    assert [meta(name, tensor) for name, tensor in pairs] == weights.metadata()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in pairs)
+
+
+def test_bytes_are_the_tensors_bit_for_bit() -> None:
+    tensors = {
+        "half": torch.randn(3, 5).to(torch.bfloat16),
+        "full": torch.randn(7),
+        "turned": torch.randn(4, 6).T,
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 3),
+    }
+    entries, payload = pack_bucket([meta(*pair) for pair in tensors.items()], list(tensors.values()))
+
+    def read(entry: WeightEntry) -> Tensor:
+        raw = torch.from_numpy(payload)[entry.offset : entry.offset + entry.nbytes]
+        return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
+
+    assert all(torch.equal(read(entry), tensors[entry.name]) for entry in entries)
+    assert [entry.dtype for entry in entries] == ["bfloat16", *["float32"] * 4]
+    assert all(entry.offset % ALIGN == 0 for entry in entries)
+
+
+def test_a_tensor_that_was_not_gathered_is_never_sent() -> None:
+    """Fault 7: under ZeRO-3 an ungathered parameter is an empty tensor."""
+    with pytest.raises(RuntimeError, match="up_proj was not gathered"):
+        pack_bucket([Meta("up_proj", torch.float32, (4, 4))], [torch.empty(0)])
+
+
+class _Receiver:
+    """The engines' end of vLLM's packed NCCL transfer, without an engine."""
+
+    def receive(self, info: dict[str, Any], metas: list[Meta]) -> dict[str, Tensor]:
+        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
+
+        got: dict[str, Tensor] = {}
+        group = stateless_init_process_group(
+            info["master_address"], info["master_port"], info["rank_offset"], info["world_size"], torch.device("cuda:0")
+        )
+        packed_nccl_broadcast_consumer(
+            iterator=iter([(entry.name, (list(entry.shape), entry.dtype)) for entry in metas]),
+            group=group,
+            src=0,
+            post_unpack_func=lambda pairs: got.update({name: tensor.cpu() for name, tensor in pairs}),
+            buffer_size_bytes=info["packed_buffer_size_bytes"],
+        )
+        return got
+
+
+class _Sender:
+    def send(self, address: str, port: int, bucket_bytes: int) -> None:
+        sender = NcclSender(
+            source(tiny.model().cuda(), bucket_bytes), rank=0, vision_unchanged=False, bucket_bytes=bucket_bytes
+        )
+        sender.join(address, port, world_size=2)
+        sender.broadcast()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_nccl_carries_the_full_set(ray_session: None) -> None:
+    import ray
+
+    weights = source(tiny.model(), 20_000)
+    info = {
+        "master_address": "127.0.0.1",
+        "master_port": 29577,
+        "rank_offset": 1,
+        "world_size": 2,
+        "packed_buffer_size_bytes": 20_000,
+    }
+    on_gpu: Any = ray.remote(num_gpus=1)
+    receiver, sender = on_gpu(_Receiver).remote(), on_gpu(_Sender).remote()
+    sent = sender.send.remote("127.0.0.1", 29577, 20_000)
+    got: dict[str, Tensor] = ray.get(receiver.receive.remote(info, weights.metadata()), timeout=120)
+    ray.get(sent, timeout=120)
+    assert list(got) == [entry.name for entry in weights.metadata()]
+    assert all(torch.equal(got[name], tensor) for name, tensor in weights)
