@@ -67,13 +67,13 @@ def rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[str], *, timeout_s: float = 180) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[Any], *, timeout_s: float = 180) -> Any:
     """What `condition` gives once it gives something true; fails if the run ends before, or at the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        assert process.poll() is None, f"the run ended before {what}"
+        assert process.poll() is None, f"ended before {what}"
         time.sleep(0.02)
     raise AssertionError(f"no {what} in {timeout_s} s")
 

@@ -1,0 +1,99 @@
+"""As users run it on a cluster: `ray job submit -- python -m learner.main`, on pictures nobody here has seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tests import jobs
+
+pytestmark = pytest.mark.engine
+
+RECIPE = """
+name: shapes
+steps: 3
+model: {path: "embedded:tiny", dtype: float32}
+data: {path: PICTURES, eval_fraction: 0.25, image_size: 56, question: "What shape is in the photo?"}
+rollout: {prompts_per_step: 6, group_size: 4, max_completion_tokens: 4, gpus_per_engine: 0}
+learner: {lr: 5.0e-4, zero_stage: 1, gpus_per_rank: 0}
+cluster: {device: cpu}
+"""
+
+
+def draw_shapes(folder: Path, *, each: int) -> Path:
+    """Three classes of photographs, as folders: circles, squares and triangles of all sizes and colours."""
+    rng = np.random.default_rng(0)
+    for label in ("circle", "square", "triangle"):
+        (folder / label).mkdir(parents=True)
+        for number in range(each):
+            picture = Image.new("RGB", (64, 48), tuple(rng.integers(0, 90, 3).tolist()))
+            x, y, size = rng.integers(4, 20), rng.integers(4, 10), rng.integers(18, 30)
+            box, colour = (x, y, x + size, y + size), tuple(rng.integers(140, 255, 3).tolist())
+            pen = ImageDraw.Draw(picture)
+            if label == "circle":
+                pen.ellipse(box, fill=colour)
+            elif label == "square":
+                pen.rectangle(box, fill=colour)
+            else:
+                pen.polygon([(x, y + size), (x + size, y + size), (x + size // 2, y)], fill=colour)
+            picture.save(folder / label / f"{number}.jpg")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, str]]:
+    """A cluster that was there before the run; the environment in which `ray` commands reach it."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    dashboard = free_port()
+    with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ports = f"--port={free_port()} --dashboard-port={dashboard} --ray-client-server-port={free_port()}"
+        words = f"ray start --head --block {ports} --num-cpus=4 --temp-dir={folder} --disable-usage-stats".split()
+        with open(f"{folder}/console", "w") as console:
+            ray = subprocess.Popen(words, env=environment, stdout=console, stderr=subprocess.STDOUT)
+        url = f"http://127.0.0.1:{dashboard}"
+        jobs.wait_for("dashboard", lambda: answers(dashboard), ray, timeout_s=90)
+        yield {**environment, "RAY_API_SERVER_ADDRESS": url}
+        ray.terminate()  # not `ray stop`: that ends every Ray of this user
+        ray.wait(60)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
+    pictures = draw_shapes(tmp_path / "pictures", each=12)
+    recipe = tmp_path / "shapes.yaml"
+    recipe.write_text(RECIPE.replace("PICTURES", str(pictures)))
+    run_dir = tmp_path / "run"
+    job = f"ray job submit --working-dir {jobs.ROOT} -- python -m learner.main --config {recipe} --run-dir {run_dir}"
+    done = subprocess.run(job.split(), env=cluster, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["outcome"] == "finished"
+    assert summary["steps"] == 3
+    assert summary["max_logprob_gap"] < 1e-4
+    (final,) = (row for row in jobs.rows(run_dir, "evaluations.jsonl") if row["step"] == 3)
+    assert {label: rows for label, (_, rows) in final["per_class"].items()} == dict.fromkeys(
+        ("circle", "square", "triangle"), 3
+    )
+    samples = jobs.rows(run_dir, "samples.jsonl")
+    assert all("list [ circle, square, triangle]" in row["problem"] for row in samples)
