@@ -28,9 +28,10 @@ DIGITS = DataConfig(path="embedded:digits", image_size=56)
 MANIFEST = "manifest.json"
 RECIPE: dict[str, Any] = {
     "version": 1,  # raise it when the code below changes what is built
-    "seed": 0,
+    "seed": 4,
     "vocabulary_limit": 768,  # digits, both modes, fill 475
-    "warm_up": {"steps": 30, "batch": 32, "lr": 2e-3, "ramp": 20, "betas": (0.9, 0.99), "grad_clip": 1.0},
+    # Two more steps and the model is half right; over a longer ramp it is as right but ends fewer answers properly.
+    "warm_up": {"steps": 27, "batch": 32, "lr": 2e-3, "ramp": 10, "betas": (0.9, 0.99), "grad_clip": 1.0},
     "text": {
         "hidden_size": 128,
         "intermediate_size": 256,

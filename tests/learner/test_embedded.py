@@ -1,0 +1,180 @@
+"""The embedded model is a whole, ordinary Qwen2-VL, and its cache survives whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import learner.embedded as embedded
+from common.config import DataConfig, ModelConfig
+from common.data.sources import ExampleSource, load
+from common.errors import ModelError
+from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.prompts import PromptEncoder
+from learner.embedded import DIGITS, ensure_model
+
+LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def processor(digits_model: Path) -> Any:
+    return load_processor(ModelConfig(path=str(digits_model)))
+
+
+@pytest.fixture(scope="module")
+def held_out() -> ExampleSource:
+    return load(DIGITS, split="test")
+
+
+def fake_build(folder: Path, data: DataConfig) -> None:
+    """Takes no seconds, and is as deterministic."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+
+
+@pytest.mark.parametrize("mode", ["no_think", "think"])
+def test_prompt_is_17_tokens_4_of_them_visual(processor: Any, held_out: ExampleSource, mode: Any) -> None:
+    prompt = PromptEncoder(processor, DIGITS.model_copy(update={"mode": mode})).encode(held_out[0])
+    image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert len(prompt.token_ids) == 17 and prompt.token_ids.count(image) == 4
+    assert len(prompt.text_ids) == 14 and prompt.text_ids.count(image) == 1
+    assert prompt.image_grid_thw == ((1, 4, 4),)
+
+
+@pytest.mark.parametrize("piece", [*LABELS, "<think>", "</think>", "<answer>", "</answer>"])
+def test_every_piece_of_an_answer_is_one_token(processor: Any, piece: str) -> None:
+    (token,) = processor.tokenizer(piece)["input_ids"]
+    assert processor.tokenizer.decode([token]) == piece
+
+
+def test_any_other_text_survives_the_tokenizer(processor: Any) -> None:
+    text = "Näch­ste Frage:\n\t which BAE 146-200? 数字 🙂"
+    assert processor.tokenizer.decode(processor.tokenizer(text)["input_ids"]) == text
+
+
+def test_it_is_a_small_qwen2_vl_with_tied_embeddings(digits_model: Path, processor: Any) -> None:
+    from transformers import Qwen2VLForConditionalGeneration
+
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(digits_model)
+    assert 550_000 < sum(parameter.numel() for parameter in model.parameters()) < 650_000
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.config.text_config.vocab_size == len(processor.tokenizer)
+
+
+def test_only_end_of_turn_ends_an_answer(digits_model: Path, processor: Any) -> None:
+    path = ModelConfig(path=str(digits_model))
+    tokenizer, eos = processor.tokenizer, eos_token_ids(path)
+    assert tokenizer.convert_ids_to_tokens(sorted(eos)) == ["<|im_end|>"]
+    banned = banned_token_ids(load_model_config(path), tokenizer, eos)
+    names = ("endoftext", "image_pad", "video_pad", "vision_end", "vision_pad", "vision_start")
+    assert sorted(tokenizer.convert_ids_to_tokens(banned)) == [f"<|{name}|>" for name in names]
+
+
+def test_it_speaks_the_format_and_is_wrong_about_the_image(
+    digits_model: Path, processor: Any, held_out: ExampleSource
+) -> None:
+    answers = greedy(digits_model, processor, held_out)
+    assert sum(answer in LABELS for answer in answers) > 0.95 * len(answers)
+    right = sum(answer == held_out[row].label for row, answer in enumerate(answers)) / len(answers)
+    assert 0.15 <= right <= 0.40
+
+
+def greedy(folder: Path, processor: Any, source: ExampleSource) -> Sequence[str | None]:
+    """What the model answers to every row; None where no end of turn comes in time."""
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration
+
+    encoder = PromptEncoder(processor, DIGITS)
+    prompts = [encoder.encode(source[row]) for row in range(len(source))]
+    ids = torch.tensor([prompt.token_ids for prompt in prompts])  # (P, T): all prompts are equally long
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    tokens = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=torch.cat([torch.from_numpy(prompt.pixel_values) for prompt in prompts]),
+        image_grid_thw=torch.tensor([prompt.image_grid_thw[0] for prompt in prompts]),
+        mm_token_type_ids=(ids == processor.image_token_id).int(),
+        max_new_tokens=4,
+        do_sample=False,
+    )[:, ids.shape[1] :]
+    texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    ended = (tokens == processor.tokenizer.eos_token_id).any(dim=1).tolist()
+    return [text if end else None for text, end in zip(texts, ended, strict=True)]
+
+
+def test_found_again_without_a_build(digits_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(embedded, "build_model")
+    assert ensure_model() == digits_model
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "gone", "no manifest", "bad manifest"])
+def test_broken_folder_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    monkeypatch.setattr(embedded, "build_model", fake_build)
+    folder = ensure_model(tmp_path)
+    weights, manifest = folder / "model.safetensors", folder / "manifest.json"
+    whole = weights.read_bytes()
+    match harm:
+        case "flipped":
+            weights.write_bytes(whole[:-1] + b"\0")
+        case "cut":
+            weights.write_bytes(whole[:-1])
+        case "gone":
+            weights.unlink()
+        case "no manifest":
+            manifest.unlink()
+        case "bad manifest":
+            manifest.write_text("[")
+    assert ensure_model(tmp_path) == folder
+    assert weights.read_bytes() == whole and json.loads(manifest.read_text()).keys() == {"config.json", weights.name}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_build_that_loses_the_race_takes_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(folder: Path, data: DataConfig) -> None:
+        monkeypatch.setattr(embedded, "build_model", fake_build)
+        ensure_model(tmp_path)
+        fake_build(folder, data)
+
+    monkeypatch.setattr(embedded, "build_model", overtaken)
+    folder = ensure_model(tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == bytes(range(256))
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(folder: Path, data: DataConfig) -> None:
+        fake_build(folder, data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "build_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_model(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_cache_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"got:.*file(.|\n)*XDG_CACHE_HOME"):
+        ensure_model(tmp_path / "file" / "cache")
+
+
+def test_default_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "build_model", fake_build)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert ensure_model().parent == tmp_path / "rollcall"
+
+
+@pytest.mark.engine
+def test_two_processes_at_once_build_the_same_bytes(tmp_path: Path, digits_model: Path) -> None:
+    caches = [tmp_path / "shared", tmp_path / "shared", tmp_path / "own"]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        folders = list(pool.map(ensure_model, caches))
+    manifests = {(folder / "manifest.json").read_text() for folder in [*folders, digits_model]}
+    assert len(manifests) == 1 and list((tmp_path / "shared").iterdir()) == [folders[0]]
