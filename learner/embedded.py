@@ -54,7 +54,7 @@ def ensure_model(cache_dir: Path | None = None) -> Path:
     Raises:
         ModelError: the cache cannot be written.
     """
-    home = (cache_dir or _default_cache()) / f"digits-{_fingerprint(RECIPE)}"
+    home = (cache_dir or _default_cache()) / f"digits-{_fingerprint()}"
     if _is_sound(home):
         return home
     try:
@@ -186,8 +186,14 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollcall"
 
 
-def _fingerprint(recipe: object) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+def _fingerprint() -> str:
+    """Twelve hex digits over all that decides what is built, but the code."""
+    from common.data.digits import PROBLEM
+    from common.prompts import TEMPLATES
+    from learner.vocabulary import CHAT_TEMPLATE
+
+    decisive = [RECIPE, PROBLEM, dict(TEMPLATES), CHAT_TEMPLATE]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:

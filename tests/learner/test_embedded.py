@@ -171,6 +171,13 @@ def test_default_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ensure_model().parent == tmp_path / "rollcall"
 
 
+def test_another_prompt_text_is_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "build_model", fake_build)
+    before = ensure_model(tmp_path)
+    monkeypatch.setattr("common.prompts.TEMPLATES", {"no_think": "{problem} Answer!"})
+    assert ensure_model(tmp_path) != before
+
+
 @pytest.mark.engine
 def test_two_processes_at_once_build_the_same_bytes(tmp_path: Path, digits_model: Path) -> None:
     caches = [tmp_path / "shared", tmp_path / "shared", tmp_path / "own"]
