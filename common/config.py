@@ -20,6 +20,9 @@ Seconds = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+EMBEDDED_MODEL = "embedded:tiny"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
@@ -30,7 +33,7 @@ class ModelConfig(_Section):
     """Which model is trained."""
 
     path: str = "Qwen/Qwen2-VL-2B-Instruct"
-    """Hub id or folder of a Qwen2-VL or Qwen2.5-VL, or `embedded:digits`, the 0.6 M parameter one Rollcall makes."""
+    """Hub id or folder of a Qwen2-VL or Qwen2.5-VL, or `embedded:tiny`: 0.6 M parameters, made here for the data."""
     revision: str | None = None
     """Hub revision; pin it for a run that must be repeated."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

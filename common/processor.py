@@ -41,12 +41,12 @@ def load_processor(model: ModelConfig) -> Qwen2VLProcessor:
 
     Raises ModelError as `load_model_config` does, and when a part is missing.
     """
-    from transformers import AutoProcessor, Qwen2VLProcessor
+    from transformers import AutoProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor
 
     load_model_config(model)
     found: Any = _load(model, AutoProcessor.from_pretrained)
     parts = {
-        "Qwen2-VL processor": isinstance(found, Qwen2VLProcessor),
+        "Qwen2-VL processor": isinstance(found, Qwen2VLProcessor | Qwen2_5_VLProcessor),
         "chat template": getattr(found, "chat_template", None),
     }
     if missing := [part for part, there in parts.items() if not there]:
@@ -55,7 +55,7 @@ def load_processor(model: ModelConfig) -> Qwen2VLProcessor:
             got=type(found).__name__,
             remedy="use an instruction-tuned model, with its preprocessor, tokenizer and chat template files",
         )
-    processor: Qwen2VLProcessor = found
+    processor: Qwen2VLProcessor = found  # the other is the same under another name
     # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
     processor.image_processor.size = {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}
     return processor

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.config import Config, ModelConfig
+from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from rollout.rewards.loading import check_functions
-
-EMBEDDED_MODEL = "embedded:digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +18,7 @@ class Admitted:
     """What a configuration names, read and checked."""
 
     config: Config
-    model_path: str  # folder or hub id: `embedded:digits` has been made
+    model_path: str  # folder or hub id: `embedded:tiny` has been made
     train: ExampleSource
     held_out: ExampleSource | None
     encoder: PromptEncoder
@@ -41,7 +39,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
-    model = _resolved(config.model)
+    model = _resolved(config)
     processor = load_processor(model)
     encoder = PromptEncoder(processor, config.data)
     for source in filter(None, (train, held_out)):
@@ -58,9 +56,10 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     return admitted
 
 
-def _resolved(model: ModelConfig) -> ModelConfig:
-    if model.path != EMBEDDED_MODEL:
-        return model
+def _resolved(config: Config) -> ModelConfig:
+    """The model to read, once `embedded:tiny` has been made."""
+    if config.model.path != EMBEDDED_MODEL:
+        return config.model
     from learner.embedded import ensure_model
 
-    return model.model_copy(update={"path": str(ensure_model())})
+    return config.model.model_copy(update={"path": str(ensure_model(data=config.data))})

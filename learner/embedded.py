@@ -1,7 +1,8 @@
-"""The embedded model: a real Qwen2-VL of about 0.6 M parameters, made here in seconds instead of downloaded.
+"""`embedded:tiny`: a real Qwen2-VL of about 0.6 M parameters, made here in seconds instead of downloaded.
 
-A few supervised steps teach it to answer in the task's format, not to be right: reinforcement learning starts there.
-A digits prompt is 17 tokens, 4 of them visual, and an answer two: the label and the end of turn.
+Its vocabulary is made of the data set's own prompts and labels, and a few supervised steps teach it to answer in their
+format, not to be right: reinforcement learning starts there. A digits prompt is 17 tokens, 4 of them visual, and an
+answer two: the label and the end of turn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from common.config import DataConfig
+from common.config import EMBEDDED_MODEL, DataConfig
 from common.errors import ModelError
 from common.types import Example, Prompt
 
@@ -45,23 +46,28 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def ensure_model(cache_dir: Path | None = None) -> Path:
-    """Folder of the embedded digits model in Hugging Face layout: built by the first call, found by later ones.
+def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Path:
+    """Folder of the model made for `data.split`, in Hugging Face layout: built by the first call, found by later ones.
 
     Builds on one machine are equal to the last bit, so any number of processes may call this at once, and a folder
     that lost a file or a byte is made whole again.
 
     Raises:
-        ModelError: the cache cannot be written.
+        ModelError: the cache cannot be written, or there is a row without a picture.
     """
-    home = (cache_dir or _default_cache()) / f"digits-{_fingerprint()}"
+    from common.data.sources import load
+
+    source = load(data, split=data.split)
+    examples = [source[row] for row in range(len(source))]
+    home = (cache_dir or _default_cache()) / f"tiny-{_fingerprint(examples)}"
     if _is_sound(home):
         return home
+    print("making the embedded model, once: a few seconds")
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as scratch:
             built = Path(scratch) / "model"
-            build_model(built, DIGITS)
+            build_model(built, examples, data)
             _install(built, home)
     except OSError as error:
         raise ModelError(
@@ -72,33 +78,39 @@ def ensure_model(cache_dir: Path | None = None) -> Path:
     return home
 
 
-def build_model(folder: Path, data: DataConfig) -> None:
-    """Write a Qwen2-VL that answers `data.split` with its labels, in no-think format and mostly wrongly.
+def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:
+    """Write a Qwen2-VL that answers `examples` with their labels, in no-think format and mostly wrongly.
 
-    The same data give the same bytes on one machine, whatever the threads and random states of the process.
+    The same examples give the same bytes on one machine, whatever the threads and random states of the process.
     """
     import torch
     from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
-    from common.data.sources import load
     from common.prompts import PromptEncoder
     from learner.vocabulary import build_processor
 
-    source = load(data, split=data.split)
-    examples = [source[row] for row in range(len(source))]
+    if blind := [example.id for example in examples if example.image is None]:
+        raise ModelError(
+            f"{EMBEDDED_MODEL} is made for rows with a picture",
+            got=f"none in {blind[0]}",
+            remedy="set model.path to a model",
+        )
     processor = build_processor(_texts(examples), size_limit=RECIPE["vocabulary_limit"])
     tokenizer = processor.tokenizer
+    encoder = PromptEncoder(processor, data.model_copy(update={"mode": "no_think"}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of additions, hence the last bits, would follow their number
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
             model = Qwen2VLForConditionalGeneration(_config(tokenizer))
-            _warm_up(model, tokenizer, PromptEncoder(processor, data), examples)
+            _warm_up(model, tokenizer, encoder, examples)
     finally:
         torch.set_num_threads(threads)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**ends)
+    disable_progress_bar()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -186,14 +198,16 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollcall"
 
 
-def _fingerprint() -> str:
-    """Twelve hex digits over all that decides what is built, but the code."""
-    from common.data.digits import PROBLEM
-    from common.prompts import TEMPLATES
+def _fingerprint(examples: Sequence[Example]) -> str:
+    """Twelve hex digits of all that decides the bytes of a build: the recipe, every text and every picture."""
+    from common import prompts
     from learner.vocabulary import CHAT_TEMPLATE
 
-    decisive = [RECIPE, PROBLEM, dict(TEMPLATES), CHAT_TEMPLATE]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    content = hashlib.sha256(json.dumps([RECIPE, dict(prompts.TEMPLATES), CHAT_TEMPLATE], sort_keys=True).encode())
+    for example in examples:
+        content.update(json.dumps([example.problem, example.label]).encode())
+        content.update(b"" if example.image is None else repr(example.image.shape).encode() + example.image.tobytes())
+    return content.hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:

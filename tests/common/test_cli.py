@@ -33,7 +33,7 @@ def test_no_argument_is_the_embedded_recipe() -> None:
     invocation = parse([])
     assert invocation.recipes == (DEFAULT_RECIPE,)
     assert not invocation.dry_run and not invocation.print_config
-    assert invocation.config.model.path == "embedded:digits"
+    assert invocation.config.model.path == "embedded:tiny"
     assert invocation.config.learner.lr == 5e-4
 
 

@@ -32,7 +32,7 @@ def held_out() -> ExampleSource:
     return load(DIGITS, split="test")
 
 
-def fake_build(folder: Path, data: DataConfig) -> None:
+def fake_build(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:
     """Takes no seconds, and is as deterministic."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -137,10 +137,10 @@ def test_broken_folder_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_build_that_loses_the_race_takes_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overtaken(folder: Path, data: DataConfig) -> None:
+    def overtaken(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:
         monkeypatch.setattr(embedded, "build_model", fake_build)
         ensure_model(tmp_path)
-        fake_build(folder, data)
+        fake_build(folder, examples, data)
 
     monkeypatch.setattr(embedded, "build_model", overtaken)
     folder = ensure_model(tmp_path)
@@ -149,8 +149,8 @@ def test_a_build_that_loses_the_race_takes_the_winner(tmp_path: Path, monkeypatc
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(folder: Path, data: DataConfig) -> None:
-        fake_build(folder, data)
+    def killed(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:
+        fake_build(folder, examples, data)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(embedded, "build_model", killed)
