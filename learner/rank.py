@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from common.config import Config
 from common.errors import LearnerError
 from common.types import ScoredGroup, WeightManifest
 from learner.forward import Scores, packed_logprobs
+from learner.model import export_model, load_model
 from learner.objective import LOSSES, LossInputs
 from learner.pack import Pack, build_pack, check_family
 from learner.schedule import learning_rate
-from learner.weights import NcclSender, ObjectStoreSender, WeightSource
+from learner.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
-KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +85,7 @@ class LearnerRank:
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
         torch.manual_seed(config.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a fill for every empty tensor buys nothing here
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.meet(config, rank=self._rank, store=self._store)
@@ -175,13 +175,7 @@ class LearnerRank:
                 whole[name] = tensor.cpu()
         if self._rank:
             return
-        model = load_model(self._model_path, self._config)
-        model.load_state_dict(whole)
-        model.save_pretrained(folder)
-        for path in _model_folder(self._model_path, self._config).iterdir():
-            written = (folder / path.name).exists() or path.name.endswith(".index.json")
-            if path.suffix in KEPT_FILES and not written:
-                shutil.copyfile(path, folder / path.name)
+        export_model(whole, self._model_path, self._config, folder)
 
     def _policy(self) -> Any:
         model = load_model(self._model_path, self._config)
@@ -192,7 +186,7 @@ class LearnerRank:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
-    def _make_sender(self) -> ObjectStoreSender | NcclSender:
+    def _make_sender(self) -> WeightSender:
         unchanged = self._config.model.freeze_vision
         if self._config.weights.transport == "object_store":
             return ObjectStoreSender(self._source, rank=self._rank, vision_unchanged=unchanged)
@@ -250,30 +244,10 @@ class LearnerRank:
             )
 
 
-def load_model(path: str, config: Config) -> Any:
-    """The Hugging Face model on this machine's memory, in the configured dtype."""
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return AutoModelForImageTextToText.from_pretrained(
-        path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
-    )
-
-
 def _own_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
-
-
-def _model_folder(path: str, config: Config) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"*{suffix}" for suffix in sorted(KEPT_FILES)]
-    return Path(snapshot_download(path, revision=config.model.revision, allow_patterns=patterns))
 
 
 def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
