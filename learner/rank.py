@@ -85,7 +85,7 @@ class LearnerRank:
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
         torch.manual_seed(config.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a fill for every empty tensor buys nothing here
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costly, no use here
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.meet(config, rank=self._rank, store=self._store)
