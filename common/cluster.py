@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,17 +32,17 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     settings: dict[str, Any] = {"include_dashboard": False} if local else {}
     try:
-        ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlacementError(
             "no Ray cluster can be reached",
             got=f"address {address}: {str(error).strip().splitlines()[0]}",
             remedy="check cluster.address and RAY_ADDRESS, or leave both unset to run on this machine alone",
         ) from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
     try:
         yield
     finally:

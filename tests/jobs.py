@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,7 +35,7 @@ SMALL = (
 def start(run_dir: Path, *words: str) -> subprocess.Popen[str]:
     """A small run on the embedded default, its console in `<run_dir>.log`."""
     command = [sys.executable, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
-    with open(f"{run_dir}.log", "a") as log:
+    with Path(f"{run_dir}.log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
@@ -90,9 +89,9 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @contextmanager
 def nothing_left_in_shared_memory() -> Iterator[None]:
     """Fails if the block leaves a file in /dev/shm."""
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     yield
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def gone(processes: Sequence[psutil.Process], *, timeout_s: float = 15.0) -> list[psutil.Process]:

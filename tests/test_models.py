@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from common.config import DataConfig, ModelConfig
-from common.errors import ModelError
 from common.processor import load_model_config, load_processor
 from common.prompts import PromptEncoder
 from common.types import Example
 from tests.models import Architecture, build_random_model
+
 
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl"])
 def test_random_model_sees_images_of_any_size(tmp_path: Path, architecture: Architecture) -> None:

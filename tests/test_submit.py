@@ -11,43 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
-from tests import jobs
+from tests import jobs, readme
+from tests.pictures import draw_shapes
 
 pytestmark = pytest.mark.engine
-
-RECIPE = """
-name: shapes
-steps: 3
-model: {path: "embedded:tiny", dtype: float32}
-data: {path: PICTURES, eval_fraction: 0.25, image_size: 56, question: "What shape is in the photo?"}
-rollout: {prompts_per_step: 6, group_size: 4, max_completion_tokens: 4, gpus_per_engine: 0}
-learner: {lr: 5.0e-4, zero_stage: 1, gpus_per_rank: 0}
-cluster: {device: cpu}
-"""
-
-
-def draw_shapes(folder: Path, *, each: int) -> Path:
-    """Three classes of photographs, as folders: circles, squares and triangles of all sizes and colours."""
-    rng = np.random.default_rng(0)
-    for label in ("circle", "square", "triangle"):
-        (folder / label).mkdir(parents=True)
-        for number in range(each):
-            picture = Image.new("RGB", (64, 48), tuple(rng.integers(0, 90, 3).tolist()))
-            x, y, size = rng.integers(4, 20), rng.integers(4, 10), rng.integers(18, 30)
-            box, colour = (x, y, x + size, y + size), tuple(rng.integers(140, 255, 3).tolist())
-            pen = ImageDraw.Draw(picture)
-            if label == "circle":
-                pen.ellipse(box, fill=colour)
-            elif label == "square":
-                pen.rectangle(box, fill=colour)
-            else:
-                pen.polygon([(x, y + size), (x + size, y + size), (x + size // 2, y)], fill=colour)
-            picture.save(folder / label / f"{number}.jpg")
-    return folder
 
 
 def free_port() -> int:
@@ -65,7 +34,7 @@ def cluster() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ports = f"--port={free_port()} --dashboard-port={dashboard} --ray-client-server-port={free_port()}"
         words = f"ray start --head --block {ports} --num-cpus=4 --temp-dir={folder} --disable-usage-stats".split()
-        with open(f"{folder}/console", "w") as console:
+        with Path(folder, "console").open("w") as console:
             ray = subprocess.Popen(words, env=environment, stdout=console, stderr=subprocess.STDOUT)
         url = f"http://127.0.0.1:{dashboard}"
         jobs.wait_for("dashboard", lambda: answers(dashboard), ray, timeout_s=90)
@@ -82,9 +51,10 @@ def answers(port: int) -> bool:
 def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
     pictures = draw_shapes(tmp_path / "pictures", each=12)
     recipe = tmp_path / "shapes.yaml"
-    recipe.write_text(RECIPE.replace("PICTURES", str(pictures)))
+    recipe.write_text(readme.recipe())
     run_dir = tmp_path / "run"
-    job = f"ray job submit --working-dir {jobs.ROOT} -- python -m learner.main --config {recipe} --run-dir {run_dir}"
+    words = f"--config {recipe} --run-dir {run_dir} data.path={pictures} steps=3 learner.warmup_steps=1"
+    job = f"ray job submit --working-dir {jobs.ROOT} -- python -m learner.main {words}"
     done = subprocess.run(job.split(), env=cluster, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())

@@ -17,6 +17,7 @@ from common.data.sources import ExampleSource, load
 from common.errors import ModelError
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
+from common.types import Example
 from learner.embedded import DIGITS, ensure_model
 
 LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

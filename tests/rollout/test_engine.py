@@ -143,7 +143,7 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
 
 def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: RolloutFleet, policy: Policy) -> None:
     manifest = policy.push(fleet, 4)
-    (member,) = fleet._members
+    (member,) = fleet._members  # noqa: SLF001 (the fleet itself never asks for a wrong version)
     with pytest.raises(ray.exceptions.RayTaskError, match="does not hold"):
         ray.get(next(member.handle.generate.options(num_returns="streaming").remote([], 5)), timeout=60)
     first = manifest.buckets[0]
