@@ -157,6 +157,11 @@ class WeightManifest:
     buckets: tuple[WeightBucket, ...]
     vision_unchanged: bool  # the tower is frozen: the engine's image features stay right
 
+    @property
+    def by_nccl(self) -> bool:
+        """The bytes are broadcast, and only engines that joined the learner's NCCL group can take them."""
+        return any(bucket.payload is None for bucket in self.buckets)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:

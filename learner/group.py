@@ -83,6 +83,11 @@ class LearnerGroup:
         manifest: WeightManifest = manifests[0]
         return manifest
 
+    def copy(self, version: int) -> WeightManifest:
+        """The same weights as bytes in the object store: for an engine that came after a broadcast."""
+        manifest: WeightManifest = self._all("copy", version, timeout_s=self._config.weights.timeout_s)[0]
+        return manifest
+
     def nccl_rendezvous(self, world_size: int) -> dict[str, Any]:
         """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
 

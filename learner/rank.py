@@ -140,6 +140,12 @@ class LearnerRank:
         """The manifest from rank 0, None from the others."""
         return self._sender.publish(version)
 
+    def copy(self, version: int) -> WeightManifest | None:
+        """The same weights as bytes in the object store, whatever the transport."""
+        return ObjectStoreSender(
+            self._source, rank=self._rank, vision_unchanged=self._config.model.freeze_vision
+        ).publish(version)
+
     def join_engines(self, address: str, port: int, world_size: int) -> None:
         """Open the NCCL group with the engines; see NcclSender.join."""
         self._nccl().join(address, port, world_size)
@@ -152,13 +158,7 @@ class LearnerRank:
         """Weights, optimizer, step counter and random states into `folder`; what could not be written."""
         from learner import zero
 
-        error = zero.save(self._engine, folder)
-        try:
-            with (folder / f"random-{self._rank}.pt").open("wb") as file:
-                torch.save(_random_states(), file)
-        except OSError as failure:
-            return error or failure
-        return error
+        return zero.save(self._engine, folder, besides={f"random-{self._rank}.pt": _random_states()})
 
     def load(self, folder: Path) -> None:
         """Continue exactly where `save` was called, in this process or another."""

@@ -25,6 +25,7 @@ from learner.ending import Ending, undisturbed_close
 from learner.evaluate import evaluate
 from learner.group import LearnerGroup
 from learner.metrics import step_record
+from learner.publisher import Publisher
 from learner.run_folder import RunFolder
 from learner.tracking import Tracker
 from rollout.fleet import RolloutFleet, engine_spec
@@ -50,6 +51,7 @@ class Run:
     fleet: RolloutFleet
     rewards: RewardPool
     learner: LearnerGroup
+    publisher: Publisher
     stream: PromptStream
     checkpoints: Checkpointer
     version: int = 0  # of the weights that learner and engines hold: optimizer steps done
@@ -109,7 +111,7 @@ class Run:
 
     def publish(self, version: int) -> None:
         """Every serving engine holds the weights as they are now, as `version`."""
-        self.fleet.load(self.learner.publish(version))
+        self.publisher.publish(version)
         self.version = version
 
     def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
@@ -213,6 +215,7 @@ def _started(
         fleet=fleet,
         rewards=rewards,
         learner=learner,
+        publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
         stream=admitted.stream(),
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
     )
@@ -223,7 +226,7 @@ def _started(
     if point:
         run.restore(point)
     with _phase(tracker, "first weights published"):
-        fleet.load(learner.publish(run.version))
+        run.publish(run.version)
     return run
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -109,10 +109,13 @@ def optimizer_step(engine: Any, *, lr: float) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
 
 
-def save(engine: Any, folder: Path) -> OSError | None:
-    """Write this rank's share. A collective: what failed comes back instead of being raised past the other ranks."""
+def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | None:
+    """Write this rank's share, and files `besides` it. A collective: what failed comes back instead of being raised
+    past the other ranks."""
     engine.checkpoint_engine.error = None
     engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    for name, state in besides.items():
+        engine.checkpoint_engine.save(state, str(folder / name))
     error: OSError | None = engine.checkpoint_engine.error
     return error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,18 +104,25 @@ class RolloutEngine:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
-        from rollout.weights import load_weights, receive
+        from rollout.weights import load_weights, receive, receive_nccl
 
-        tensors = receive(manifest)
+        tensors = None if manifest.by_nccl else receive(manifest)
         keep = manifest.vision_unchanged and self._version is not None
         self._version = None  # half-loaded weights must never serve
         try:
-            load_weights(self._llm, tensors, keep_image_features=keep)
+            if tensors is None:
+                receive_nccl(self._llm, manifest, keep_image_features=keep)
+            else:
+                load_weights(self._llm, tensors, keep_image_features=keep)
         except Exception as error:
             raise self._broken("loading weights", error) from error
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
         return manifest.version
+
+    def join(self, init_info: Mapping[str, Any]) -> None:
+        """Enter the NCCL group the learner's rank 0 has opened; returns when every engine is in it."""
+        self._llm.collective_rpc("init_weight_transfer_engine", args=(dict(init_info),))
 
     def generate(
         self, requests: Sequence[GenerationRequest], version: int

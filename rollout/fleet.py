@@ -8,25 +8,26 @@ are those the lost engine would have given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import Config
 from common.errors import BrokenEngineError, EngineError
+from common.placement import get
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.engine import EngineInfo, EngineSpec, RolloutEngine
 
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """An engine of the fleet; `loading` is the unresolved call that will make it serve."""
+    """An engine of the fleet."""
 
     id: str
     handle: Any
-    loading: Any = None
+    joined: bool  # has served, or was there from the start; a replacement joins with its first load
+    loading: Any = None  # the unresolved call that will make it serve
     deadline: float = 0.0
-    joined: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -71,9 +72,10 @@ class RolloutFleet:
         self._max_restarts = config.rollout.max_restarts
         self._event = on_event
         self._manifest: WeightManifest | None = None
+        self.copy_of_weights: Callable[[], WeightManifest] = self._no_copy
         self._spawned = 0
         self.restarts = 0
-        self._members = [self._spawn() for _ in range(config.rollout.engines)]
+        self._members = [self._spawn(joined=True) for _ in range(config.rollout.engines)]
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -112,7 +114,14 @@ class RolloutFleet:
             ray.kill(member.handle)
         self._members = []
 
-    def _spawn(self) -> _Member:
+    def _no_copy(self) -> WeightManifest:
+        raise EngineError(
+            "an engine came late and there is no copy of the weights for it",
+            got="a version that was broadcast, and no `copy_of_weights`",
+            remedy="this is a bug in Rollcall: the run sets it when it uses nccl",
+        )
+
+    def _spawn(self, *, joined: bool = False) -> _Member:
         import ray
 
         name = f"engine-{self._spawned}"
@@ -123,7 +132,7 @@ class RolloutFleet:
             max_restarts=0,  # replacing is the fleet's work: only it knows which weights must be served
             runtime_env={"env_vars": self._spec.environment()},
         )
-        return _Member(id=name, handle=actor.remote(self._spec, name))
+        return _Member(id=name, handle=actor.remote(self._spec, name), joined=joined)
 
     def _replace(self, member: _Member, why: str) -> None:
         """Kill what is left of a member and start another, which joins once it holds the current version.
@@ -148,10 +157,26 @@ class RolloutFleet:
 
     # -- weights -----------------------------------------------------------------------------------------------
 
-    def load(self, manifest: WeightManifest) -> None:
+    def serving(self) -> tuple[str, ...]:
+        """Ids of the engines that hold the current version."""
+        return tuple(member.id for member in self._serving())
+
+    def join(self, init_info: Mapping[str, Any]) -> None:
+        """Take every serving engine into the learner's NCCL group; `init_info` is vLLM's, for the first of them."""
+        first = init_info["rank_offset"]
+        calls = [
+            member.handle.join.remote({**init_info, "rank_offset": first + index})
+            for index, member in enumerate(self._serving())
+        ]
+        get(calls, what="the engines to join the learner's NCCL group", timeout_s=self._load_timeout_s)
+
+    def load(self, manifest: WeightManifest, *, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Make every serving engine hold `manifest`; one that fails to is replaced.
 
-        Returns when at least every engine that was serving holds it or is being replaced, and one serves.
+        Returns when every engine that was serving holds it or is being replaced.
+
+        Args:
+            meanwhile: runs while the engines receive: the learner's half of a broadcast.
 
         Raises:
             EngineError: restarts are spent, or an engine refused the bytes.
@@ -160,14 +185,18 @@ class RolloutFleet:
         joining = [member for member in self._members if member.loading is not None]
         for member in self._members:
             self._send(member, grace_s=0.0 if member not in joining else self._start_timeout_s)
+        meanwhile()
         while any(member.loading is not None and member not in joining for member in self._members):
             self._settle(joining)
         self._event("weights_loaded", version=manifest.version, engines=[member.id for member in self._serving()])
 
     def _send(self, member: _Member, *, grace_s: float) -> None:
         """Ask a member to load the current version (or just to come up, before there is one)."""
-        call = member.handle.info.remote() if self._manifest is None else member.handle.load.remote(self._manifest)
-        member.loading = call
+        if self._manifest is None:
+            member.loading = member.handle.info.remote()
+        else:  # an engine that came late is in no NCCL group: it gets the same weights as bytes
+            late = self._manifest.by_nccl and not member.joined
+            member.loading = member.handle.load.remote(self.copy_of_weights() if late else self._manifest)
         member.deadline = time.monotonic() + self._load_timeout_s + grace_s
 
     def _settle(self, besides: Sequence[_Member] = ()) -> None:

@@ -25,7 +25,6 @@ from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
-_SETTLED = 20  # a share of fewer groups than this says nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -77,8 +76,6 @@ class RewardPool:
         self._mode = mode
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
-        self._dispatched = 0
-        self._dropped = 0
         self.restarts = 0
         self.rescored = 0
         self._workers = [self._spawn() for _ in range(config.workers)]
@@ -89,12 +86,11 @@ class RewardPool:
         What arrives while every actor is busy travels in one call. Order is not promised.
 
         Raises:
-            RewardError: a function failed and `on_error` is stop, too large a share was dropped, or no actor starts.
+            RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
         try:
             for group in groups:
                 self._waiting.append(_Job(prompts[group.prompt_id], group))
-                self._dispatched += 1
                 yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):
                 yield from self._advance(block=True)
@@ -137,7 +133,6 @@ class RewardPool:
         """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
         outcomes = [outcome for worker in self._answered(block) for outcome in self._settle(worker)]
-        self._check_share()
         return outcomes
 
     def _dispatch(self) -> None:
@@ -236,16 +231,7 @@ class RewardPool:
         if job.failed:  # by another function, on another actor
             return
         job.failed = True
-        self._dropped += 1
         yield Dropped(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
-
-    def _check_share(self) -> None:
-        if self._dispatched >= _SETTLED and self._dropped > self._config.max_drop_share * self._dispatched:
-            raise RewardError(
-                "reward functions failed on too many groups to go on",
-                got=f"{self._dropped} of {self._dispatched} groups dropped",
-                remedy="see the reason of each drop; mend the functions, or raise reward.max_drop_share",
-            )
 
 
 def _gist(error: Exception) -> str:

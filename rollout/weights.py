@@ -81,12 +81,7 @@ def reset_caches(llm: LLM, *, keep_image_features: bool) -> None:
         llm.llm_engine.reset_encoder_cache()
 
 
-def join_nccl(llm: LLM, init_info: dict[str, Any]) -> None:
-    """Enter the NCCL group the learner's rank 0 opened; blocks until every engine is in it."""
-    llm.collective_rpc("init_weight_transfer_engine", args=(init_info,))
-
-
-def receive_nccl(llm: LLM, manifest: WeightManifest) -> None:
+def receive_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: bool) -> None:
     """Take part in the learner's packed broadcast through vLLM's own NCCL weight-transfer engine (GPU only)."""
     entries = [entry for bucket in manifest.buckets for entry in bucket.entries]
     update_info = {
@@ -97,7 +92,7 @@ def receive_nccl(llm: LLM, manifest: WeightManifest) -> None:
     llm.collective_rpc("start_weight_update")
     llm.collective_rpc("update_weights", args=(update_info,))
     llm.collective_rpc("finish_weight_update")
-    reset_caches(llm, keep_image_features=manifest.vision_unchanged)
+    reset_caches(llm, keep_image_features=keep_image_features)
 
 
 def _worker(llm: LLM) -> Any:

@@ -119,7 +119,7 @@ def test_found_again_without_a_build(digits_model: Path, monkeypatch: pytest.Mon
 def test_broken_folder_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     monkeypatch.setattr(embedded, "build_model", fake_build)
     folder = ensure_model(tmp_path)
-    weights, manifest = folder / "model.safetensors", folder / "manifest.json"
+    weights, manifest = folder / "model.safetensors", folder / embedded.MANIFEST
     whole = weights.read_bytes()
     match harm:
         case "flipped":
@@ -184,5 +184,5 @@ def test_two_processes_at_once_build_the_same_bytes(tmp_path: Path, digits_model
     caches = [tmp_path / "shared", tmp_path / "shared", tmp_path / "own"]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         folders = list(pool.map(ensure_model, caches))
-    manifests = {(folder / "manifest.json").read_text() for folder in [*folders, digits_model]}
+    manifests = {(folder / embedded.MANIFEST).read_text() for folder in [*folders, digits_model]}
     assert len(manifests) == 1 and list((tmp_path / "shared").iterdir()) == [folders[0]]

@@ -101,7 +101,7 @@ def test_the_actor_needs_no_torch() -> None:
 def test_drop_names_the_function_and_scores_the_rest(function: str, reason: str, restarts: range) -> None:
     prompts, groups = batch(6)
     name = f"{HERE}:{function}"
-    config = RewardConfig(functions={"accuracy": 1.0, name: 1.0}, on_error="drop", max_drop_share=0.5, timeout_s=0.5)
+    config = RewardConfig(functions={"accuracy": 1.0, name: 1.0}, on_error="drop", timeout_s=0.5)
     with open_pool(config) as pool:
         outcomes = list(pool.score(prompts, groups))
     assert scored(outcomes) == {f"train/{k}": (2.0, 1.0, 2.0) for k in (0, 2, 4)}
@@ -150,15 +150,6 @@ def test_an_idle_actor_that_was_killed_is_replaced() -> None:
         psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
         assert scored(list(pool.score(prompts, groups))).keys() == {"train/0", "train/1"}
         assert pool.restarts == 1
-
-
-def test_too_large_a_share_of_drops_stops_the_run() -> None:
-    prompts, groups = batch(24)
-    config = RewardConfig(functions={f"{HERE}:nan_on_odd": 1.0}, on_error="drop", max_drop_share=0.2)
-    with open_pool(config) as pool:
-        assert len(dropped(list(pool.score(prompts, groups[:4])))) == 2, "a share of four groups says nothing"
-        with pytest.raises(RewardError, match="too many groups"):
-            list(pool.score(prompts, groups[4:]))
 
 
 def test_an_actor_that_cannot_start_says_so() -> None:
