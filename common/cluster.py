@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from common.autoscaler import bundles
 from common.config import ClusterConfig, Config
 from common.errors import PlacementError
 
@@ -51,13 +52,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 
 def demand(config: Config) -> dict[str, float]:
     """Logical CPUs and GPUs that all actors of a run reserve together."""
-    learner, rollout, reward = config.learner, config.rollout, config.reward
-    return {
-        "CPU": learner.ranks * learner.cpus_per_rank
-        + rollout.engines * rollout.cpus_per_engine
-        + reward.workers * reward.cpus_per_worker,
-        "GPU": learner.ranks * learner.gpus_per_rank + rollout.engines * rollout.gpus_per_engine,
-    }
+    actors = bundles(config)
+    return {name: sum(actor.get(name, 0.0) for actor in actors) for name in ("CPU", "GPU")}
 
 
 def require(needed: Mapping[str, float], *, wait_s: float) -> None:

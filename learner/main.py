@@ -9,19 +9,19 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from common import cli
-from common.errors import ConfigError, ModelError, PlacementError, RollcallError, RunFolderError
+from common.errors import RollcallError
 
 if TYPE_CHECKING:
     from common.config import Config
     from learner.run import Run
 
 REFUSED, FAILED = 2, 1
-AT_THE_DOOR = (ConfigError, ModelError, PlacementError, RunFolderError)
 
 
 def train(run: Run) -> None:
@@ -49,22 +49,28 @@ def train(run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 Ctrl-C, 143 SIGTERM."""
+    code = REFUSED
     try:
         invocation = cli.parse(sys.argv[1:] if argv is None else argv)
         if invocation.print_config:
             print(cli.dump(invocation.config), end="")
-            return 0
-        return _dry_run(invocation.config) if invocation.dry_run else _run(invocation.config)
+        elif invocation.dry_run:
+            _dry_run(invocation.config)
+        else:
+            with _opened(invocation.config) as run:
+                code = FAILED
+                train(run)
     except RollcallError as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED if isinstance(error, AT_THE_DOOR) else FAILED
+        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Terminated:
         return 128 + signal.SIGTERM
+    return 0
 
 
-def _dry_run(config: Config) -> int:
+def _dry_run(config: Config) -> None:
     """Everything up to, but without, the cluster."""
     from common.cluster import demand
     from learner.door import admit
@@ -72,18 +78,15 @@ def _dry_run(config: Config) -> int:
     admit(config, say=print)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
     print(f"a dry run: this would reserve {needs}; nothing was started")
-    return 0
 
 
-def _run(config: Config) -> int:
+def _opened(config: Config) -> AbstractContextManager[Run]:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     from learner.door import admit
     from learner.run import opened
 
-    with opened(admit(config, say=print), now=datetime.now().astimezone(), started=started) as run:
-        train(run)
-    return 0
+    return opened(admit(config, say=print), now=datetime.now().astimezone(), started=started)
 
 
 class Terminated(BaseException):

@@ -132,8 +132,7 @@ class RewardPool:
     def _advance(self, *, block: bool) -> list[ScoredGroup | Dropped]:
         """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
-        outcomes = [outcome for worker in self._answered(block) for outcome in self._settle(worker)]
-        return outcomes
+        return [outcome for worker in self._answered(block) for outcome in self._settle(worker)]
 
     def _dispatch(self) -> None:
         idle = [worker for worker in self._workers if worker.call is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -36,15 +37,24 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
         with _open(cell, root) as image:
             _check_size(image, max_megapixels)
             return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
-    except BadRowError:
-        raise
+    except BadRowError as fault:
+        raise BadRowError(f"{_name(cell, root)}{fault.reason}", remedy=fault.remedy) from fault
     except Image.DecompressionBombError as error:
         raise _too_large(str(error)) from error
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
         raise BadRowError(
-            f"image cannot be decoded ({type(error).__name__}: {error})",
+            f"{_name(cell, root)}image cannot be decoded ({type(error).__name__}: {error})",
             remedy=_REPLACE,
         ) from error
+
+
+def _name(cell: object, root: Path | None) -> str:
+    """The file a fault is in, `cats/3.jpg: `; nothing where only bytes are known."""
+    path = cell.get("path") if isinstance(cell, Mapping) else cell
+    if not isinstance(path, str | Path):
+        return ""
+    inside = root is not None and Path(path).is_absolute()
+    return f"{os.path.relpath(path, root) if inside else path}: "
 
 
 def _open(cell: object, root: Path | None) -> Image.Image:
@@ -78,7 +88,7 @@ def _confined(path: str | Path, root: Path | None) -> Path:
         if file.is_relative_to(home) and file.is_file():
             return file
     raise BadRowError(
-        f"image path {str(path)!r} is no file inside {root or 'the data set'}",
+        f"image path is no file inside {root or 'the data set'}",
         remedy="embed the image bytes, or put the file inside the data folder (links may not leave it)",
     )
 

@@ -1,0 +1,115 @@
+"""The door: whatever cannot work ends in seconds with one error: what, got, remedy; and nothing was started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from learner.main import main
+from tests import jobs
+from tests.pictures import draw_shapes
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return draw_shapes(tmp_path / "pictures", each=4)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command line prints when it refuses `words`."""
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "\n  got: " in printed
+    assert "\n  remedy: " in printed
+    assert printed.count("error: ") == 1
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rollout.num_engins=2"], "perhaps you meant rollout.engines"),
+        (["--rollout.group-size", "1"], "rollout.group_size = 1"),
+        (["learner.ranks=3"], "does not divide rollout.prompts_per_step = 32"),
+        (["weights.transport=nccl"], "weights.transport = nccl"),
+        (["learner.warmup_steps=250"], "learner.warmup_steps = 250"),
+        (["data.mode=thinking"], "no_think"),
+        (["--config", "no-such.yaml"], "no-such.yaml"),
+        (["model.path=Qwen/Qwen2-VL-2B-Instruct"], "deploy/recipes/qwen2vl-2b.yaml"),
+        (["rollout.prompts_per_step=2000"], "1397 rows"),
+        (["data.max_prompt_tokens=16"], "prompt of 17 tokens is over 16"),
+        (["reward.functions={acuracy: 1.0}"], "accuracy"),
+        (["reward.functions={no_such_package:f: 1.0}"], "no_such_package"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_command_line_that_cannot_work(capsys: pytest.CaptureFixture[str], words: list[str], named: str) -> None:
+    assert named in refusal(capsys, "--dry-run", *words)
+
+
+def recipe(folder: Path, **data: object) -> list[str]:
+    path = folder / "recipe.yaml"
+    settings = {
+        "model": {"path": "embedded:tiny", "dtype": "float32"},
+        "data": {"eval_fraction": 0.25, "image_size": 56, **data},
+        "rollout": {"prompts_per_step": 4, "gpus_per_engine": 0},
+        "learner": {"gpus_per_rank": 0},
+        "cluster": {"device": "cpu"},
+    }
+    path.write_text(json.dumps(settings))
+    return ["--config", str(path), "--dry-run"]
+
+
+def test_data_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no such file or folder" in refusal(capsys, *recipe(tmp_path, path=str(tmp_path / "nothing")))
+
+
+def test_a_zero_byte_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
+    (pictures / "circle" / "2.jpg").write_bytes(b"")
+    printed = refusal(capsys, *recipe(tmp_path, path=str(pictures)))
+    assert "circle/2.jpg: image has zero bytes" in printed
+
+
+def test_an_unsupported_family(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    printed = refusal(capsys, *recipe(tmp_path, path=str(pictures)), f"model.path={model}")
+    assert "model_type llava" in printed
+    assert "qwen2_vl, qwen2_5_vl" in printed
+
+
+def test_a_folder_that_holds_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert "resume=auto" in refusal(capsys, f"run_dir={tmp_path}")
+
+
+def test_a_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in refusal(capsys, f"run_dir={tmp_path / 'file' / 'run'}")
+
+
+@pytest.mark.engine
+def test_a_cluster_too_small_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert jobs.finish(jobs.start(run_dir, "rollout.engines=40"), run_dir, timeout_s=90) == 2
+    printed = jobs.console(run_dir)
+    assert "CPU: 20.5 needed" in printed
+    assert "lower rollout.engines" in printed
+    assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "failed"
+
+
+@pytest.mark.engine
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = jobs.start(run_dir)
+    jobs.wait_for("run folder", (run_dir / "config.yaml").exists, first)
+    second = jobs.start(run_dir, "resume=auto")
+    assert jobs.finish(second, run_dir, timeout_s=60) == 2
+    assert str(first.pid) in jobs.console(run_dir)
+    first.terminate()
+    assert jobs.finish(first, run_dir, timeout_s=60) == 143, jobs.console(run_dir)  # in the middle of its start
