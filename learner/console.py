@@ -51,7 +51,7 @@ class LineConsole:
 
     def opened(self, folder: Path, history: History, *, first_step: int) -> None:
         where = f", from step {first_step}" if first_step else ""
-        self._print(f"{self._name}: {self._steps} steps{where}; run folder {folder}")
+        self._print(f"{self._name}: {self._steps} steps{where}")
 
     def phase(self, what: str, seconds: float) -> None:
         self._print(f"{what} in {seconds:.1f} s")

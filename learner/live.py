@@ -48,7 +48,7 @@ class LiveConsole:
     def opened(self, folder: Path, history: History, *, first_step: int) -> None:
         self._folder, self._history = str(folder), history
         where = f", from step {first_step}" if first_step else ""
-        self._console.print(Text(f"{self._name}: {self._steps} steps{where}; run folder {folder}"), soft_wrap=True)
+        self._console.print(Text(f"{self._name}: {self._steps} steps{where}"), soft_wrap=True)
 
     def phase(self, what: str, seconds: float) -> None:
         if not self._live.is_started:

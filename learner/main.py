@@ -8,8 +8,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -80,13 +80,18 @@ def _dry_run(config: Config) -> None:
     print(f"a dry run: this would reserve {needs}; nothing was started")
 
 
-def _opened(config: Config) -> AbstractContextManager[Run]:
+@contextmanager
+def _opened(config: Config) -> Iterator[Run]:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     from learner.door import admit
     from learner.run import opened
+    from learner.run_folder import RunFolder
 
-    return opened(admit(config, say=print), now=datetime.now().astimezone(), started=started)
+    with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
+        print(f"run folder: {folder.shown}", flush=True)
+        with opened(admit(config, say=print), folder, started=started) as run:
+            yield run
 
 
 class Terminated(BaseException):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 from common.autoscaler import nodes_asked_for
@@ -165,30 +164,29 @@ class Run:
 
 
 @contextmanager
-def opened(admitted: Admitted, *, now: datetime, started: float) -> Iterator[Run]:
+def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator[Run]:
     """Everything a run needs, up and holding the weights of its first step; all of it gone at the end.
 
     A block that ends well leaves exported weights; however it ends, `summary.json` says so.
 
     Args:
-        now: names a new run folder.
         started: `time.monotonic()` at the start of the process, for the summary.
     """
     config = admitted.config
-    with closing(RunFolder.open(config, now=now)) as folder:
-        store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
-        point = _resume_point(config, folder, store)
-        first_step = point.state.step if point else 0
-        tracker = Tracker(folder, config, open_console(config), first_step=first_step)
-        ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
-        with ending, undisturbed_close() as parts:
-            run = _started(admitted, tracker, store, parts, point)
-            ending.run = run
-            ending.startup_seconds = time.monotonic() - started
-            tracker.phase("everything up", ending.startup_seconds)
-            yield run
-            if config.checkpoint.export:
-                run.learner.export(folder.export)
+    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+    point = _resume_point(config, folder, store)
+    folder.begin(config)
+    first_step = point.state.step if point else 0
+    tracker = Tracker(folder, config, open_console(config), first_step=first_step)
+    ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
+    with ending, undisturbed_close() as parts:
+        run = _started(admitted, tracker, store, parts, point)
+        ending.run = run
+        ending.startup_seconds = time.monotonic() - started
+        tracker.phase("everything up", ending.startup_seconds)
+        yield run
+        if config.checkpoint.export:
+            run.learner.export(folder.export)
 
 
 def _started(
@@ -245,11 +243,9 @@ def _resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> 
         found = store.newest()
         path = found.path if found else None
     if path is None:
-        folder.describe(config)  # nothing to go on from: a fresh start
         return None
     state = read_state(path)
     check_compatible(state.config, config)
-    folder.describe(config)
     return ResumePoint(folder=path, state=state)
 
 

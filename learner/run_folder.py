@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -33,12 +34,11 @@ class RunFolder:
 
     path: Path  # absolute
     checkpoint: Path | None  # the one `resume` names; None: the newest sound one, if any
-    latest: Path | None  # the link that points here; None where it could not be made
     lock: int  # descriptor of the locked file
 
     @classmethod
     def open(cls, config: Config, *, now: datetime) -> Self:
-        """Find or make the folder the configuration asks for, and lock it.
+        """Find or make the folder the configuration asks for, and lock it. Nothing else is written before `begin`.
 
         Raises:
             RunFolderError: it cannot be made or written, a live run holds it, it is not empty and `resume` is not
@@ -49,16 +49,13 @@ class RunFolder:
         try:
             if config.resume is None:
                 _refuse_strangers(path)
-            folder = cls(path=path, checkpoint=checkpoint, latest=_point_latest(path), lock=lock)
-            if not (path / "config.yaml").exists():
-                folder.describe(config)
         except BaseException:
             os.close(lock)
             raise
-        return folder
+        return cls(path=path, checkpoint=checkpoint, lock=lock)
 
-    def describe(self, config: Config) -> None:
-        """Write `config.yaml` and `environment.json`. A resumed run calls it once its configuration is accepted.
+    def begin(self, config: Config) -> None:
+        """The configuration is accepted: write `config.yaml` and `environment.json`, and point `latest` here.
 
         Raises:
             RunFolderError: they cannot be written.
@@ -68,6 +65,14 @@ class RunFolder:
             replace_text(self.path / "environment.json", json.dumps(environment(config), indent=2) + "\n")
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        _point_latest(self.path)
+
+    def close(self) -> None:
+        """Let go of the folder; one that no run began in goes."""
+        if [entry.name for entry in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
+        os.close(self.lock)
 
     @property
     def checkpoints(self) -> Path:
@@ -81,9 +86,6 @@ class RunFolder:
     def shown(self) -> Path:
         """The path as one would type it from here."""
         return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
-
-    def close(self) -> None:
-        os.close(self.lock)
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -210,18 +212,15 @@ def _refuse_strangers(path: Path) -> None:
     )
 
 
-def _point_latest(path: Path) -> Path | None:
+def _point_latest(path: Path) -> None:
     """Point the sibling link `latest` here, in one step; a convenience, so a parent that refuses it is no error."""
     latest, fresh = path.with_name("latest"), path.with_name(f".latest-{os.getpid()}")
     if path == latest or (latest.exists() and not latest.is_symlink()):
-        return None
-    try:
+        return
+    with contextlib.suppress(OSError):
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(path.name, target_is_directory=True)
         fresh.replace(latest)
-    except OSError:
-        return None
-    return latest
 
 
 def _unwritable(path: Path, why: object) -> RunFolderError:

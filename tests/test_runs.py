@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 
+from common.data.sources import load
+from common.prompts import messages
 from tests import jobs
+from tests.vllm_alone import DIGITS
 
 pytestmark = pytest.mark.engine
 RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # notice after a minute that their node is gone
@@ -44,7 +52,7 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
         assert row["weights_version"] == row["step"] + 1
     assert [row["step"] for row in jobs.rows(undisturbed, "evaluations.jsonl")] == [0, 10]
     lines = jobs.console(undisturbed).splitlines()
-    assert str(undisturbed) in lines[1]
+    assert str(undisturbed) in lines[0]
     assert str(undisturbed) in lines[-1]
 
 
@@ -111,3 +119,37 @@ def test_a_signal_ends_a_run_cleanly(tmp_path: Path, number: signal.Signals) -> 
         assert jobs.gone(family) == []
     assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"
     assert "Traceback" not in jobs.console(run_dir)
+
+
+def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Path) -> None:
+    """Both give the answers that the run's last evaluation counted right."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    export, rows = undisturbed / "export", 40
+    assert (export / "README.md").read_text().count("| ") > 2
+    assert not [path.name for path in export.iterdir() if path.suffix in {".pt", ".sha256"}]
+    alone = subprocess.run(
+        [sys.executable, "-m", "tests.vllm_alone", str(export), str(rows)],
+        cwd=jobs.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    answers = re.findall(r"^answer: (.*)$", alone.stdout, re.MULTILINE)
+    assert len(answers) == rows, alone.stderr[-3000:]
+    source = load(DIGITS, split="test")
+    right = [answer == source[row].label for row, answer in enumerate(answers)]
+    (final,) = (row for row in jobs.rows(undisturbed, "evaluations.jsonl") if row["step"] == 10)
+    assert sum(right) == final["right"]
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(export)
+    processor: Any = AutoProcessor.from_pretrained(export)
+    for row in range(5):
+        chat = messages(source[row], "no_think")
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        image = source[row].image
+        assert image is not None
+        inputs = processor(text=[text], images=[Image.fromarray(image)], return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert processor.tokenizer.decode(tokens, skip_special_tokens=True) == answers[row]

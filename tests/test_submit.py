@@ -37,15 +37,20 @@ def cluster() -> Iterator[dict[str, str]]:
         with Path(folder, "console").open("w") as console:
             ray = subprocess.Popen(words, env=environment, stdout=console, stderr=subprocess.STDOUT)
         url = f"http://127.0.0.1:{dashboard}"
-        jobs.wait_for("dashboard", lambda: answers(dashboard), ray, timeout_s=90)
-        yield {**environment, "RAY_API_SERVER_ADDRESS": url}
+        environment["RAY_API_SERVER_ADDRESS"] = url
+        jobs.wait_for("job agent", lambda: takes_jobs(dashboard, environment), ray, timeout_s=120)
+        yield environment
         ray.terminate()  # not `ray stop`: that ends every Ray of this user
         ray.wait(60)
 
 
-def answers(port: int) -> bool:
+def takes_jobs(port: int, environment: dict[str, str]) -> bool:
+    """The dashboard is there some seconds before the agent that runs jobs."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        if probe.connect_ex(("127.0.0.1", port)):
+            return False
+    nothing = subprocess.run(["ray", "job", "submit", "--", "true"], env=environment, capture_output=True, check=False)
+    return nothing.returncode == 0
 
 
 def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:

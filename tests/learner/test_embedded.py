@@ -69,6 +69,18 @@ def test_it_is_a_small_qwen2_vl_with_tied_embeddings(digits_model: Path, process
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
 
 
+def test_fault_11_only_answers_train(processor: Any, held_out: ExampleSource) -> None:
+    """The seed's supervised baseline trains on the prompt too."""
+    encoder, tokenizer = PromptEncoder(processor, DIGITS), processor.tokenizer
+    answers = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("nine", "nine or two")]
+    batch = embedded._batch([encoder.encode(held_out[row]) for row in range(2)], answers, tokenizer)  # noqa: SLF001
+    for ids, labels, answer in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), answers, strict=True):
+        assert [label for label in labels if label != -100] == answer
+        start = labels.index(answer[0])
+        assert ids[start : start + len(answer)] == answer
+        assert start == len(encoder.encode(held_out[0]).token_ids)
+
+
 def test_only_end_of_turn_ends_an_answer(digits_model: Path, processor: Any) -> None:
     path = ModelConfig(path=str(digits_model))
     tokenizer, eos = processor.tokenizer, eos_token_ids(path)

@@ -23,7 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from common.config import Config
 from learner.run_folder import RunFolder
-RunFolder.open(Config(run_dir=Path(sys.argv[1])), now=datetime.now())
+config = Config(run_dir=Path(sys.argv[1]))
+RunFolder.open(config, now=datetime.now()).begin(config)
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -35,7 +36,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(**keys: object) -> RunFolder:
-    return RunFolder.open(Config(**keys), now=NOW)  # type: ignore[arg-type]
+    """A folder in which a run has begun."""
+    config = Config(**keys)  # type: ignore[arg-type]
+    folder = RunFolder.open(config, now=NOW)
+    folder.begin(config)
+    return folder
 
 
 def test_a_fresh_run_gets_a_dated_folder_and_latest_points_at_it(tmp_path: Path) -> None:
@@ -64,7 +69,6 @@ def test_resume_auto_goes_on_with_the_latest_or_starts_afresh() -> None:
     again = opened(resume="auto", name="other")
     again.close()
     assert again.path == first.path
-    assert Config.model_validate(yaml.safe_load((first.path / "config.yaml").read_text())).name == "run"
     given = opened(resume="auto", run_dir="here")
     given.close()
     assert given.shown == Path("here")
@@ -85,11 +89,13 @@ def test_resume_takes_a_run_folder_or_a_checkpoint() -> None:
         opened(resume=str(step), run_dir="elsewhere")
 
 
-def test_describe_writes_the_accepted_configuration() -> None:
-    folder = opened()
-    folder.describe(Config(name="resumed"))
-    assert yaml.safe_load((folder.path / "config.yaml").read_text())["name"] == "resumed"
-    folder.close()
+def test_a_run_that_never_began_leaves_nothing() -> None:
+    config = Config()
+    first = opened()
+    first.close()
+    RunFolder.open(config, now=NOW).close()
+    assert [path.name for path in Path("runs").iterdir() if path.name != "latest"] == [first.path.name]
+    assert Path("runs/latest").resolve() == first.path
 
 
 def test_a_live_run_is_named_and_a_killed_one_frees_its_folder(tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ def test_other_unusable_requests(keys: dict[str, str]) -> None:
 def test_a_folder_called_latest_is_not_replaced() -> None:
     Path("latest").mkdir()
     folder = opened(run_dir="mine")
-    assert folder.latest is None and not Path("latest").is_symlink()
+    assert not Path("latest").is_symlink()
     folder.close()
 
 

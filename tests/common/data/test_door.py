@@ -115,14 +115,14 @@ def test_a_symlink_in_an_image_folder_may_not_leave_it(tmp_path: Path) -> None:
     folder = Path(image_folder(tmp_path / "set", {"cat": 1, "dog": 1}))
     (tmp_path / "secret.png").write_bytes(encoded())
     (folder / "dog" / "9.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(DataError, match="train/2: dog/9.png: image path is no file inside"):
+    with pytest.raises(DataError, match=r"train/2: dog/9.png: image path is no file inside"):
         load(DataConfig(path=str(folder)), split="train")
 
 
 def test_a_stray_file_in_a_class_folder_is_not_passed_over(tmp_path: Path) -> None:
     folder = Path(image_folder(tmp_path, {"cat": 1, "dog": 1}))
     (folder / "cat" / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match="train/1: cat/notes.txt: image cannot be decoded"):
+    with pytest.raises(DataError, match=r"train/1: cat/notes.txt: image cannot be decoded"):
         load(DataConfig(path=str(folder)), split="train")
 
 

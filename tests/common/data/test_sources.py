@@ -215,7 +215,7 @@ def test_an_image_that_rots_later_is_named(tmp_path: Path) -> None:
     source = load(config(image_folder(tmp_path, {"cat": 2, "dog": 1}), cache_mb=0), split="train")
     (tmp_path / "cat" / "1.png").write_bytes(b"")
     assert source[0].label == "cat"
-    with pytest.raises(DataError, match="train/1: cat/1.png: image has zero bytes"):
+    with pytest.raises(DataError, match=r"train/1: cat/1.png: image has zero bytes"):
         source[1]
 
 
