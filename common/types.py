@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 FinishReason = Literal["stop", "length"]
-Fault = Literal["data", "infra"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +95,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedGroup:
-    """A group that could not be sampled, and why. `data` faults are dropped and counted; `infra` ones retried."""
+    """A prompt the engine refuses, and why. Engines that fail are the fleet's business, and never seen here."""
 
     prompt_id: str
     reason: str
-    fault: Fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

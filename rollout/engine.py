@@ -161,7 +161,7 @@ class RolloutEngine:
             if fault is None:
                 pending[f"{self._requests}"] = request
             else:
-                refused.append(FailedGroup(prompt_id=request.prompt_id, reason=fault, fault="data"))
+                refused.append(FailedGroup(prompt_id=request.prompt_id, reason=fault))
             self._requests += 1
         if refused:
             yield tuple(refused)

@@ -153,3 +153,11 @@ def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Pat
         inputs = processor(text=[text], images=[Image.fromarray(image)], return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert processor.tokenizer.decode(tokens, skip_special_tokens=True) == answers[row]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_default_runs_on_a_gpu(tmp_path: Path) -> None:
+    words = ["cluster.device=cuda", "rollout.gpus_per_engine=0.4", "learner.gpus_per_rank=0.4"]
+    run_dir = jobs.complete(tmp_path / "gpu", *words, "rollout.gpu_memory_utilization=0.3")
+    assert json.loads((run_dir / "summary.json").read_text())["max_logprob_gap"] < 1e-3

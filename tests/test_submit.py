@@ -54,21 +54,28 @@ def takes_jobs(port: int, environment: dict[str, str]) -> bool:
 
 
 def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
+    """With the README's recipe, and a reward of the user's own that fails on every other row: dropped, never scored 0."""
     pictures = draw_shapes(tmp_path / "pictures", each=12)
-    recipe = tmp_path / "shapes.yaml"
+    recipe, run_dir = tmp_path / "shapes.yaml", tmp_path / "run"
     recipe.write_text(readme.recipe())
-    run_dir = tmp_path / "run"
-    words = f"--config {recipe} --run-dir {run_dir} data.path={pictures} steps=3 learner.warmup_steps=1"
-    job = f"ray job submit --working-dir {jobs.ROOT} -- python -m learner.main {words}"
-    done = subprocess.run(job.split(), env=cluster, capture_output=True, text=True, timeout=300, check=False)
+    job = ["ray", "job", "submit", "--working-dir", str(jobs.ROOT), "--", "python", "-m", "learner.main"]
+    job += ["--config", str(recipe), "--run-dir", str(run_dir), f"data.path={pictures}"]
+    job += ["steps=3", "learner.warmup_steps=1", "reward.on_error=drop", "reward.max_drop_share=0.9"]
+    job += ["reward.functions={accuracy: 1.0, tests.rollout.hostile_rewards:nan_on_odd: 0.1}"]
+    done = subprocess.run(job, env=cluster, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["outcome"] == "finished"
     assert summary["steps"] == 3
     assert summary["max_logprob_gap"] < 1e-4
     (final,) = (row for row in jobs.rows(run_dir, "evaluations.jsonl") if row["step"] == 3)
-    assert {label: rows for label, (_, rows) in final["per_class"].items()} == dict.fromkeys(
-        ("circle", "square", "triangle"), 3
-    )
+    held_out = {label: rows for label, (_, rows) in final["per_class"].items()}
+    assert held_out == {"circle": 3, "square": 3, "triangle": 3}
     samples = jobs.rows(run_dir, "samples.jsonl")
+    assert samples
     assert all("list [ circle, square, triangle]" in row["problem"] for row in samples)
+    last = jobs.rows(run_dir, "metrics.jsonl")[-1]  # law 6
+    dropped = [row for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "dropped"]
+    assert last["groups_dispatched"] == last["groups_trained"] + last["groups_dropped"] == 3 * 16
+    assert last["groups_dropped"] == len(dropped) > 10
+    assert all("nan_on_odd" in row["reason"] and row["prompt"] for row in dropped)

@@ -30,7 +30,7 @@ def test_failed_groups_are_counted_and_named_and_the_others_pass(
 ) -> None:
     answer = Completion(token_ids=(1,), logprobs=(-0.5,), text="a", finish_reason="stop")
     group = Group(prompt_id="train/1", completions=(answer, answer), seed=0, engine_id="engine-0", weights_version=0)
-    failed = FailedGroup(prompt_id="train/2", reason="too long", fault="data")
+    failed = FailedGroup(prompt_id="train/2", reason="too long")
     ledger.dispatched = 3
     assert list(ledger.sampled([failed, group])) == [group]
     assert (ledger.dropped, ledger.pending) == (1, 2)

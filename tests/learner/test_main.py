@@ -36,7 +36,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--rollout.group-size", "1"], "rollout.group_size = 1"),
         (["learner.ranks=3"], "does not divide rollout.prompts_per_step = 32"),
         (["weights.transport=nccl"], "weights.transport = nccl"),
-        (["learner.warmup_steps=250"], "learner.warmup_steps = 250"),
+        (["learner.warmup_steps=200"], "learner.warmup_steps = 200"),
         (["data.mode=thinking"], "no_think"),
         (["--config", "no-such.yaml"], "no-such.yaml"),
         (["model.path=Qwen/Qwen2-VL-2B-Instruct"], "deploy/recipes/qwen2vl-2b.yaml"),
