@@ -31,6 +31,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         # A cluster of our own admits nobody else, and leaves no token behind in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nor does it report to anybody
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -5,6 +5,7 @@ Only a rank's own process imports this file.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -148,6 +149,8 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
                 torch.save(state_dict, file)
         except OSError as error:
             self._remember(error, path)
+        except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
+            self._remember(OSError(errno.EIO, str(error).splitlines()[0]), path)
 
     def _remember(self, error: OSError, path: str) -> None:
         self.error = self.error or OSError(error.errno, error.strerror, path)

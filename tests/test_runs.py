@@ -155,6 +155,26 @@ def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Pat
         assert processor.tokenizer.decode(tokens, skip_special_tokens=True) == answers[row]
 
 
+def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
+    """A volume that holds everything but a checkpoint: weights, two moments and the reference's files are some 9 MB."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "rollcall-test", str(run_dir)]
+    if subprocess.run(mount, capture_output=True, check=False, timeout=10).returncode:
+        pytest.skip("mounting a small volume needs root")
+    try:
+        jobs.complete(run_dir)
+        summary = json.loads((run_dir / "summary.json").read_text())
+        assert (summary["outcome"], summary["steps"]) == ("finished", 10)
+        failed = [row["step"] for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "checkpoint_failed"]
+        assert failed == [3, 4, 6, 9, 10]  # due at 3, 6, 9 and the end; tried again after 1, 2, 4 steps
+        assert summary["checkpoint_failures"] == len(failed)
+        assert not list((run_dir / "checkpoints").iterdir())
+        assert (run_dir / "export" / "model.safetensors").is_file()
+    finally:
+        subprocess.run(["umount", str(run_dir)], check=True, timeout=10)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_default_runs_on_a_gpu(tmp_path: Path) -> None:

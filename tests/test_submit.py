@@ -54,7 +54,7 @@ def takes_jobs(port: int, environment: dict[str, str]) -> bool:
 
 
 def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
-    """With the README's recipe, and a reward of the user's own that fails on every other row: dropped, never scored 0."""
+    """With the README's recipe, and a reward of the user's own that fails on every other row: dropped, never a 0."""
     pictures = draw_shapes(tmp_path / "pictures", each=12)
     recipe, run_dir = tmp_path / "shapes.yaml", tmp_path / "run"
     recipe.write_text(readme.recipe())

@@ -155,10 +155,12 @@ def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: Ro
     fleet.load(manifest)
 
 
-def test_a_killed_engine_is_replaced_and_gives_the_same_tokens_under_the_current_weights(
-    fleet: RolloutFleet, policy: Policy
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_lost_engine_is_replaced_and_gives_the_same_tokens_under_the_current_weights(
+    fleet: RolloutFleet, policy: Policy, monkeypatch: pytest.MonkeyPatch, harm: signal.Signals
 ) -> None:
-    """Law 1 after a restart, law 5 under a kill: the replacement starts with the checkpoint's weights."""
+    """Law 1 after a restart, law 5 under a fault: the replacement starts with the checkpoint's weights."""
+    monkeypatch.setattr(fleet, "_step_timeout_s", 4.0)
     policy.shake(11)
     policy.push(fleet, 6)
     prompts = [policy.prompt(n) for n in range(24)]
@@ -169,9 +171,9 @@ def test_a_killed_engine_is_replaced_and_gives_the_same_tokens_under_the_current
     (info,), restarts = fleet.ready(), fleet.restarts
     stream = fleet.generate(requests)
     first = next(stream)  # the short groups are out, the long ones are in the making
-    os.kill(info.pid, signal.SIGKILL)
+    os.kill(info.pid, harm)
     found = sorted([first, *stream], key=lambda group: group.prompt_id)
-    assert fleet.restarts == restarts + 1, "the kill came too late to matter"
+    assert fleet.restarts == restarts + 1, "the fault came too late to matter"
     assert tokens([group for group in found if isinstance(group, Group)]) == tokens(undisturbed)
     assert policy.gap(prompts[:4], groups(fleet, requests[:4]), SAMPLED) < TIGHT
     assert set(fleet.versions().values()) == {6}
