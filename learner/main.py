@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Terminated:
         return 128 + signal.SIGTERM
+    except SystemExit as leaving:  # ray.init answers signals itself until it is done
+        if leaving.code != signal.SIGTERM:
+            raise
+        return 128 + signal.SIGTERM
     return 0
 
 
