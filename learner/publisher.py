@@ -24,7 +24,7 @@ class Publisher:
         if not self._nccl:
             self._fleet.load(manifest)
             return
-        if self._fleet.serving() != self._joined:
-            self._joined = self._fleet.serving()
+        if (engines := tuple(member.id for member in self._fleet.serving())) != self._joined:
+            self._joined = engines
             self._fleet.join(self._learner.nccl_rendezvous(1 + len(self._joined)))
         self._fleet.load(manifest, meanwhile=lambda: self._learner.broadcast(version))

@@ -27,8 +27,9 @@ from learner.metrics import step_record
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
 from learner.tracking import Tracker
-from rollout.fleet import RolloutFleet, engine_spec
+from rollout.fleet import RolloutFleet
 from rollout.reward_pool import RewardPool
+from rollout.spec import engine_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.types import Completion, FailedGroup, FinishReason, GenerationRequest, Group, WeightManifest
+from rollout.spec import EngineInfo, EngineSpec
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -22,52 +22,6 @@ if TYPE_CHECKING:
 
 
 Grid = tuple[int, int, int]  # (time, height, width) of an image, in patches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSpec:
-    """What every engine of a fleet is built from."""
-
-    model_path: str
-    revision: str | None
-    dtype: str
-    device: str  # "cpu" or "cuda"
-    max_model_len: int  # prompt + completion tokens
-    max_sequences: int
-    kv_cache_bytes: int | None
-    gpu_memory_utilization: float
-    min_pixels: int
-    max_pixels: int
-    banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
-    transport: str
-    threads: int
-    cpus: float
-    gpus: float
-
-    def environment(self) -> dict[str, str]:
-        """Variables the process must have before torch and vLLM are imported."""
-        common = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "OMP_NUM_THREADS": str(self.threads),
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-            "JOBLIB_MULTIPROCESSING": "0",  # joblib would leave a semaphore in /dev/shm
-            "TQDM_DISABLE": "1",
-        }
-        if self.device == "cuda":
-            return common
-        # Binding would pin every engine to core 0; dynamo would compile a log-prob helper with g++ for 15 s.
-        return common | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInfo:
-    """What an engine says of itself once it is up."""
-
-    engine_id: str
-    pid: int
-    node_id: str
-    startup_seconds: float
 
 
 class RolloutEngine:

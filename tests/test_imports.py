@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
-ENTRY_POINTS = {"learner.main", "learner.run", "learner.door", "learner.evaluate"}  # the only ones that know both sides
+# The only ones that know both sides.
+ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "publisher")}
 DEEPSPEED = {"learner.zero"}  # imports it at its top, and is itself imported only inside rank processes
 VLLM = {"rollout.engine", "rollout.weights", "learner.weights"}  # the last: the sending half of vLLM's own transfer
 

@@ -10,8 +10,8 @@ from common.data.sources import load
 from common.processor import load_processor
 from common.prompts import PromptEncoder
 from rollout.engine import RolloutEngine
-from rollout.fleet import engine_spec
 from rollout.requests import greedy_requests
+from rollout.spec import engine_spec
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56, max_prompt_tokens=64)
 

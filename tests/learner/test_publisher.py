@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,8 +35,8 @@ class Fleet:
         self.log, self.engines = log, ("engine-0", "engine-1")
         self.copy_of_weights: Callable[[], Any] | None = None
 
-    def serving(self) -> tuple[str, ...]:
-        return self.engines
+    def serving(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=engine) for engine in self.engines]
 
     def join(self, info: dict[str, int]) -> None:
         self.log.append(f"{len(self.engines)} join")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
-from rollout.fleet import RolloutFleet, engine_spec
+from rollout.fleet import RolloutFleet
+from rollout.spec import engine_spec
 from tests.rollout.policy import Policy
 
 

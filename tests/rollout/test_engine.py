@@ -142,7 +142,7 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
 
 def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: RolloutFleet, policy: Policy) -> None:
     manifest = policy.push(fleet, 4)
-    (member,) = fleet._members  # noqa: SLF001 (the fleet itself never asks for a wrong version)
+    (member,) = fleet.serving()
     with pytest.raises(ray.exceptions.RayTaskError, match="does not hold"):
         ray.get(next(member.handle.generate.options(num_returns="streaming").remote([], 5)), timeout=60)
     first = manifest.buckets[0]
@@ -160,7 +160,7 @@ def test_a_lost_engine_is_replaced_and_gives_the_same_tokens_under_the_current_w
     fleet: RolloutFleet, policy: Policy, monkeypatch: pytest.MonkeyPatch, harm: signal.Signals
 ) -> None:
     """Law 1 after a restart, law 5 under a fault: the replacement starts with the checkpoint's weights."""
-    monkeypatch.setattr(fleet, "_step_timeout_s", 4.0)
+    monkeypatch.setattr(fleet, "step_timeout_s", 4.0)
     policy.shake(11)
     policy.push(fleet, 6)
     prompts = [policy.prompt(n) for n in range(24)]

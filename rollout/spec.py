@@ -1,0 +1,76 @@
+"""What an engine is built from, and what it says of itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from common.config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What every engine of a fleet is built from."""
+
+    model_path: str
+    revision: str | None
+    dtype: str
+    device: str  # "cpu" or "cuda"
+    max_model_len: int  # prompt + completion tokens
+    max_sequences: int
+    kv_cache_bytes: int | None
+    gpu_memory_utilization: float
+    min_pixels: int
+    max_pixels: int
+    banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
+    transport: str
+    threads: int
+    cpus: float
+    gpus: float
+
+    def environment(self) -> dict[str, str]:
+        """Variables the process must have before torch and vLLM are imported."""
+        common = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(self.threads),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "JOBLIB_MULTIPROCESSING": "0",  # joblib would leave a semaphore in /dev/shm
+            "TQDM_DISABLE": "1",
+        }
+        if self.device == "cuda":
+            return common
+        # Binding would pin every engine to core 0; dynamo would compile a log-prob helper with g++ for 15 s.
+        return common | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says of itself once it is up."""
+
+    engine_id: str
+    pid: int
+    node_id: str
+    startup_seconds: float
+
+
+def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> EngineSpec:
+    """What the configuration says of every engine."""
+    rollout = config.rollout
+    return EngineSpec(
+        model_path=model_path,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        device=config.cluster.device,
+        max_model_len=config.data.max_prompt_tokens + rollout.max_completion_tokens,
+        max_sequences=rollout.max_sequences,
+        kv_cache_bytes=None if rollout.kv_cache_mb is None else rollout.kv_cache_mb << 20,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
+        banned=banned,
+        transport=config.weights.transport,
+        threads=config.cluster.threads,
+        cpus=rollout.cpus_per_engine,
+        gpus=rollout.gpus_per_engine,
+    )
