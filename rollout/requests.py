@@ -19,16 +19,17 @@ def training_requests(
         top_k=rollout.top_k,
         max_tokens=rollout.max_completion_tokens,
     )
-    return [_request(prompt, sampling, request_seed(seed, step, prompt.id)) for prompt in prompts]
+    return [request(prompt, sampling, seed=request_seed(seed, step, prompt.id)) for prompt in prompts]
 
 
 def greedy_requests(prompts: Sequence[Prompt], rollout: RolloutConfig) -> list[GenerationRequest]:
     """One greedy completion a prompt."""
     sampling = Sampling(n=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=rollout.max_completion_tokens)
-    return [_request(prompt, sampling, 0) for prompt in prompts]
+    return [request(prompt, sampling, seed=0) for prompt in prompts]
 
 
-def _request(prompt: Prompt, sampling: Sampling, seed: int) -> GenerationRequest:
+def request(prompt: Prompt, sampling: Sampling, *, seed: int) -> GenerationRequest:
+    """What an engine must know of a prompt: the picture, and what the learner will take the prompt for."""
     return GenerationRequest(
         prompt_id=prompt.id,
         text_ids=prompt.text_ids,

@@ -13,7 +13,7 @@ import torch
 from common.config import DataConfig, ModelConfig
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
-from common.types import Example, GenerationRequest, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
 from learner.weights import ObjectStoreSender, WeightSource
 from tests.learner.oracle import Settings, row_logprobs
 
@@ -73,15 +73,3 @@ class Policy:
                     mine, _, _ = row_logprobs(self.model, self.model, scored, index, settings)
                 gaps.append(float((mine - torch.tensor(completion.logprobs)).abs().max()))
         return max(gaps)
-
-
-def request(prompt: Prompt, *, seed: int = 0, sampling: Sampling = SAMPLED) -> GenerationRequest:
-    return GenerationRequest(
-        prompt_id=prompt.id,
-        text_ids=prompt.text_ids,
-        token_ids=prompt.token_ids,
-        image=prompt.example.image,
-        image_grid_thw=prompt.image_grid_thw,
-        seed=seed,
-        sampling=sampling,
-    )

@@ -14,7 +14,8 @@ import torch
 from common.errors import EngineError
 from common.types import FailedGroup, Group, Sampling
 from rollout.fleet import RolloutFleet
-from tests.rollout.policy import SAMPLED, Policy, request
+from rollout.requests import request
+from tests.rollout.policy import SAMPLED, Policy
 
 pytestmark = pytest.mark.engine
 TIGHT = 2e-5
@@ -47,7 +48,7 @@ def test_law_1_engine_and_learner_give_the_same_log_probs(
     """Fault 10 of the seed: sampling settings that the learner does not score with."""
     policy.push(fleet, 0)
     prompts = [policy.prompt(n, size=size) for n, size in enumerate([(56, 56), (84, 140), (112, 56)])]
-    found = groups(fleet, [request(prompt, seed=n, sampling=sampling) for n, prompt in enumerate(prompts)])
+    found = groups(fleet, [request(prompt, sampling, seed=n) for n, prompt in enumerate(prompts)])
     assert policy.gap(prompts, found, sampling) < TIGHT
 
 
@@ -57,7 +58,7 @@ def test_law_1_holds_after_every_push_on_images_and_prompts_seen_before(
 ) -> None:
     """Fault 8 of the seed: cached image features, keys and values of the old weights; and a stale tied head."""
     prompts = [policy.prompt(n) for n in range(3)]
-    requests = [request(prompt, seed=n) for n, prompt in enumerate(prompts)]
+    requests = [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts)]
     policy.push(fleet, 0)
     before = groups(fleet, requests)
     for version in (1, 2):
@@ -72,7 +73,7 @@ def test_law_1_holds_after_every_push_on_images_and_prompts_seen_before(
 
 def test_image_features_may_stay_when_the_tower_is_frozen(fleet: RolloutFleet, policy: Policy) -> None:
     prompts = [policy.prompt(n) for n in range(2)]
-    requests = [request(prompt, seed=n) for n, prompt in enumerate(prompts)]
+    requests = [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts)]
     policy.push(fleet, 0)
     groups(fleet, requests)
     policy.shake(7, lambda name: "visual" not in name)
@@ -83,7 +84,7 @@ def test_image_features_may_stay_when_the_tower_is_frozen(fleet: RolloutFleet, p
 def test_law_5_tokens_depend_on_the_seed_alone(fleet: RolloutFleet, policy: Policy) -> None:
     policy.push(fleet, 0)
     prompts = [policy.prompt(n) for n in range(6)]
-    requests = [request(prompt, seed=100 * n) for n, prompt in enumerate(prompts)]
+    requests = [request(prompt, SAMPLED, seed=100 * n) for n, prompt in enumerate(prompts)]
     together = groups(fleet, requests)
     assert tokens(groups(fleet, requests[::-1])) == tokens(together)
     assert tokens(groups(fleet, requests[2:3])) == tokens(together)[2:3]
@@ -102,7 +103,7 @@ def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Po
         embedding[image + 1 :] *= 0.01
     policy.push(fleet, 3)
     prompts = [policy.prompt(n) for n in range(4)]
-    found = groups(fleet, [request(prompt, seed=n) for n, prompt in enumerate(prompts)])
+    found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts)])
     sampled = {token for group in found for one in group.completions for token in one.token_ids}
     assert not sampled & set(policy.banned)
     assert policy.gap(prompts, found, SAMPLED) < TIGHT
@@ -110,7 +111,7 @@ def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Po
 
 def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: RolloutFleet, policy: Policy) -> None:
     policy.push(fleet, 0)
-    good, cut, resized, narrow = (request(policy.prompt(n), seed=n) for n in range(4))
+    good, cut, resized, narrow = (request(policy.prompt(n), SAMPLED, seed=n) for n in range(4))
     cut = dataclasses.replace(cut, token_ids=cut.token_ids[:-1])
     (time, height, width), *_ = resized.image_grid_thw
     resized = dataclasses.replace(resized, image_grid_thw=((time, width * 2, height // 2),))
@@ -127,7 +128,7 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
     policy.push(fleet, 0)
     prompt = policy.prompt(0)
     greedy = Sampling(n=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=3)
-    (group,) = groups(fleet, [request(prompt, sampling=greedy)])
+    (group,) = groups(fleet, [request(prompt, greedy, seed=0)])
     inputs = {
         "input_ids": torch.tensor([prompt.token_ids]),
         "pixel_values": torch.as_tensor(prompt.pixel_values),
@@ -166,7 +167,7 @@ def test_a_lost_engine_is_replaced_and_gives_the_same_tokens_under_the_current_w
     prompts = [policy.prompt(n) for n in range(24)]
     short = dataclasses.replace(SAMPLED, n=16, max_tokens=2)
     long = dataclasses.replace(short, max_tokens=16)
-    requests = [request(prompt, seed=n, sampling=long if n % 2 else short) for n, prompt in enumerate(prompts)]
+    requests = [request(prompt, long if n % 2 else short, seed=n) for n, prompt in enumerate(prompts)]
     undisturbed = groups(fleet, requests)
     (info,), restarts = fleet.ready(), fleet.restarts
     stream = fleet.generate(requests)
