@@ -32,7 +32,8 @@ def cluster() -> Iterator[dict[str, str]]:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     dashboard = free_port()
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ports = f"--port={free_port()} --dashboard-port={dashboard} --ray-client-server-port={free_port()}"
+        names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+        ports = " ".join(f"--{name}={free_port()}" for name in names) + f" --dashboard-port={dashboard}"
         words = f"ray start --head --block {ports} --num-cpus=4 --temp-dir={folder} --disable-usage-stats".split()
         with Path(folder, "console").open("w") as console:
             ray = subprocess.Popen(words, env=environment, stdout=console, stderr=subprocess.STDOUT)

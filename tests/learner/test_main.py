@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from common.config import Config
 from learner.main import main
+from learner.run_folder import RunFolder
 from tests import jobs
 from tests.pictures import draw_shapes
 
@@ -93,23 +97,24 @@ def test_a_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp
     assert str(tmp_path / "file") in refusal(capsys, f"run_dir={tmp_path / 'file' / 'run'}")
 
 
+def test_a_second_run_in_the_same_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = RunFolder.open(Config(run_dir=tmp_path / "run"), now=datetime.now(UTC))
+    for words in ([], ["resume=auto"]):
+        assert f"held by pid {os.getpid()}" in refusal(capsys, f"run_dir={tmp_path / 'run'}", *words)
+    first.close()
+
+
 @pytest.mark.engine
-def test_a_cluster_too_small_is_refused_with_the_numbers(tmp_path: Path) -> None:
+def test_a_run_refused_while_it_starts_says_so_in_its_folder(tmp_path: Path) -> None:
+    """By a cluster that is too small; and a SIGTERM in the middle of the start ends it as any other does."""
     run_dir = tmp_path / "run"
     assert jobs.finish(jobs.start(run_dir, "rollout.engines=40"), run_dir, timeout_s=90) == 2
     printed = jobs.console(run_dir)
     assert "CPU: 20.5 needed" in printed
     assert "lower rollout.engines" in printed
     assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "failed"
-
-
-@pytest.mark.engine
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    first = jobs.start(run_dir)
-    jobs.wait_for("run folder", (run_dir / "config.yaml").exists, first)
-    second = jobs.start(run_dir, "resume=auto")
-    assert jobs.finish(second, run_dir, timeout_s=60) == 2
-    assert str(first.pid) in jobs.console(run_dir)
-    first.terminate()
-    assert jobs.finish(first, run_dir, timeout_s=60) == 143, jobs.console(run_dir)  # in the middle of its start
+    again = jobs.start(run_dir, "resume=auto")
+    jobs.wait_for("second start", lambda: len(jobs.rows(run_dir, "events.jsonl")) > 1, again)
+    again.terminate()
+    assert jobs.finish(again, run_dir, timeout_s=60) == 143, jobs.console(run_dir)
+    assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"
