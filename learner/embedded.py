@@ -96,6 +96,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
             got=f"none in {blind[0]}",
             remedy="set model.path to a model",
         )
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers brings DeepSpeed in, which looks for a GPU aloud
     processor = build_processor(_texts(examples), size_limit=RECIPE["vocabulary_limit"])
     tokenizer = processor.tokenizer
     encoder = PromptEncoder(processor, data.model_copy(update={"mode": "no_think"}))

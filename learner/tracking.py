@@ -210,6 +210,8 @@ def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failu
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
         "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
     }
+    if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):
+        rows["go on"] = f"the same command with resume={folder.shown}"
     if summary.checkpoint_failures:
         rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"
     if log_failures:

@@ -39,10 +39,12 @@ def cluster() -> Iterator[dict[str, str]]:
             ray = subprocess.Popen(words, env=environment, stdout=console, stderr=subprocess.STDOUT)
         url = f"http://127.0.0.1:{dashboard}"
         environment["RAY_API_SERVER_ADDRESS"] = url
-        jobs.wait_for("job agent", lambda: takes_jobs(dashboard, environment), ray, timeout_s=120)
-        yield environment
-        ray.terminate()  # not `ray stop`: that ends every Ray of this user
-        ray.wait(60)
+        try:
+            jobs.wait_for("job agent", lambda: takes_jobs(dashboard, environment), ray, timeout_s=120)
+            yield environment
+        finally:
+            ray.terminate()  # not `ray stop`: that ends every Ray of this user
+            ray.wait(60)
 
 
 def takes_jobs(port: int, environment: dict[str, str]) -> bool:
