@@ -44,9 +44,11 @@ class Ending:
             weights_version=version,
             checkpoint_failures=self.run.checkpoints.failures if self.run else 0,
         )
-        if self.run and self.folder.export.is_dir() and kind is None:
-            write_model_card(self.folder.export, config=self.run.config, summary=summary)
-        self.tracker.close(summary)
+        try:
+            if self.run and self.folder.export.is_dir() and kind is None:
+                write_model_card(self.folder.export, config=self.run.config, summary=summary)
+        finally:
+            self.tracker.close(summary)  # the terminal gets its screen back whatever happens
 
 
 def _outcome(kind: type[BaseException] | None) -> str:

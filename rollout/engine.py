@@ -136,27 +136,35 @@ class RolloutEngine:
             mismatch = self._mismatch(request, rendered)
             if mismatch is None:
                 self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
+                return None
         except (ValueError, VLLMError) as error:
-            return f"the engine refused the prompt: {_root_cause(error)}"
+            mismatch = f"the engine refused the prompt: {_root_cause(error)}"
+        # vLLM caches processed images on two sides that must agree; a request rendered but not added sets them apart.
+        self._llm.llm_engine.reset_mm_cache()
         return mismatch
 
     def _mismatch(self, request: GenerationRequest, rendered: Any) -> str | None:
         """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""
+        grids = self._grids_of(request, rendered)
         ids = tuple(rendered["prompt_token_ids"])
         if ids != request.token_ids:
             return (
                 f"engine and learner read the prompt differently: {len(ids)} tokens in the engine, "
                 f"{len(request.token_ids)} in the learner"
             )
+        if grids != request.image_grid_thw:
+            return f"engine and learner cut the image differently: {grids} v {request.image_grid_thw}"
+        return None
+
+    def _grids_of(self, request: GenerationRequest, rendered: Any) -> tuple[Grid, ...]:
+        """How the engine cut the request's image."""
         if request.image is None:
-            return None
+            return ()
         (digest,), (item,) = rendered["mm_hashes"]["image"], rendered["mm_kwargs"]["image"]
         if item is not None:
             time_, height, width = item["image_grid_thw"].data.tolist()
             self._grids[digest] = (time_, height, width)
-        if request.image_grid_thw != (self._grids[digest],):
-            return f"engine and learner cut the image differently: {self._grids[digest]} v {request.image_grid_thw}"
-        return None
+        return (self._grids[digest],)
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         from vllm import SamplingParams

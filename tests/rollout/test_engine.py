@@ -111,8 +111,8 @@ def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Po
 
 def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: RolloutFleet, policy: Policy) -> None:
     policy.push(fleet, 0)
-    good, cut, resized, narrow = (request(policy.prompt(n), SAMPLED, seed=n) for n in range(4))
-    cut = dataclasses.replace(cut, token_ids=cut.token_ids[:-1])
+    good, whole, resized, narrow = (request(policy.prompt(n, size=(84, 56)), SAMPLED, seed=n) for n in range(4))
+    cut = dataclasses.replace(whole, token_ids=whole.token_ids[:-1])
     (time, height, width), *_ = resized.image_grid_thw
     resized = dataclasses.replace(resized, image_grid_thw=((time, width * 2, height // 2),))
     narrow = dataclasses.replace(narrow, image=np.zeros((4, 2000, 3), dtype=np.uint8))
@@ -122,6 +122,9 @@ def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: Rollou
         failed = found[prompt_id]
         assert isinstance(failed, FailedGroup)
         assert word in failed.reason
+    restarts = fleet.restarts
+    (again,) = groups(fleet, [whole])  # the refused prompt's picture is in the engine's cache: it must not harm
+    assert (again.prompt_id, fleet.restarts) == ("test/1", restarts)
 
 
 def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: Policy) -> None:
