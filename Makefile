@@ -24,7 +24,7 @@ lint: setup
 # Needs uv on the PATH; where no index offers torch's CPU build, UV_FIND_LINKS names a folder that holds its wheel.
 COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
 lock:
-	$(COMPILE) --extra cpu --extra dev -o requirements-cpu.lock \
+	$(COMPILE) --extra cpu --extra bench --extra dev -o requirements-cpu.lock \
 	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
 	env -u UV_FIND_LINKS $(COMPILE) --extra gpu --extra dev -o requirements-gpu.lock
 
