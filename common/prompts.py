@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from common.config import DataConfig
 from common.data.faults import BadRowError, refuse
 from common.errors import DataError
 from common.lru import ByteLRU
-from common.types import Example, Pixels, Prompt
+from common.types import Example, ImageFeatures, Pixels, Prompt
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLProcessor
@@ -49,21 +50,26 @@ def _chat(problem: str, mode: str, *, with_image: bool) -> list[dict[str, Any]]:
 class _Features:
     text_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    pixel_values: npt.NDArray[np.float32] | None
-    image_grid_thw: tuple[tuple[int, int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        ids = 8 * (len(self.text_ids) + len(self.token_ids))
-        return ids if self.pixel_values is None else ids + self.pixel_values.nbytes
+    images: Any  # as in Prompt
+    nbytes: int
 
 
 class PromptEncoder:
     """Examples to prompts. One processor makes ids and pixels for engine and learner alike."""
 
-    def __init__(self, processor: Qwen2VLProcessor, data: DataConfig) -> None:
+    def __init__(
+        self,
+        processor: Qwen2VLProcessor,
+        data: DataConfig,
+        *,
+        share: Callable[[ImageFeatures], Any] = lambda features: features,
+    ) -> None:
+        """`share` makes the handle under which image features travel; see `common.handles`."""
         self._processor = processor
         self._data = data
+        self._share = share
+        self._lock = Lock()  # the next prompts are made beside an evaluation
+        self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
         self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
         added = processor.tokenizer.added_tokens_decoder.values()
         self._special = tuple(token.content for token in added if token.special)
@@ -71,20 +77,17 @@ class PromptEncoder:
     def encode(self, example: Example) -> Prompt:
         """Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut."""
         key = (example.problem, _digest(example.image))  # by content: ids may recur in a held-out set from elsewhere
-        features = self._cache.get(key)
-        if features is None:
-            try:
-                features = self._features(example.problem, example.image)
-            except BadRowError as fault:
-                raise DataError(f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy) from fault
-            self._cache.put(key, features, features.nbytes)
-        return Prompt(
-            example=example,
-            text_ids=features.text_ids,
-            token_ids=features.token_ids,
-            pixel_values=features.pixel_values,
-            image_grid_thw=features.image_grid_thw,
-        )
+        with self._lock:
+            features = self._cache.get(key)
+            if features is None:
+                try:
+                    features = self._features(example.problem, example.image)
+                except BadRowError as fault:
+                    raise DataError(
+                        f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy
+                    ) from fault
+                self._cache.put(key, features, features.nbytes)
+        return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
 
     def check(self, source: ExampleSource) -> None:
         """Measure every prompt of `source` without touching a pixel.
@@ -120,14 +123,15 @@ class PromptEncoder:
         text = self._render(problem, with_image=image is not None)
         text_ids = self._ids(text)
         if image is None:
-            return _Features(text_ids=text_ids, token_ids=text_ids, pixel_values=None, image_grid_thw=())
+            return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
         inputs = self._processor(text=[text], images=[Image.fromarray(image)], return_tensors="np")
-        return _Features(
-            text_ids=text_ids,
-            token_ids=tuple(inputs["input_ids"][0].tolist()),
-            pixel_values=np.ascontiguousarray(inputs["pixel_values"], dtype=np.float32),
-            image_grid_thw=tuple((time, height, width) for time, height, width in inputs["image_grid_thw"].tolist()),
+        token_ids = tuple(inputs["input_ids"][0].tolist())
+        images = ImageFeatures(
+            digest=hashlib.blake2b(self._salt, key=_digest(image), digest_size=16).hexdigest(),
+            values={name: np.ascontiguousarray(inputs[name]) for name in ("pixel_values", "image_grid_thw")},
         )
+        nbytes = 8 * (len(text_ids) + len(token_ids)) + images.nbytes
+        return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
 
     def _render(self, problem: str, *, with_image: bool) -> str:
         if found := next((token for token in self._special if token in problem), None):

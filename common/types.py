@@ -30,14 +30,26 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFeatures:
+    """What the model's processor makes of the pictures of one prompt, made once for engine and learner."""
+
+    digest: str  # of the pictures and the processor's settings: their name in every cache
+    values: Mapping[str, npt.NDArray[Any]]  # inputs of the model's forward, as in Qwen2-VL
+    # pixel_values (patches, channels * patch volume) and image_grid_thw (images, 3)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """An example as the model reads it: token ids and image features, made once for engine and learner."""
+    """An example as the model reads it."""
 
     example: Example
-    text_ids: tuple[int, ...]  # before image expansion: what vLLM is given
-    token_ids: tuple[int, ...]  # (T,) after image expansion: what both sides must see
-    pixel_values: npt.NDArray[np.float32] | None  # (patches, channels * patch volume)
-    image_grid_thw: tuple[tuple[int, int, int], ...]  # one (time, height, width) a picture, in patches
+    text_ids: tuple[int, ...]  # before image expansion
+    token_ids: tuple[int, ...]  # (T,) after image expansion: what engine and learner must see
+    images: Any  # ImageFeatures, an ObjectRef of one (`common.handles`), or None for a prompt without a picture
 
     @property
     def id(self) -> str:
@@ -57,13 +69,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt on its way to an engine. The image travels once, whatever n is."""
+    """One prompt on its way to an engine. Its pictures travel once, whatever n is."""
 
     prompt_id: str
-    text_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]  # (T,) the engine refuses the request unless it arrives at exactly these
-    image: Pixels | None
-    image_grid_thw: tuple[tuple[int, int, int], ...]
+    token_ids: tuple[int, ...]  # (T,)
+    images: Any  # as in Prompt
     seed: int
     sampling: Sampling
 

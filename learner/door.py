@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
+from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from rollout.rewards.loading import check_functions
@@ -41,7 +42,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     model = _resolved(config)
     processor = load_processor(model)
-    encoder = PromptEncoder(processor, config.data)
+    encoder = PromptEncoder(processor, config.data, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
     admitted = Admitted(

@@ -189,8 +189,10 @@ def _batch(
         "input_ids": ids,
         "attention_mask": mask,
         "labels": labels.masked_fill(mask == 0, -100),
-        "pixel_values": torch.cat([torch.from_numpy(prompt.pixel_values) for prompt in prompts]),
-        "image_grid_thw": torch.tensor([grid for prompt in prompts for grid in prompt.image_grid_thw]),
+        **{
+            name: torch.cat([torch.from_numpy(prompt.images.values[name]) for prompt in prompts])
+            for name in ("pixel_values", "image_grid_thw")
+        },
         "mm_token_type_ids": (ids == token_ids(tokenizer)["image_token_id"]).int(),
     }
 

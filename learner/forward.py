@@ -40,8 +40,7 @@ def packed_logprobs(
         input_ids=pack.ids,
         position_ids=pack.positions,
         attention_mask={"full_attention": pack.mask},
-        pixel_values=pack.pixels,
-        image_grid_thw=pack.grids,
+        **pack.images,
         logits_to_keep=pack.source,
         use_cache=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,17 @@ class LearnerGroup:
 
     @staticmethod
     def _packs(scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...]) -> list[list[RankPack]]:
+        slim = [_without_picture(group) for group in scored]
         return [
-            [RankPack(groups=tuple(scored[i] for i in micro.groups), real=micro.real) for micro in micros]
+            [RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real) for micro in micros]
             for micros in dealt
         ]
+
+
+def _without_picture(scored: ScoredGroup) -> ScoredGroup:
+    """What a rank needs of a group: the features are there, the picture and the row's columns are not."""
+    example = replace(scored.prompt.example, image=None, columns={})
+    return replace(scored, prompt=replace(scored.prompt, example=example))
 
 
 def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:

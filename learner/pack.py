@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError, ModelError
-from common.types import Completion, Prompt, ScoredGroup
+from common.types import Completion, ImageFeatures, Prompt, ScoredGroup
 from learner.objective import advantages
 
 PROMPT = -1  # branch of a prompt's tokens
@@ -30,8 +30,7 @@ class Pack:
     ids: Tensor  # (1, S) int64
     positions: Tensor  # (3, 1, S) int64: time, height, width
     mask: Tensor  # (1, 1, S, S) added to the attention scores: 0 where query (third axis) may see key, else lowest
-    pixels: Tensor  # (patches, channels * patch volume) of all images, in prompt order
-    grids: Tensor  # (images, 3) int64
+    images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
     target: Tensor  # (tokens,) int64: its id
     row: Tensor  # (tokens,) int64: its completion
@@ -83,9 +82,9 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
             target.append(tokens)
             row += [rows] * len(tokens)
             offset, rows = offset + fed, rows + 1
-    pixels, grids = _images([scored.prompt for scored in groups])
-    if not len(grids):  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
-        pixels, grids = _blank(model.config.vision_config)
+    images = _images([scored.prompt for scored in groups])
+    if not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
+        images = _blank(model.config.vision_config)
         ids.append(torch.tensor([model.config.image_token_id]))
         positions.append(torch.zeros(3, 1, dtype=torch.long))
         owner.append(len(groups))
@@ -96,8 +95,7 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
         ids=torch.cat(ids)[None].to(on),
         positions=torch.cat(positions, 1)[:, None].to(on),
         mask=_block_mask(torch.tensor(owner, device=on), torch.tensor(branch, device=on), model.dtype),
-        pixels=pixels.to(on),
-        grids=grids.to(on),
+        images={name: tensor.to(on) for name, tensor in images.items()},
         source=torch.tensor(source, device=on),
         target=torch.cat(target).to(on),
         row=torch.tensor(row, device=on),
@@ -110,13 +108,14 @@ def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
     """(T,) ids and (3, T) rope positions."""
     ids = torch.tensor(prompt.token_ids)
     is_image = ids == model.config.image_token_id
-    grids = torch.tensor(prompt.image_grid_thw, dtype=torch.long).reshape(-1, 3)
+    features: ImageFeatures | None = prompt.images
+    grids = torch.from_numpy(features.values["image_grid_thw"]) if features else torch.empty(0, 3, dtype=torch.long)
     patches = int(grids.prod(1).sum())
-    held = 0 if prompt.pixel_values is None else len(prompt.pixel_values)
+    held = len(features.values["pixel_values"]) if features else 0
     if int(is_image.sum()) * model.config.vision_config.spatial_merge_size**2 != patches or held != patches:
         raise DataError(
             f"prompt {prompt.id}: its tokens, image grid and pixels disagree",
-            got=f"{int(is_image.sum())} image tokens, grid {prompt.image_grid_thw}, {held} patches",
+            got=f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches",
             remedy="make ids and pixels with the same processor settings, and never cut a prompt",
         )
     positions, _ = model.model.get_rope_index(
@@ -136,18 +135,18 @@ def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -
     return torch.tensor(completion.token_ids)
 
 
-def _images(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-    grids = [grid for prompt in prompts for grid in prompt.image_grid_thw]
-    flat = torch.from_numpy(np.concatenate(pixels)) if pixels else torch.empty(0)
-    return flat, torch.tensor(grids, dtype=torch.long)
+def _images(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Every image input, concatenated in prompt order; none without a picture."""
+    held: list[ImageFeatures] = [prompt.images for prompt in prompts if prompt.images]
+    names = held[0].values if held else ()
+    return {name: torch.from_numpy(np.concatenate([images.values[name] for images in held])) for name in names}
 
 
-def _blank(vision: Any) -> tuple[Tensor, Tensor]:
+def _blank(vision: Any) -> dict[str, Tensor]:
     """The smallest image there is: one merged token."""
     side = vision.spatial_merge_size
     volume = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return torch.zeros(side * side, volume), torch.tensor([[1, side, side]])
+    return {"pixel_values": torch.zeros(side * side, volume), "image_grid_thw": torch.tensor([[1, side, side]])}
 
 
 def _block_mask(owner: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:

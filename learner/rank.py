@@ -6,7 +6,7 @@ import math
 import random
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config import Config
 from common.errors import LearnerError
+from common.handles import opened
 from common.types import ScoredGroup, WeightManifest
 from learner.forward import Scores, packed_logprobs
 from learner.model import export_model, load_model
@@ -106,6 +107,7 @@ class LearnerRank:
         from learner import zero
 
         at = self._engine.global_steps
+        packs = self._opened(packs)
         seen = [self._forward_backward(pack, sequences, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
         sums, peaks = torch.stack([s for s, _ in seen]).sum(0), torch.stack([p for _, p in seen])
         self._insist_finite(sums.isfinite().all(), at, "loss")
@@ -134,7 +136,7 @@ class LearnerRank:
     def logprobs(self, packs: Sequence[RankPack]) -> list[list[float]]:
         """The policy's log-prob of every completion token, one flat list a pack."""
         with torch.no_grad():
-            return [self._score(self._engine, self._pack(pack)).logp.tolist() for pack in packs]
+            return [self._score(self._engine, self._pack(pack)).logp.tolist() for pack in self._opened(packs)]
 
     def publish(self, version: int) -> WeightManifest | None:
         """The manifest from rank 0, None from the others."""
@@ -200,6 +202,20 @@ class LearnerRank:
     def _nccl(self) -> NcclSender:
         assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
         return self._sender
+
+    def _opened(self, packs: Sequence[RankPack]) -> list[RankPack]:
+        """The same packs with the image features behind their handles."""
+        handles = [scored.prompt.images for pack in packs for scored in pack.groups]
+        images = iter(opened(handles, timeout_s=self._config.learner.step_timeout_s))
+        return [
+            replace(
+                pack,
+                groups=tuple(
+                    replace(scored, prompt=replace(scored.prompt, images=next(images))) for scored in pack.groups
+                ),
+            )
+            for pack in packs
+        ]
 
     def _pack(self, pack: RankPack) -> Pack:
         return build_pack(pack.groups, self._engine.module, banned=self._sampling["banned"])

@@ -12,7 +12,8 @@ from common.autoscaler import nodes_asked_for
 from common.clock import StepClock
 from common.cluster import connected, demand, require
 from common.config import Config
-from common.data.stream import PromptStream, StreamState
+from common.data.feed import PromptFeed
+from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.ledger import Ledger
 from common.types import Dropped, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
@@ -52,20 +53,20 @@ class Run:
     rewards: RewardPool
     learner: LearnerGroup
     publisher: Publisher
-    stream: PromptStream
+    feed: PromptFeed
     checkpoints: Checkpointer
     version: int = 0  # of the weights that learner and engines hold: optimizer steps done
 
     def restore(self, point: ResumePoint) -> None:
         """Go on exactly where a checkpoint was written."""
         self.learner.load(point.folder)
-        self.stream.restore(StreamState(**point.state.stream))
+        self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
         self.version = point.state.step
 
     def next_prompts(self) -> list[Prompt]:
         """P prompts, different ones."""
-        return [self.admitted.encoder.encode(example) for example in self.stream.next_batch()]
+        return self.feed.next_batch()
 
     def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[Group]:
         """Groups as the engines finish them; those they could not give are counted as dropped."""
@@ -158,7 +159,7 @@ class Run:
         return DriverState(
             step=self.version,
             config=self.config,
-            stream=asdict(self.stream.state()),
+            stream=asdict(self.feed.state()),
             counts=self.ledger.counts(),
             best_accuracy=self.tracker.history.best[1] if self.tracker.history.best else None,
         )
@@ -206,6 +207,8 @@ def _started(
     parts.callback(fleet.close)
     rewards = RewardPool(config.reward, config.data.mode)
     parts.callback(rewards.close)
+    feed = PromptFeed(admitted.stream(), admitted.encoder)
+    parts.callback(feed.close)
     run = Run(
         config=config,
         admitted=admitted,
@@ -215,7 +218,7 @@ def _started(
         rewards=rewards,
         learner=learner,
         publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
-        stream=admitted.stream(),
+        feed=feed,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
     )
     with _phase(tracker, f"{config.learner.ranks} learner rank(s) up"):

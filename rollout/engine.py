@@ -13,7 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
-from common.types import Completion, FailedGroup, FinishReason, GenerationRequest, Group, WeightManifest
+from common.handles import opened
+from common.types import (
+    Completion,
+    FailedGroup,
+    FinishReason,
+    GenerationRequest,
+    Group,
+    ImageFeatures,
+    WeightManifest,
+)
 from rollout.spec import EngineInfo, EngineSpec
 
 if TYPE_CHECKING:
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor import LogitsProcessor
 
 
-Grid = tuple[int, int, int]  # (time, height, width) of an image, in patches
+FETCH_S = 600.0  # for the image features of a batch
 
 
 class RolloutEngine:
@@ -34,7 +43,6 @@ class RolloutEngine:
         self._llm = _build(spec)
         self._version: int | None = None
         self._requests = 0
-        self._grids: dict[str, Grid] = {}  # by image hash: vLLM's processor cache hands out hashes alone
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -110,8 +118,9 @@ class RolloutEngine:
         engine = self._llm.llm_engine
         pending: dict[str, GenerationRequest] = {}
         refused: list[FailedGroup] = []
-        for request in requests:
-            fault = self._add(f"{self._requests}", request)
+        images = opened([request.images for request in requests], timeout_s=FETCH_S)
+        for request, features in zip(requests, images, strict=True):
+            fault = self._add(f"{self._requests}", request, features)
             if fault is None:
                 pending[f"{self._requests}"] = request
             else:
@@ -124,47 +133,18 @@ class RolloutEngine:
             if finished:
                 yield tuple(self._group(pending.pop(out.request_id), out, version) for out in finished)
 
-    def _add(self, request_id: str, request: GenerationRequest) -> str | None:
-        """Hand one request to vLLM; the reason if it, or our own check of what it made of the prompt, refuses."""
+    def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
+        """Hand one request to vLLM; the reason if it is refused."""
         from vllm.exceptions import VLLMError
 
-        prompt: dict[str, Any] = {"prompt_token_ids": list(request.text_ids)}
-        if request.image is not None:
-            prompt["multi_modal_data"] = {"image": request.image}
+        from rollout.inputs import engine_input
+
         try:
-            rendered = self._llm.llm_engine.renderer.render_cmpl([prompt])[0]
-            mismatch = self._mismatch(request, rendered)
-            if mismatch is None:
-                self._llm.llm_engine.add_request(request_id, rendered, self._params(request))
-                return None
+            prompt = engine_input(self._llm, request, features)
+            self._llm.llm_engine.add_request(request_id, prompt, self._params(request))
         except (ValueError, VLLMError) as error:
-            mismatch = f"the engine refused the prompt: {_root_cause(error)}"
-        # vLLM caches processed images on two sides that must agree; a request rendered but not added sets them apart.
-        self._llm.llm_engine.reset_mm_cache()
-        return mismatch
-
-    def _mismatch(self, request: GenerationRequest, rendered: Any) -> str | None:
-        """Why the engine would see another prompt than the learner, or None (fault 4 of the seed)."""
-        grids = self._grids_of(request, rendered)
-        ids = tuple(rendered["prompt_token_ids"])
-        if ids != request.token_ids:
-            return (
-                f"engine and learner read the prompt differently: {len(ids)} tokens in the engine, "
-                f"{len(request.token_ids)} in the learner"
-            )
-        if grids != request.image_grid_thw:
-            return f"engine and learner cut the image differently: {grids} v {request.image_grid_thw}"
+            return f"the engine refused the prompt: {type(error).__name__}: {error}"
         return None
-
-    def _grids_of(self, request: GenerationRequest, rendered: Any) -> tuple[Grid, ...]:
-        """How the engine cut the request's image."""
-        if request.image is None:
-            return ()
-        (digest,), (item,) = rendered["mm_hashes"]["image"], rendered["mm_kwargs"]["image"]
-        if item is not None:
-            time_, height, width = item["image_grid_thw"].data.tolist()
-            self._grids[digest] = (time_, height, width)
-        return (self._grids[digest],)
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         from vllm import SamplingParams
@@ -226,6 +206,8 @@ def _build(spec: EngineSpec) -> LLM:
         max_model_len=spec.max_model_len,
         max_num_seqs=spec.max_sequences,
         limit_mm_per_prompt={"image": 1},
+        mm_processor_cache_gb=0,  # pictures come processed ...
+        mm_device_do_normalize=False,  # ... to the end: normalised floats, not bytes
         mm_processor_kwargs={"size": {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}},
         skip_mm_profiling=spec.device == "cpu",
         logprobs_mode="processed_logprobs",
@@ -256,13 +238,6 @@ def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
             return logits.index_fill_(1, self._ids, float("-inf"))
 
     return BanTokens
-
-
-def _root_cause(error: BaseException) -> str:
-    """vLLM's own words say that a processor failed; what it failed of stands at the bottom of the chain."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
 
 
 def _completion(output: Any) -> Completion:

@@ -29,13 +29,11 @@ def greedy_requests(prompts: Sequence[Prompt], rollout: RolloutConfig) -> list[G
 
 
 def request(prompt: Prompt, sampling: Sampling, *, seed: int) -> GenerationRequest:
-    """What an engine must know of a prompt: the picture, and what the learner will take the prompt for."""
+    """What an engine must know of a prompt: the very ids and pixels that the learner reads."""
     return GenerationRequest(
         prompt_id=prompt.id,
-        text_ids=prompt.text_ids,
         token_ids=prompt.token_ids,
-        image=prompt.example.image,
-        image_grid_thw=prompt.image_grid_thw,
+        images=prompt.images,
         seed=seed,
         sampling=sampling,
     )

@@ -17,7 +17,12 @@ PACKAGES = ("common", "rollout", "learner")
 # The only ones that know both sides.
 ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "publisher")}
 DEEPSPEED = {"learner.zero"}  # imports it at its top, and is itself imported only inside rank processes
-VLLM = {"rollout.engine", "rollout.weights", "learner.weights"}  # the last: the sending half of vLLM's own transfer
+VLLM = {
+    "rollout.engine",
+    "rollout.inputs",
+    "rollout.weights",
+    "learner.weights",
+}  # the last: the sending half of vLLM's own transfer
 
 
 def modules(package: str) -> list[str]:

@@ -35,8 +35,7 @@ def test_random_model_sees_images_of_any_size(tmp_path: Path, architecture: Arch
         with torch.no_grad():
             output = model(
                 input_ids=ids,
-                pixel_values=torch.tensor(prompt.pixel_values),
-                image_grid_thw=torch.tensor(prompt.image_grid_thw),
+                **{name: torch.tensor(value) for name, value in prompt.images.values.items()},
                 mm_token_type_ids=(ids == processor.image_token_id).int(),
             )
         last: torch.Tensor = output.logits[0, -1]

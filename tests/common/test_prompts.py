@@ -95,7 +95,7 @@ def test_text_only_rows_get_the_system_prompt(processor: Qwen2VLProcessor) -> No
     system = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
     assert text == system + "<|im_start|>user\n2 or 3?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.text_ids == prompt.token_ids
-    assert prompt.pixel_values is None and prompt.image_grid_thw == ()
+    assert prompt.images is None
     assert [turn["role"] for turn in messages(example(size=None), "think")] == ["system", "user"]
 
 
@@ -105,10 +105,11 @@ def test_seed_fault_4_ids_grid_and_pixels_come_from_one_processor(
 ) -> None:
     data = DataConfig()
     prompt = PromptEncoder(processor, data).encode(example(size=size))
-    assert prompt.pixel_values is not None and prompt.pixel_values.dtype == np.float32
-    ((time_, height, width),) = prompt.image_grid_thw
+    pixels = prompt.images.values["pixel_values"]
+    assert pixels.dtype == np.float32
+    ((time_, height, width),) = prompt.images.values["image_grid_thw"].tolist()
     patches = time_ * height * width
-    assert prompt.pixel_values.shape == (patches, 3 * 2 * 14 * 14)
+    assert pixels.shape == (patches, 3 * 2 * 14 * 14)
     pad = processor.image_token_id
     assert prompt.text_ids.count(pad) == 1
     place = prompt.text_ids.index(pad)
@@ -143,11 +144,12 @@ def test_the_cache_goes_by_content_and_hands_on_the_example_given(processor: Qwe
     encoder = PromptEncoder(processor, DataConfig(cache_mb=1))
     one, two = example(seed=1), example(seed=2)  # same id, as a held-out set from elsewhere may have
     first, second = encoder.encode(one), encoder.encode(two)
-    assert first.pixel_values is encoder.encode(example(seed=1)).pixel_values
-    assert first.pixel_values is not second.pixel_values
+    assert first.images is encoder.encode(example(seed=1)).images
+    assert first.images is not second.images
+    assert first.images.digest != second.images.digest
     assert encoder.encode(two).example is two
     forgetful = PromptEncoder(processor, DataConfig(cache_mb=0))
-    assert forgetful.encode(one).pixel_values is not forgetful.encode(one).pixel_values
+    assert forgetful.encode(one).images is not forgetful.encode(one).images
 
 
 @pytest.mark.parametrize("kind", ["Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil"])
@@ -158,8 +160,8 @@ def test_pixel_limits_take_effect_on_both_image_processors(folder: Path, kind: s
     size = processor.image_processor.size
     processor.image_processor = getattr(transformers, kind).from_pretrained(str(folder), size=size)
     encoder = PromptEncoder(processor, DataConfig())
-    assert encoder.encode(example(size=(56, 56))).image_grid_thw == ((1, 8, 8),)
-    assert encoder.encode(example(size=(400, 400))).image_grid_thw == ((1, 10, 10),)
+    assert encoder.encode(example(size=(56, 56))).images.values["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert encoder.encode(example(size=(400, 400))).images.values["image_grid_thw"].tolist() == [[1, 10, 10]]
 
 
 def test_banned_tokens(folder: Path, processor: Qwen2VLProcessor) -> None:

@@ -56,7 +56,7 @@ def scored(texts: tuple[str, ...] = ("seven", "seven", "nine", "one"), label: st
     """A scored group over a 200 x 300 image."""
     image = np.arange(200 * 300 * 3, dtype=np.uint64).reshape(200, 300, 3).astype(np.uint8)
     example = Example(id="train/17", problem="Which digit?", image=image, label=label, columns={})
-    prompt = Prompt(example=example, text_ids=(1,), token_ids=(1,), pixel_values=None, image_grid_thw=())
+    prompt = Prompt(example=example, text_ids=(1,), token_ids=(1,), images=None)
     completions = tuple(
         Completion(token_ids=(5, 2), logprobs=(-0.1, -0.2), text=text, finish_reason="stop") for text in texts
     )

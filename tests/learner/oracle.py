@@ -26,9 +26,8 @@ def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) 
     prompt, completion = scored.prompt, scored.group.completions[index]
     ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
     inputs: dict[str, Any] = {"input_ids": ids}
-    if prompt.pixel_values is not None:
-        inputs["pixel_values"] = torch.as_tensor(prompt.pixel_values)
-        inputs["image_grid_thw"] = torch.tensor(prompt.image_grid_thw)
+    if prompt.images is not None:
+        inputs |= {name: torch.tensor(value) for name, value in prompt.images.values.items()}
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     every: Tensor = model(**inputs, use_cache=False).logits[0]
     logits = every[len(prompt.token_ids) - 1 : -1].float().clone()

@@ -108,7 +108,7 @@ def test_images_belong_to_their_prompts() -> None:
     policy, _ = models("qwen2_vl")
     groups = [tiny.group(seed, text=7, pictures=[(2, 3)], lengths=[2, 4]) for seed in range(3)]
     swapped = [
-        replace(scored, prompt=replace(scored.prompt, pixel_values=groups[other].prompt.pixel_values))
+        replace(scored, prompt=replace(scored.prompt, images=groups[other].prompt.images))
         for scored, other in zip(groups, (0, 2, 1), strict=True)
     ]
 
@@ -175,12 +175,12 @@ def test_prompt_whose_parts_disagree_is_refused() -> None:
     policy, _ = models("qwen2_vl")
     scored = tiny.group(0, text=6, pictures=[(2, 2)], lengths=[1, 1])
     prompt = scored.prompt
-    assert prompt.pixel_values is not None
+    values = prompt.images.values
+    others = [{"image_grid_thw": np.array([[1, 4, 2]])}, {"pixel_values": values["pixel_values"][:-1]}]
     wrong = [
         replace(prompt, token_ids=(*prompt.token_ids, tiny.IMAGE)),
-        replace(prompt, image_grid_thw=((1, 4, 2),)),
-        replace(prompt, pixel_values=prompt.pixel_values[:-1]),
-        replace(prompt, pixel_values=None),
+        *(replace(prompt, images=replace(prompt.images, values={**values, **other})) for other in others),
+        replace(prompt, images=None),
     ]
     for broken in wrong:
         with pytest.raises(DataError, match="test/0"):

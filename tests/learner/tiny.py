@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from common.types import Completion, Example, Group, Prompt, ScoredGroup
+from common.types import Completion, Example, Group, ImageFeatures, Prompt, ScoredGroup
 
 Family = Literal["qwen2_vl", "qwen2_5_vl"]
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END = 96, 90, 91, 92, 93
@@ -88,11 +88,12 @@ def group(
         ids += [VISION_START, *[IMAGE] * (rows * columns), VISION_END]
     ids += draw.integers(0, IMAGE, text - text // 2).tolist()
     patches = sum(t * h * w for t, h, w in grids)
-    pixels = draw.normal(size=(patches, 3 * 2 * PATCH**2)).astype(np.float32) if grids else None
+    images = None
+    if grids:
+        pixels = draw.normal(size=(patches, 3 * 2 * PATCH**2)).astype(np.float32)
+        images = ImageFeatures(digest=f"{seed}", values={"pixel_values": pixels, "image_grid_thw": np.array(grids)})
     example = Example(id=f"test/{seed}", problem="?", image=None, label="a", columns={})
-    prompt = Prompt(
-        example=example, text_ids=tuple(ids), token_ids=tuple(ids), pixel_values=pixels, image_grid_thw=grids
-    )
+    prompt = Prompt(example=example, text_ids=tuple(ids), token_ids=tuple(ids), images=images)
     completions = tuple(
         Completion(
             token_ids=tuple(draw.integers(0, IMAGE, length).tolist()),

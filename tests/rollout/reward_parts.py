@@ -13,7 +13,7 @@ from common.types import Completion, Example, Group, Prompt
 def prompt(number: int, label: str, **columns: Any) -> Prompt:
     image = np.zeros((4, 4, 3), np.uint8)
     example = Example(id=f"train/{number}", problem="what", image=image, label=label, columns=columns)
-    return Prompt(example=example, text_ids=(1,), token_ids=(1,), pixel_values=None, image_grid_thw=())
+    return Prompt(example=example, text_ids=(1,), token_ids=(1,), images=None)
 
 
 def group(number: int, texts: Sequence[str]) -> Group:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -111,19 +110,23 @@ def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Po
 
 def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: RolloutFleet, policy: Policy) -> None:
     policy.push(fleet, 0)
-    good, whole, resized, narrow = (request(policy.prompt(n, size=(84, 56)), SAMPLED, seed=n) for n in range(4))
-    cut = dataclasses.replace(whole, token_ids=whole.token_ids[:-1])
-    (time, height, width), *_ = resized.image_grid_thw
-    resized = dataclasses.replace(resized, image_grid_thw=((time, width * 2, height // 2),))
-    narrow = dataclasses.replace(narrow, image=np.zeros((4, 2000, 3), dtype=np.uint8))
-    found = {one.prompt_id: one for one in fleet.generate([good, cut, resized, narrow])}
+    good, whole, resized, blind, long = (request(policy.prompt(n, size=(84, 56)), SAMPLED, seed=n) for n in range(5))
+    image = policy.model.config.image_token_id
+    cut = dataclasses.replace(whole, token_ids=tuple(whole.token_ids[: whole.token_ids.index(image) + 1]))
+    larger = {"image_grid_thw": resized.images.values["image_grid_thw"] * (1, 2, 1)}
+    resized = dataclasses.replace(
+        resized, images=dataclasses.replace(resized.images, values={**resized.images.values, **larger})
+    )
+    blind = dataclasses.replace(blind, images=None)
+    long = dataclasses.replace(long, token_ids=(*long.token_ids, *[long.token_ids[-1]] * 200))
+    found = {one.prompt_id: one for one in fleet.generate([good, cut, resized, blind, long])}
     assert isinstance(found["test/0"], Group)
-    for prompt_id, word in [("test/1", "tokens"), ("test/2", "cut the image"), ("test/3", "aspect ratio")]:
-        failed = found[prompt_id]
+    for number, word in enumerate(["differently", "differently", "no picture", "maximum"], 1):
+        failed = found[f"test/{number}"]
         assert isinstance(failed, FailedGroup)
         assert word in failed.reason
     restarts = fleet.restarts
-    (again,) = groups(fleet, [whole])  # the refused prompt's picture is in the engine's cache: it must not harm
+    (again,) = groups(fleet, [whole])  # what was refused has left nothing in the engine that could harm
     assert (again.prompt_id, fleet.restarts) == ("test/1", restarts)
 
 
@@ -134,8 +137,7 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
     (group,) = groups(fleet, [request(prompt, greedy, seed=0)])
     inputs = {
         "input_ids": torch.tensor([prompt.token_ids]),
-        "pixel_values": torch.as_tensor(prompt.pixel_values),
-        "image_grid_thw": torch.tensor(prompt.image_grid_thw),
+        **{name: torch.tensor(value) for name, value in prompt.images.values.items()},
     }
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == policy.model.config.image_token_id).int()
     with torch.no_grad():

@@ -1,0 +1,65 @@
+"""A request in the form vLLM's own processor ends in: the learner's very ids and pixels, processed nowhere else."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.types import GenerationRequest, ImageFeatures
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.inputs.engine import EngineInput
+
+
+def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures | None) -> EngineInput:
+    """What `LLMEngine.add_request` takes.
+
+    Raises ValueError when ids, grids and pixels disagree (fault 4 of the seed): vLLM would fail amid a step.
+    """
+    from vllm.inputs.engine import mm_input, tokens_input
+    from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+
+    token_ids = list(request.token_ids)
+    config: Any = llm.llm_engine.model_config.hf_config
+    if features is None:
+        if config.image_token_id in token_ids:
+            raise ValueError("the prompt has image tokens and no picture")
+        return tokens_input(token_ids)
+    processor = llm.llm_engine.renderer.get_mm_processor()
+    tensors: Any = {name: _tensor(value) for name, value in features.values.items()}
+    fields = processor._get_mm_fields_config(tensors, {})  # noqa: SLF001  # how this family's inputs divide into pictures
+    spans = _spans(token_ids, features, config)
+    return mm_input(
+        token_ids,
+        MultiModalKwargsItems.from_hf_inputs(tensors, fields),
+        {"image": [f"{features.digest}-{index}" for index in range(len(spans))]},
+        {"image": [PlaceholderRange(offset=start, length=length) for start, length in spans]},
+    )
+
+
+def _tensor(value: np.ndarray[Any, Any]) -> Any:
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # the engine only reads
+        return torch.from_numpy(value)
+
+
+def _spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[tuple[int, int]]:
+    """(start, length) of each picture's tokens in the prompt."""
+    grids = features.values["image_grid_thw"]
+    merge = config.vision_config.spatial_merge_size**2
+    runs = groupby(range(len(token_ids)), key=lambda place: token_ids[place] == config.image_token_id)
+    places = [list(run) for is_image, run in runs if is_image]
+    found, held = [len(run) for run in places], len(features.values["pixel_values"])
+    if found != (grids.prod(1) // merge).tolist() or held != grids.prod(1).sum():
+        raise ValueError(
+            "engine and learner would read the pictures differently: "
+            f"{found} image tokens, grids {grids.tolist()}, {held} patches"
+        )
+    return [(run[0], len(run)) for run in places]
