@@ -43,7 +43,7 @@ class ModelConfig(_Section):
     max_pixels: Positive = 401408
     """The processor scales a larger image down to this many pixels."""
     freeze_vision: bool = False
-    """Leave the vision tower as it is."""
+    """Leave the vision tower as it is. Its features are then computed once a picture, and kept in `data.cache_mb`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory for about 15 % more time."""
 

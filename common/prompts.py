@@ -16,7 +16,7 @@ from common.config import DataConfig
 from common.data.faults import BadRowError, refuse
 from common.errors import DataError
 from common.lru import ByteLRU
-from common.types import Example, ImageFeatures, Pixels, Prompt
+from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLProcessor
@@ -50,7 +50,7 @@ def _chat(problem: str, mode: str, *, with_image: bool) -> list[dict[str, Any]]:
 class _Features:
     text_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    images: Any  # as in Prompt
+    images: ImageFeatures | SharedFeatures | None
     nbytes: int
 
 
@@ -62,7 +62,7 @@ class PromptEncoder:
         processor: Qwen2VLProcessor,
         data: DataConfig,
         *,
-        share: Callable[[ImageFeatures], Any] = lambda features: features,
+        share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
     ) -> None:
         """`share` makes the handle under which image features travel; see `common.handles`."""
         self._processor = processor

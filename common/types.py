@@ -43,17 +43,33 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedFeatures:
+    """Image features that lie in Ray's object store, as long as there is one of these."""
+
+    digest: str
+    nbytes: int
+    ref: Any  # ObjectRef of an ImageFeatures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """An example as the model reads it."""
 
     example: Example
     text_ids: tuple[int, ...]  # before image expansion
     token_ids: tuple[int, ...]  # (T,) after image expansion: what engine and learner must see
-    images: Any  # ImageFeatures, an ObjectRef of one (`common.handles`), or None for a prompt without a picture
+    images: ImageFeatures | SharedFeatures | None  # None for a prompt without a picture; see `common.handles`
 
     @property
     def id(self) -> str:
         return self.example.id
+
+    @property
+    def features(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The model's image inputs, empty without a picture. Of a prompt that holds them: see `common.handles`."""
+        if isinstance(self.images, SharedFeatures):
+            raise TypeError(f"the image features of {self.id} are in the object store: open them first")
+        return self.images.values if self.images else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +89,7 @@ class GenerationRequest:
 
     prompt_id: str
     token_ids: tuple[int, ...]  # (T,)
-    images: Any  # as in Prompt
+    images: ImageFeatures | SharedFeatures | None
     seed: int
     sampling: Sampling
 

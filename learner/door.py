@@ -11,6 +11,7 @@ from common.data.stream import PromptStream
 from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
+from learner.tower import TAKEN
 from rollout.rewards.loading import check_functions
 
 
@@ -24,6 +25,7 @@ class Admitted:
     held_out: ExampleSource | None
     encoder: PromptEncoder
     banned: tuple[int, ...]  # token ids neither side gives any probability
+    tower_frozen: bool  # the vision tower is not trained, and engines of this family take what it makes of a picture
 
     def stream(self) -> PromptStream:
         """Training prompts from the beginning."""
@@ -45,13 +47,15 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     encoder = PromptEncoder(processor, config.data, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
+    model_config = load_model_config(model)
     admitted = Admitted(
         config=config,
         model_path=model.path,
         train=train,
         held_out=held_out,
         encoder=encoder,
-        banned=banned_token_ids(load_model_config(model), processor.tokenizer, eos_token_ids(model)),
+        banned=banned_token_ids(model_config, processor.tokenizer, eos_token_ids(model)),
+        tower_frozen=config.model.freeze_vision and model_config.model_type in TAKEN,
     )
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted

@@ -190,7 +190,7 @@ def _batch(
         "attention_mask": mask,
         "labels": labels.masked_fill(mask == 0, -100),
         **{
-            name: torch.cat([torch.from_numpy(prompt.images.values[name]) for prompt in prompts])
+            name: torch.cat([torch.from_numpy(prompt.features[name]) for prompt in prompts])
             for name in ("pixel_values", "image_grid_thw")
         },
         "mm_token_type_ids": (ids == token_ids(tokenizer)["image_token_id"]).int(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from rollout.requests import greedy_requests
 
 if TYPE_CHECKING:
     from common.data.sources import ExampleSource
-    from common.prompts import PromptEncoder
 
 _CHUNK = 512  # prompts in flight: bounds the host memory of a large held-out set
 
@@ -44,7 +43,9 @@ class Evaluation:
         return {"accuracy": self.accuracy, "invalid_rate": self.invalid_rate, **asdict(self)}
 
 
-def evaluate(fleet: RolloutFleet, held_out: ExampleSource, encoder: PromptEncoder, config: Config) -> Evaluation:
+def evaluate(
+    fleet: RolloutFleet, held_out: ExampleSource, encode: Callable[[Sequence[Example]], list[Prompt]], config: Config
+) -> Evaluation:
     """Decode every held-out row greedily and score it with the strict metric the reward uses.
 
     Raises:
@@ -53,7 +54,7 @@ def evaluate(fleet: RolloutFleet, held_out: ExampleSource, encoder: PromptEncode
     right: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     invalid = 0
-    for prompt, answer in _answers(fleet, held_out, encoder, config):
+    for prompt, answer in _answers(fleet, held_out, encode, config):
         example = prompt.example
         rows[example.label] += 1
         right[example.label] += is_right(answer, example.label, mode=config.data.mode)
@@ -67,12 +68,12 @@ def evaluate(fleet: RolloutFleet, held_out: ExampleSource, encoder: PromptEncode
 
 
 def _answers(
-    fleet: RolloutFleet, held_out: ExampleSource, encoder: PromptEncoder, config: Config
+    fleet: RolloutFleet, held_out: ExampleSource, encode: Callable[[Sequence[Example]], list[Prompt]], config: Config
 ) -> Iterator[tuple[Prompt, str]]:
     count = min(len(held_out), config.evaluation.limit or len(held_out))
     for start in range(0, count, _CHUNK):
         examples: list[Example] = [held_out[index] for index in range(start, min(start + _CHUNK, count))]
-        prompts = {example.id: encoder.encode(example) for example in examples}
+        prompts = {prompt.id: prompt for prompt in encode(examples)}
         for outcome in fleet.generate(greedy_requests(list(prompts.values()), config.rollout)):
             if isinstance(outcome, FailedGroup):
                 raise DataError(

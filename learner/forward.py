@@ -40,7 +40,7 @@ def packed_logprobs(
         input_ids=pack.ids,
         position_ids=pack.positions,
         attention_mask={"full_attention": pack.mask},
-        **pack.images,
+        **_image_inputs(pack),
         logits_to_keep=pack.source,
         use_cache=False,
     )
@@ -56,6 +56,16 @@ def packed_logprobs(
     with torch.no_grad():
         entropy = torch.special.entr((logits - total[:, None]).exp()).sum(-1)
     return Scores(logp, entropy, kept)
+
+
+def _image_inputs(pack: Pack) -> dict[str, Any]:
+    """Pixels for the tower, or what a frozen one has made of them before."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    if "image_embeds" not in pack.images:
+        return pack.images
+    made = BaseModelOutputWithPooling(pooler_output=[pack.images["image_embeds"]])  # type: ignore[arg-type]
+    return {"mm_encoder_outputs": {"image": made}}
 
 
 def support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:

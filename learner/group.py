@@ -11,7 +11,7 @@ from typing import Any
 from common.config import Config
 from common.errors import CheckpointError
 from common.placement import get, reserve
-from common.types import ScoredGroup, StepResult, WeightManifest
+from common.types import ImageFeatures, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.packing import Micro, deal, packed_length
 from learner.rank import LearnerRank, RankPack, RankStats
 
@@ -23,13 +23,16 @@ class LearnerGroup:
     A failed `save` does not.
     """
 
-    def __init__(self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int) -> None:
+    def __init__(
+        self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool = True
+    ) -> None:
         """Reserve the ranks' places, or PlacementError.
 
         Args:
             model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
             banned: ids that no completion may hold; engines have the same list.
             steps: optimizer steps of the whole run, the schedule's length.
+            tower_runs: prompts come with pixels; False where all come with features of `embed`.
         """
         self._config = config
         learner = config.learner
@@ -41,7 +44,9 @@ class LearnerGroup:
             timeout_s=config.cluster.wait_for_resources_s,
         )
         self._ranks = [
-            self._actor(index).remote(config, rank=index, model_path=model_path, banned=banned, steps=steps)
+            self._actor(index).remote(
+                config, rank=index, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
+            )
             for index in range(learner.ranks)
         ]
         store = self._ranks[0].open_store.remote()
@@ -77,6 +82,14 @@ class LearnerGroup:
                     completions = scored[index].group.completions
                     by_group[index] = [tuple(next(tokens) for _ in c.token_ids) for c in completions]
         return [by_group[index] for index in range(len(scored))]
+
+    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+        """What the vision tower makes of each prompt's pictures, in order, as `learner.tower.embed` says."""
+        ranks = len(self._ranks)
+        shares = [images[rank::ranks] or images[:1] for rank in range(ranks)]  # ZeRO-3 wants all ranks to take part
+        refs = [rank.embed.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
+        made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
+        return [made[index % ranks][index // ranks] for index in range(len(images))]
 
     def publish(self, version: int) -> WeightManifest:
         """The full set of weights as they are now, as an immutable version."""

@@ -8,7 +8,7 @@ what it would be in a row of its own: a G-th of the work and, without padding, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError, ModelError
-from common.types import Completion, ImageFeatures, Prompt, ScoredGroup
+from common.types import Completion, Prompt, ScoredGroup
 from learner.objective import advantages
 
 PROMPT = -1  # branch of a prompt's tokens
@@ -50,12 +50,13 @@ def check_family(config: Any) -> None:
         )
 
 
-def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int]) -> Pack:
+def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int], tower_runs: bool = True) -> Pack:
     """Tensors of `groups` on the model's device, built once and used by policy and reference.
 
     Args:
         model: the Hugging Face model; its config and rope positions are used, its weights are not.
         banned: ids that neither engine nor learner gives any probability.
+        tower_runs: the model sees pixels; False where features of its frozen tower come in their place.
 
     Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
     id, which would have log-prob -inf.
@@ -83,7 +84,7 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
             row += [rows] * len(tokens)
             offset, rows = offset + fed, rows + 1
     images = _images([scored.prompt for scored in groups])
-    if not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
+    if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
         images = _blank(model.config.vision_config)
         ids.append(torch.tensor([model.config.image_token_id]))
         positions.append(torch.zeros(3, 1, dtype=torch.long))
@@ -108,11 +109,10 @@ def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
     """(T,) ids and (3, T) rope positions."""
     ids = torch.tensor(prompt.token_ids)
     is_image = ids == model.config.image_token_id
-    features: ImageFeatures | None = prompt.images
-    grids = torch.from_numpy(features.values["image_grid_thw"]) if features else torch.empty(0, 3, dtype=torch.long)
-    patches = int(grids.prod(1).sum())
-    held = len(features.values["pixel_values"]) if features else 0
-    if int(is_image.sum()) * model.config.vision_config.spatial_merge_size**2 != patches or held != patches:
+    features, merged = prompt.features, model.config.vision_config.spatial_merge_size**2
+    grids = torch.from_numpy(features["image_grid_thw"]) if features else torch.empty(0, 3, dtype=torch.long)
+    patches, held = int(grids.prod(1).sum()), _patches(features, merged)
+    if int(is_image.sum()) * merged != patches or held != patches:
         raise DataError(
             f"prompt {prompt.id}: its tokens, image grid and pixels disagree",
             got=f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches",
@@ -122,6 +122,12 @@ def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
         ids[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids if len(grids) else None
     )
     return ids, positions[:, 0]
+
+
+def _patches(features: Mapping[str, np.ndarray[Any, Any]], merged: int) -> int:
+    if "image_embeds" in features:
+        return len(features["image_embeds"]) * merged
+    return len(features["pixel_values"]) if features else 0
 
 
 def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -> Tensor:
@@ -137,9 +143,9 @@ def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -
 
 def _images(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """Every image input, concatenated in prompt order; none without a picture."""
-    held: list[ImageFeatures] = [prompt.images for prompt in prompts if prompt.images]
-    names = held[0].values if held else ()
-    return {name: torch.from_numpy(np.concatenate([images.values[name] for images in held])) for name in names}
+    held = [prompt.features for prompt in prompts if prompt.features]
+    names = held[0] if held else ()
+    return {name: torch.from_numpy(np.concatenate([features[name] for features in held])) for name in names}
 
 
 def _blank(vision: Any) -> dict[str, Tensor]:

@@ -17,13 +17,14 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config import Config
 from common.errors import LearnerError
-from common.handles import opened
-from common.types import ScoredGroup, WeightManifest
+from common.handles import opened, shared
+from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
 from learner.forward import Scores, packed_logprobs
 from learner.model import export_model, load_model
 from learner.objective import LOSSES, LossInputs
 from learner.pack import Pack, build_pack, check_family
 from learner.schedule import learning_rate
+from learner.tower import embed
 from learner.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
@@ -55,8 +56,11 @@ class RankStats:
 class LearnerRank:
     """Every public method but `open_store` and `free_port` is a collective: all ranks run it, in the same order."""
 
-    def __init__(self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int) -> None:
+    def __init__(
+        self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool
+    ) -> None:
         self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
+        self._tower_runs = tower_runs
         self._sampling: dict[str, Any] = {
             "temperature": config.rollout.temperature,
             "top_k": config.rollout.top_k,
@@ -138,6 +142,11 @@ class LearnerRank:
         with torch.no_grad():
             return [self._score(self._engine, self._pack(pack)).logp.tolist() for pack in self._opened(packs)]
 
+    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+        """What the tower makes of each prompt's pictures."""
+        pixels = opened(images, timeout_s=self._config.learner.step_timeout_s)
+        return [shared(made) for made in embed(self._engine.module, [one for one in pixels if one])]
+
     def publish(self, version: int) -> WeightManifest | None:
         """The manifest from rank 0, None from the others."""
         return self._sender.publish(version)
@@ -218,7 +227,9 @@ class LearnerRank:
         ]
 
     def _pack(self, pack: RankPack) -> Pack:
-        return build_pack(pack.groups, self._engine.module, banned=self._sampling["banned"])
+        return build_pack(
+            pack.groups, self._engine.module, banned=self._sampling["banned"], tower_runs=self._tower_runs
+        )
 
     def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
         return packed_logprobs(model, pack, **self._sampling, kept=kept)

@@ -16,7 +16,7 @@ from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.ledger import Ledger
-from common.types import Dropped, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from common.types import Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
 from learner.checkpoint import Checkpointer, DriverState, check_compatible, read_state
 from learner.checkpoint_store import CheckpointStore, verify
 from learner.console import open_console
@@ -27,6 +27,7 @@ from learner.group import LearnerGroup
 from learner.metrics import step_record
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
+from learner.tower import FrozenTower
 from learner.tracking import Tracker
 from rollout.fleet import RolloutFleet
 from rollout.reward_pool import RewardPool
@@ -54,6 +55,7 @@ class Run:
     learner: LearnerGroup
     publisher: Publisher
     feed: PromptFeed
+    tower: FrozenTower | None  # None: it is trained, or its engine takes no features
     checkpoints: Checkpointer
     version: int = 0  # of the weights that learner and engines hold: optimizer steps done
 
@@ -66,7 +68,7 @@ class Run:
 
     def next_prompts(self) -> list[Prompt]:
         """P prompts, different ones."""
-        return self.feed.next_batch()
+        return self._featured(self.feed.next_batch())
 
     def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[Group]:
         """Groups as the engines finish them; those they could not give are counted as dropped."""
@@ -142,8 +144,14 @@ class Run:
         due = version in (0, self.config.steps) or (every and version % every == 0)
         if held_out is None or not due or version in self.tracker.history.accuracies:
             return
-        result = evaluate(self.fleet, held_out, self.admitted.encoder, self.config)
+        result = evaluate(self.fleet, held_out, self._encoded, self.config)
         self.tracker.evaluation(version, result.row())
+
+    def _encoded(self, examples: Sequence[Example]) -> list[Prompt]:
+        return self._featured([self.admitted.encoder.encode(example) for example in examples])
+
+    def _featured(self, prompts: list[Prompt]) -> list[Prompt]:
+        return self.tower.featured(prompts) if self.tower else prompts
 
     def save(self) -> None:
         """A checkpoint when one is due, of the best weights so far, and at the end."""
@@ -200,7 +208,13 @@ def _started(
         parts.enter_context(connected(config.cluster))
         with nodes_asked_for(config):
             require(demand(config), wait_s=config.cluster.wait_for_resources_s)
-    learner = LearnerGroup(config, model_path=admitted.model_path, banned=admitted.banned, steps=config.steps)
+    learner = LearnerGroup(
+        config,
+        model_path=admitted.model_path,
+        banned=admitted.banned,
+        steps=config.steps,
+        tower_runs=not admitted.tower_frozen,
+    )
     parts.callback(learner.close)
     spec = engine_spec(config, model_path=admitted.model_path, banned=admitted.banned)
     fleet = RolloutFleet(config, spec, on_event=tracker.event)
@@ -219,6 +233,7 @@ def _started(
         learner=learner,
         publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
         feed=feed,
+        tower=FrozenTower(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
     )
     with _phase(tracker, f"{config.learner.ranks} learner rank(s) up"):

@@ -56,7 +56,8 @@ def _spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[t
     merge = config.vision_config.spatial_merge_size**2
     runs = groupby(range(len(token_ids)), key=lambda place: token_ids[place] == config.image_token_id)
     places = [list(run) for is_image, run in runs if is_image]
-    found, held = [len(run) for run in places], len(features.values["pixel_values"])
+    found, embeds = [len(run) for run in places], features.values.get("image_embeds")
+    held = len(features.values["pixel_values"]) if embeds is None else len(embeds) * merge
     if found != (grids.prod(1) // merge).tolist() or held != grids.prod(1).sum():
         raise ValueError(
             "engine and learner would read the pictures differently: "

@@ -35,7 +35,7 @@ def test_random_model_sees_images_of_any_size(tmp_path: Path, architecture: Arch
         with torch.no_grad():
             output = model(
                 input_ids=ids,
-                **{name: torch.tensor(value) for name, value in prompt.images.values.items()},
+                **{name: torch.tensor(value) for name, value in prompt.features.items()},
                 mm_token_type_ids=(ids == processor.image_token_id).int(),
             )
         last: torch.Tensor = output.logits[0, -1]

@@ -27,7 +27,7 @@ def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) 
     ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
     inputs: dict[str, Any] = {"input_ids": ids}
     if prompt.images is not None:
-        inputs |= {name: torch.tensor(value) for name, value in prompt.images.values.items()}
+        inputs |= {name: torch.tensor(value) for name, value in prompt.features.items()}
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     every: Tensor = model(**inputs, use_cache=False).logits[0]
     logits = every[len(prompt.token_ids) - 1 : -1].float().clone()

@@ -46,7 +46,7 @@ def test_prompt_is_17_tokens_4_of_them_visual(processor: Any, held_out: ExampleS
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert len(prompt.token_ids) == 17 and prompt.token_ids.count(image) == 4
     assert len(prompt.text_ids) == 14 and prompt.text_ids.count(image) == 1
-    assert prompt.images.values["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert prompt.features["image_grid_thw"].tolist() == [[1, 4, 4]]
 
 
 @pytest.mark.parametrize("piece", [*LABELS, "<think>", "</think>", "<answer>", "</answer>"])
@@ -111,8 +111,8 @@ def greedy(folder: Path, processor: Any, source: ExampleSource) -> Sequence[str 
     tokens = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=torch.cat([torch.from_numpy(prompt.images.values["pixel_values"]) for prompt in prompts]),
-        image_grid_thw=torch.cat([torch.from_numpy(prompt.images.values["image_grid_thw"]) for prompt in prompts]),
+        pixel_values=torch.cat([torch.from_numpy(prompt.features["pixel_values"]) for prompt in prompts]),
+        image_grid_thw=torch.cat([torch.from_numpy(prompt.features["image_grid_thw"]) for prompt in prompts]),
         mm_token_type_ids=(ids == processor.image_token_id).int(),
         max_new_tokens=4,
         do_sample=False,

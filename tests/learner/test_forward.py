@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError, ModelError
-from common.types import ScoredGroup
+from common.types import ImageFeatures, ScoredGroup
 from learner.forward import packed_logprobs, support
 from learner.objective import LossInputs, grpo_loss
 from learner.pack import build_pack, check_family
@@ -175,11 +175,11 @@ def test_prompt_whose_parts_disagree_is_refused() -> None:
     policy, _ = models("qwen2_vl")
     scored = tiny.group(0, text=6, pictures=[(2, 2)], lengths=[1, 1])
     prompt = scored.prompt
-    values = prompt.images.values
+    values = prompt.features
     others = [{"image_grid_thw": np.array([[1, 4, 2]])}, {"pixel_values": values["pixel_values"][:-1]}]
     wrong = [
         replace(prompt, token_ids=(*prompt.token_ids, tiny.IMAGE)),
-        *(replace(prompt, images=replace(prompt.images, values={**values, **other})) for other in others),
+        *(replace(prompt, images=ImageFeatures(digest="?", values={**values, **other})) for other in others),
         replace(prompt, images=None),
     ]
     for broken in wrong:

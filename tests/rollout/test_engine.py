@@ -11,7 +11,8 @@ import ray
 import torch
 
 from common.errors import EngineError
-from common.types import FailedGroup, Group, Sampling
+from common.types import FailedGroup, Group, ImageFeatures, Sampling
+from learner.tower import embed
 from rollout.fleet import RolloutFleet
 from rollout.requests import request
 from tests.rollout.policy import SAMPLED, Policy
@@ -91,6 +92,18 @@ def test_law_5_tokens_depend_on_the_seed_alone(fleet: RolloutFleet, policy: Poli
     assert tokens(groups(fleet, other)) != tokens(together)
 
 
+def test_features_of_a_frozen_tower_stand_for_pixels(fleet: RolloutFleet, policy: Policy) -> None:
+    policy.push(fleet, 0)
+    prompts = [policy.prompt(n, size=size) for n, size in enumerate([(56, 56), (84, 140)])]
+    images = [prompt.images for prompt in prompts if isinstance(prompt.images, ImageFeatures)]
+    featured = [
+        dataclasses.replace(prompt, images=made)
+        for prompt, made in zip(prompts, embed(policy.model, images), strict=True)
+    ]
+    found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(featured)])
+    assert policy.gap(prompts, found, SAMPLED) < TIGHT  # against the learner's own way from the pixels
+
+
 def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Policy) -> None:
     """The head is turned towards the image token; neither side may give it any probability."""
     embedding = policy.model.get_input_embeddings().weight
@@ -113,9 +126,10 @@ def test_fault_4_a_prompt_the_engine_reads_differently_fails_alone(fleet: Rollou
     good, whole, resized, blind, long = (request(policy.prompt(n, size=(84, 56)), SAMPLED, seed=n) for n in range(5))
     image = policy.model.config.image_token_id
     cut = dataclasses.replace(whole, token_ids=tuple(whole.token_ids[: whole.token_ids.index(image) + 1]))
+    assert isinstance(resized.images, ImageFeatures)
     larger = {"image_grid_thw": resized.images.values["image_grid_thw"] * (1, 2, 1)}
     resized = dataclasses.replace(
-        resized, images=dataclasses.replace(resized.images, values={**resized.images.values, **larger})
+        resized, images=ImageFeatures(digest="larger", values={**resized.images.values, **larger})
     )
     blind = dataclasses.replace(blind, images=None)
     long = dataclasses.replace(long, token_ids=(*long.token_ids, *[long.token_ids[-1]] * 200))
@@ -137,7 +151,7 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
     (group,) = groups(fleet, [request(prompt, greedy, seed=0)])
     inputs = {
         "input_ids": torch.tensor([prompt.token_ids]),
-        **{name: torch.tensor(value) for name, value in prompt.images.values.items()},
+        **{name: torch.tensor(value) for name, value in prompt.features.items()},
     }
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == policy.model.config.image_token_id).int()
     with torch.no_grad():
