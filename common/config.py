@@ -33,15 +33,15 @@ class ModelConfig(_Section):
     """Which model is trained."""
 
     path: str = "Qwen/Qwen2-VL-2B-Instruct"
-    """Hub id or folder of a Qwen2-VL or Qwen2.5-VL, or `embedded:tiny`: 0.6 M parameters, made here for the data."""
+    """Hub id or folder of a model that reads pictures, or `embedded:tiny`: 0.6 M parameters, made here for the data."""
     revision: str | None = None
     """Hub revision; pin it for a run that must be repeated."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the engines' weights and of the learner's forward."""
-    min_pixels: Positive = 3136
-    """The processor scales a smaller image up to this many pixels."""
-    max_pixels: Positive = 401408
-    """The processor scales a larger image down to this many pixels."""
+    min_pixels: Positive | None = None
+    """The processor scales a smaller image up to this many pixels. The Qwens alone have such limits: null is 3136."""
+    max_pixels: Positive | None = None
+    """The processor scales a larger image down to this many pixels: null is 401408."""
     freeze_vision: bool = False
     """Leave the vision tower as it is. Its features are then computed once a picture, and kept in `data.cache_mb`."""
     gradient_checkpointing: bool = False
@@ -237,8 +237,9 @@ class Config(_Section):
             yield "weights.transport = nccl needs cluster.device = cuda: use object_store on CPU"
         if learner.warmup_steps >= self.steps:
             yield f"learner.warmup_steps = {learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
-        if self.model.min_pixels > self.model.max_pixels:
-            yield f"model.min_pixels = {self.model.min_pixels} is above model.max_pixels = {self.model.max_pixels}"
+        least, most = self.model.min_pixels, self.model.max_pixels
+        if least is not None and most is not None and least > most:
+            yield f"model.min_pixels = {least} is above model.max_pixels = {most}"
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.

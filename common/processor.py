@@ -8,57 +8,77 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config import ModelConfig
 from common.errors import ModelError
+from common.families import FAMILIES, Family, family_of
 from common.hub import unreachable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen2VLProcessor
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Loaded = TypeVar("Loaded")
 
 
 def load_model_config(model: ModelConfig) -> PreTrainedConfig:
-    """The configuration of a Qwen2-VL or Qwen2.5-VL.
+    """The configuration of a model that reads pictures and text.
 
-    Raises ModelError when it cannot be read (within seconds when the hub cannot be reached) or is of another family.
+    Raises ModelError when it cannot be read (within seconds when the hub cannot be reached) or reads no pictures.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     config: PreTrainedConfig = _load(model, AutoConfig.from_pretrained)
-    if config.model_type not in FAMILIES:
+    if config.model_type not in KNOWN:
         raise ModelError(
-            f"model.path = {model.path} is of a family that is not supported",
+            f"model.path = {model.path} does not answer questions about pictures",
             got=f"model_type {config.model_type}",
             remedy=f"use a model of one of the families {', '.join(FAMILIES)}",
         )
     return config
 
 
-def load_processor(model: ModelConfig) -> Qwen2VLProcessor:
-    """Tokenizer, image processor and chat template, with `min_pixels` and `max_pixels` of `model`.
+def load_processor(model: ModelConfig) -> Any:
+    """Tokenizer, image processor and chat template, with `min_pixels` and `max_pixels` of `model` where they apply.
 
-    Raises ModelError as `load_model_config` does, and when a part is missing.
+    Raises ModelError as `load_model_config` does, and when a part is missing or cannot be set.
     """
-    from transformers import AutoProcessor, Qwen2_5_VLProcessor, Qwen2VLProcessor
+    from transformers import AutoProcessor
 
-    load_model_config(model)
-    found: Any = _load(model, AutoProcessor.from_pretrained)
-    parts = {
-        "Qwen2-VL processor": isinstance(found, Qwen2VLProcessor | Qwen2_5_VLProcessor),
-        "chat template": getattr(found, "chat_template", None),
-    }
-    if missing := [part for part, there in parts.items() if not there]:
+    family = family_of(load_model_config(model))
+    processor: Any = _load(model, AutoProcessor.from_pretrained)
+    parts = ("image_processor", "tokenizer", "chat_template")
+    if missing := [part.replace("_", " ") for part in parts if not getattr(processor, part, None)]:
         raise ModelError(
             f"model.path = {model.path} has no {' and no '.join(missing)}",
-            got=type(found).__name__,
+            got=type(processor).__name__,
             remedy="use an instruction-tuned model, with its preprocessor, tokenizer and chat template files",
         )
-    processor: Qwen2VLProcessor = found  # the other is the same under another name
-    # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
-    processor.image_processor.size = {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}
+    if size := image_size(model, family):
+        # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
+        processor.image_processor.size = size
     return processor
+
+
+def image_size(model: ModelConfig, family: Family) -> dict[str, int] | None:
+    """The image processor's `size` in a family that bounds pixels, None in others.
+
+    Raises ModelError for limits that are set and mean nothing.
+    """
+    limits = (model.min_pixels, model.max_pixels)
+    if family.pixel_limits is None:
+        if limits != (None, None):
+            raise ModelError(
+                "model.min_pixels and model.max_pixels mean nothing to this family: its processor has sizes of its own",
+                got=f"model.path = {model.path} with limits {limits}",
+                remedy="leave them out, and set data.image_size if the pictures are too large",
+            )
+        return None
+    least, most = (own if limit is None else limit for limit, own in zip(limits, family.pixel_limits, strict=True))
+    if least > most:
+        raise ModelError(
+            "model.min_pixels is above model.max_pixels",
+            got=f"{least} and {most}, null standing for the family's own",
+            remedy="set both",
+        )
+    return {"shortest_edge": least, "longest_edge": most}
 
 
 def eos_token_ids(model: ModelConfig) -> frozenset[int]:
@@ -78,15 +98,15 @@ def banned_token_ids(
 ) -> tuple[int, ...]:
     """Ids that neither engine nor learner gives any probability, ascending.
 
-    Vision tokens, which the learner's forward would take for pictures; the pad token unless it ends answers too, as in
-    Qwen2-VL; and rows of the vocabulary that stand for no token. What ends an answer (`eos_ids`, the tokenizer's EOS)
-    is never among them.
+    Tokens of pictures and video, which the learner's forward would take for features; the family's marks around them;
+    the pad token unless it ends answers too, as in Qwen2-VL; and rows of the vocabulary that stand for no token. What
+    ends an answer (`eos_ids`, the tokenizer's EOS) is never among them.
     """
     named: set[int | None] = {
         getattr(config, f"{name}_token_id", None) for name in ("vision_start", "vision_end", "image", "video")
     }
     vocabulary = tokenizer.get_vocab()
-    named |= {vocabulary.get(token) for token in _VISION_TOKENS} | {tokenizer.pad_token_id}
+    named |= {vocabulary.get(token) for token in family_of(config).marks} | {tokenizer.pad_token_id}
     empty = range(max(vocabulary.values()) + 1, config.get_text_config().vocab_size)
     allowed = {tokenizer.eos_token_id, *eos_ids}
     return tuple(sorted(token for token in {*named, *empty} if token is not None and token not in allowed))

@@ -208,7 +208,7 @@ def _build(spec: EngineSpec) -> LLM:
         limit_mm_per_prompt={"image": 1},
         mm_processor_cache_gb=0,  # pictures come processed ...
         mm_device_do_normalize=False,  # ... to the end: normalised floats, not bytes
-        mm_processor_kwargs={"size": {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}},
+        mm_processor_kwargs={"size": spec.image_size} if spec.image_size else None,
         skip_mm_profiling=spec.device == "cpu",
         logprobs_mode="processed_logprobs",
         logits_processors=[_ban(spec.banned)],

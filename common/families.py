@@ -1,0 +1,62 @@
+"""The model families, and all that is particular to each: one line of guards. Everything else goes one way for all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What must be known of a family beyond what its configuration, processor and forward say themselves."""
+
+    marks: tuple[str, ...] = ()  # tokens around and within a picture, besides the image token: never an answer's
+    pixel_limits: tuple[int, int] | None = None  # its model.min_pixels and max_pixels, where its processor has such
+    tile_axis: int = 0  # of its image inputs: along it those of several prompts are joined
+    fewest_image_tokens: int = 1  # a smaller picture breaks its forward
+    square: bool = False  # transformers and vLLM read any other picture differently
+    shared_prefix: bool = True  # exact with a block mask: the tests show it for every family below
+
+
+_QWEN = Family(
+    marks=("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    pixel_limits=(3136, 401408),  # the seed's recipe
+)
+_IDEFICS = Family(
+    marks=(
+        "<fake_token_around_image>",
+        "<global-img>",
+        *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+    ),
+    tile_axis=1,  # (1, tiles, ...): the first axis counts prompts
+)
+FAMILIES: Mapping[str, Family] = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "internvl": Family(marks=("<img>", "</img>", "<video>")),
+    "idefics3": _IDEFICS,
+    "smolvlm": _IDEFICS,
+    "llava_onevision": Family(),
+    "mistral3": Family(marks=("[IMG_BREAK]", "[IMG_END]"), fewest_image_tokens=2),
+    "gemma3": Family(marks=("<start_of_image>", "<end_of_image>")),
+    "aria": Family(square=True),
+}
+OTHER = Family(shared_prefix=False)  # a family nobody has tried: the plain way, and the probe, must do
+
+
+def family_of(config: Any) -> Family:
+    """The guards of a model by its transformers configuration."""
+    return FAMILIES.get(config.model_type, OTHER)
+
+
+def engine_name(name: str, config: Any) -> str:
+    """A parameter's name in transformers as vLLM, and the checkpoints on the hub, have it.
+
+    transformers 5 has no `vision_model` within the towers that came from SigLIP and CLIP; vLLM knows no name without.
+    """
+    if getattr(config.vision_config, "model_type", None) not in ("siglip_vision_model", "clip_vision_model"):
+        return name
+    return re.sub(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)", r"\1vision_model.", name)
