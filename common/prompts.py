@@ -15,11 +15,12 @@ import numpy as np
 from common.config import DataConfig
 from common.data.faults import BadRowError, refuse
 from common.errors import DataError
+from common.families import Family
 from common.lru import ByteLRU
 from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 
 if TYPE_CHECKING:
-    from transformers import Qwen2VLProcessor
+    from PIL import Image
 
     from common.data.sources import ExampleSource
 
@@ -32,6 +33,7 @@ SYSTEM = (
     "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
     "then the answer between <answer> and </answer>."
 )
+OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})  # the learner makes its own
 
 
 def messages(example: Example, mode: str) -> list[dict[str, Any]]:
@@ -59,15 +61,18 @@ class PromptEncoder:
 
     def __init__(
         self,
-        processor: Qwen2VLProcessor,
+        processor: Any,
         data: DataConfig,
         *,
+        family: Family = Family(),  # noqa: B008  # frozen
         share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
     ) -> None:
         """`share` makes the handle under which image features travel; see `common.handles`."""
         self._processor = processor
         self._data = data
+        self._family = family
         self._share = share
+        self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
         self._lock = Lock()  # the next prompts are made beside an evaluation
         self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
         self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
@@ -108,13 +113,16 @@ class PromptEncoder:
         """T of the prompt, from its text and the image's (height, width)."""
         length = len(self._ids(self._render(problem, with_image=image_size is not None)))
         if image_size is not None:
-            length += self._image_tokens(image_size) - 1  # in place of the one that stands for them in the text
+            length += self._added_tokens(image_size)
+        self._insist_short(length)
+        return length
+
+    def _insist_short(self, length: int) -> None:
         if length > self._data.max_prompt_tokens:
             raise BadRowError(
                 f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
                 remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
             )
-        return length
 
     def _features(self, problem: str, image: Pixels | None) -> _Features:
         from PIL import Image
@@ -124,11 +132,12 @@ class PromptEncoder:
         text_ids = self._ids(text)
         if image is None:
             return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
-        inputs = self._processor(text=[text], images=[Image.fromarray(image)], return_tensors="np")
+        inputs = self._inputs(text, Image.fromarray(image))
         token_ids = tuple(inputs["input_ids"][0].tolist())
+        self._insist_short(len(token_ids))  # text and the marks of a picture may join to other tokens than alone
         images = ImageFeatures(
             digest=hashlib.blake2b(self._salt, key=_digest(image), digest_size=16).hexdigest(),
-            values={name: np.ascontiguousarray(inputs[name]) for name in ("pixel_values", "image_grid_thw")},
+            values={name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in OF_TEXT},
         )
         nbytes = 8 * (len(text_ids) + len(token_ids)) + images.nbytes
         return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
@@ -141,16 +150,53 @@ class PromptEncoder:
         return text
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._processor.tokenizer(text)["input_ids"])
+        return tuple(self._processor.tokenizer(text, add_special_tokens=self._unbegun(text))["input_ids"])
 
-    def _image_tokens(self, image_size: tuple[int, int]) -> int:
+    def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
+        inputs: Mapping[str, Any] = self._processor(
+            text=[text], images=[picture], return_tensors="np", add_special_tokens=self._unbegun(text)
+        )
+        return inputs
+
+    def _unbegun(self, text: str) -> bool:
+        """Whether the tokenizer may begin the text: some chat templates write the first token themselves."""
+        bos = self._processor.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _added_tokens(self, image_size: tuple[int, int]) -> int:
+        """How many tokens a prompt with an image of (height, width) has over those of its text.
+
+        Raises BadRowError for a size the family cannot take.
+        """
+        added = self._added.get(image_size)
+        if added is None:
+            added = self._added[image_size] = self._measured(image_size)
+        return added
+
+    def _measured(self, image_size: tuple[int, int]) -> int:
+        if self._family.square and image_size[0] != image_size[1]:
+            raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
         images = self._processor.image_processor
         try:
-            return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2
+            if hasattr(images, "merge_size"):  # the Qwens: one token in the text stands for all
+                return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2 - 1
+            return self._blank_tokens(image_size)
         except ValueError as error:
-            raise BadRowError(
-                f"image of {image_size}: {error}", remedy="set data.image_size, or crop the image"
-            ) from error
+            raise BadRowError(f"image of {image_size}: {error}", remedy=_OTHER_SIZE) from error
+
+    def _blank_tokens(self, image_size: tuple[int, int]) -> int:
+        """As a blank picture of that size tells: wrappers, rows and tiles have tokens too."""
+        from PIL import Image
+
+        text = self._render("?", with_image=True)
+        blank = Image.new("RGB", (image_size[1], image_size[0]))
+        ids = self._inputs(text, blank)["input_ids"][0].tolist()
+        if ids.count(self._processor.image_token_id) < self._family.fewest_image_tokens:
+            raise BadRowError(f"image of {image_size} is too small for this model", remedy=_OTHER_SIZE)
+        return len(ids) - len(self._ids(text))
+
+
+_OTHER_SIZE = "set data.image_size, or crop the image"
 
 
 def _digest(image: Pixels | None) -> bytes:

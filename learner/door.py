@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
+from common.families import family_of
 from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
@@ -43,11 +44,10 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     model = _resolved(config)
-    processor = load_processor(model)
-    encoder = PromptEncoder(processor, config.data, share=shared)
+    model_config, processor = load_model_config(model), load_processor(model)
+    encoder = PromptEncoder(processor, config.data, family=family_of(model_config), share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
-    model_config = load_model_config(model)
     admitted = Admitted(
         config=config,
         model_path=model.path,
