@@ -4,8 +4,9 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
 CODE = common rollout learner tests deploy/local
+BENCHMARKS = step learner rollout publish memory gpu_learner default
 
-.PHONY: setup train test lint lock clean
+.PHONY: setup train test lint bench lock clean
 
 setup:
 	@$(PYTHON) deploy/local/setup.py
@@ -20,6 +21,10 @@ lint: setup
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy $(CODE)
+
+# One after the other, on an otherwise idle machine; one that asks for a device that is not here ends with 2.
+bench: setup
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) tests.benchmarks.$$name || [ $$? -eq 2 ] || exit 1; done
 
 # Needs uv on the PATH; where no index offers torch's CPU build, UV_FIND_LINKS names a folder that holds its wheel.
 COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q

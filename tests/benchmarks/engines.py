@@ -1,0 +1,48 @@
+"""Rollcall's engines and vLLM as it is, for `rollout` and `publish`: two workloads, each in a fresh process a side."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from common.types import Prompt
+from tests.benchmarks import w1
+from tests.benchmarks.report import THREADS
+
+if TYPE_CHECKING:
+    from common.prompts import PromptEncoder
+    from learner.door import Admitted
+
+WORKLOADS = ("digits", "w1")
+
+
+def workload(name: str) -> Admitted:
+    """What a run of it is given: the embedded default with 32 prompts x G = 16, or W1."""
+    if name == "w1":
+        return w1.admitted(w1.config())
+    from common import cli
+    from learner.door import admit
+
+    sizes = ["rollout.cpus_per_engine=0.5", "learner.cpus_per_rank=0.5", f"cluster.threads={THREADS}"]
+    words = [*sizes, "data.eval_split=null", "checkpoint.every=0", "checkpoint.export=false", "cluster.address=local"]
+    return admit(cli.parse(words).config, say=lambda line: None)
+
+
+def batches(what: Admitted, encoder: PromptEncoder) -> Iterator[list[Prompt]]:
+    """Steps' worth of prompts, their pictures new as long as there are any."""
+    size = what.config.rollout.prompts_per_step
+    rows = itertools.cycle(range(len(what.train) // size * size))
+    while True:
+        yield [encoder.encode(what.train[row]) for row in itertools.islice(rows, size)]
+
+
+def bare(what: Admitted) -> Any:
+    """A `vllm.LLM` in this process, with the settings Rollcall's engine gives it."""
+    from rollout import engine
+    from rollout.spec import engine_spec
+
+    spec = engine_spec(what.config, model_path=what.model_path, banned=what.banned)
+    os.environ.update(spec.environment())
+    return engine._build(spec)  # noqa: SLF001  # the same settings is the point

@@ -1,0 +1,79 @@
+"""Peak memory of the learner over its weights and gradients, naive against packed, each in a fresh process; and packed
+with gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.benchmarks.cells import Cell
+from tests.benchmarks.report import THREADS, emit, in_fresh_process, table
+
+CELLS = (Cell(8, 312, 4), Cell(8, 312, 64))
+WAYS = ("naive", "packed", "checkpointed")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    made.add_argument("--alone", nargs=2, metavar=("WAY", "C"), help="one measurement, in this process")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.alone:
+        way, length = arguments.alone
+        emit("memory", {"over_mib": measure(way, Cell(8, 312, int(length)), arguments.dtype)})
+        return 0
+    found = {str(cell): {way: _alone(way, cell, arguments.dtype) for way in WAYS} for cell in CELLS}
+    ratios = {cell: one["naive"] / one["packed"] for cell, one in found.items()}
+    rows = [[cell, *(one[way] for way in WAYS), ratios[cell]] for cell, one in found.items()]
+    print(table(["MiB over weights and gradients", *WAYS, "naive / packed"], rows))
+    emit("memory", {"dtype": arguments.dtype, "peak_ratio": ratios, "mib": found})
+    return 0
+
+
+def measure(way: str, cell: Cell, dtype: str) -> float:
+    """MiB of memory that forward and backward take at their peak, beyond what model and gradients hold."""
+    import torch
+
+    from tests.benchmarks import cells, learner
+
+    torch.set_num_threads(THREADS)
+    model, scored = learner.load(dtype), cells.group(cell)
+    if way == "checkpointed":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # touched: it counts as held
+    held = forget_peak()
+    if way == "naive":
+        cells.naive(model, scored)
+    else:
+        cells.shared(model, [scored])
+    return peak() - held
+
+
+def forget_peak() -> float:
+    """Let the process's peak be what it holds now; returns that, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> float:
+    """MiB the process has held at most since `forget_peak`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def _alone(way: str, cell: Cell, dtype: str) -> float:
+    done = in_fresh_process("tests.benchmarks.memory", f"--dtype={dtype}", "--alone", way, str(cell.c))
+    return float(done["over_mib"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,161 @@
+"""That the benchmarks can be started, and that what they count and print is right. Their figures are nobody's test."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import default, flops, memory, report
+
+MODULES = ("step", "step_rollcall", "step_trl", "learner", "rollout", "publish", "memory", "gpu_learner", "default")
+HELPERS = ("cells", "engines", "flops", "report", "w1")
+TEXT = SimpleNamespace(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=2,
+    vocab_size=10,
+)
+VISION = SimpleNamespace(
+    embed_dim=4,
+    hidden_size=8,
+    mlp_ratio=2,
+    depth=2,
+    in_channels=3,
+    temporal_patch_size=2,
+    patch_size=2,
+    spatial_merge_size=2,
+)
+CONFIG = SimpleNamespace(vision_config=VISION, get_text_config=lambda: TEXT)
+
+
+def test_every_file_is_a_benchmark_or_a_helper() -> None:
+    files = {path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "test_benchmarks"}
+    assert files == {*MODULES, *HELPERS}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"tests.benchmarks.{name}")
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    assert " ".join(str(module.__doc__).split())[:60] in " ".join(capsys.readouterr().out.split())
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    makefile = (report.ROOT / "Makefile").read_text()
+    wanted = [name for name in MODULES if name not in ("step_rollcall", "step_trl")]
+    assert f"BENCHMARKS = {' '.join(wanted)}\n" in makefile
+
+
+def test_gpu_learner_says_what_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tests.benchmarks import gpu_learner
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_learner.main([]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_text_flops_are_those_of_its_matrices() -> None:
+    per_token = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, gate and up and down
+    assert flops.text_forward(TEXT, tokens=5, pairs=0) == 3 * 2 * 5 * per_token
+    assert flops.text_forward(TEXT, tokens=0, pairs=7) == 3 * 7 * 2 * (2 * 8)  # scores and their sum of values
+    assert flops.head_forward(TEXT, tokens=5) == 2 * 5 * 8 * 10
+
+
+def test_vision_flops_are_those_of_its_matrices() -> None:
+    patches = 1 * 4 * 2
+    linear = patches * (24 * 4 + 2 * (4 * 4 * 4 + 2 * 4 * 8)) + patches // 4 * (16 * 16 + 16 * 8)
+    assert flops.vision_forward(VISION, [(1, 4, 2)]) == 2 * linear + 2 * 2 * 2 * patches**2 * 4
+    two = flops.vision_forward(VISION, [(1, 4, 2), (1, 2, 2)])
+    assert two == flops.vision_forward(VISION, [(1, 4, 2)]) + flops.vision_forward(VISION, [(1, 2, 2)])
+
+
+def test_counts_agree_with_what_torch_counts() -> None:
+    """Attention aside, which torch counts whole where a causal mask leaves half."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tests.learner import tiny
+
+    model = tiny.model()
+    grid = (1, 4, 6)
+    ids = torch.tensor([[5, tiny.VISION_START, *[tiny.IMAGE] * 6, tiny.VISION_END, 7, 8]])
+    pixels = torch.randn(24, 3 * 2 * tiny.PATCH**2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(
+            input_ids=ids,
+            mm_token_type_ids=(ids == tiny.IMAGE).int(),
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor([grid]),
+            logits_to_keep=1,
+        )
+    counts: Any = counter.get_flop_counts()["Global"]
+    linear = sum(count for kind, count in counts.items() if "attention" not in str(kind))
+    text, vision = model.config.get_text_config(), model.config.vision_config
+    side = flops.vision_forward(vision, [grid]) - vision.depth * 4 * vision.embed_dim * 24**2
+    rope = linear - side - flops.text_forward(text, tokens=11, pairs=0) - flops.head_forward(text, tokens=1)
+    assert 0 <= rope < 0.01 * linear  # rotary angles are a product too
+
+
+def test_a_group_needs_its_prompt_once() -> None:
+    sizes: dict[str, Any] = {"prompt": 5, "grids": [(1, 2, 2)]}
+    shared = flops.group_forward(CONFIG, **sizes, completions=[3, 1])
+    alone = [flops.group_forward(CONFIG, **sizes, completions=[length]) for length in (3, 1)]
+    prompt = flops.vision_forward(VISION, sizes["grids"]) + flops.text_forward(TEXT, tokens=5, pairs=15)
+    assert shared == sum(alone) - prompt
+    assert flops.naive_forward(CONFIG, **sizes, completions=[3, 1]) == sum(alone)
+    assert alone[1] == prompt + flops.head_forward(TEXT, tokens=1)
+
+
+def test_a_step_is_sampled_once_scored_twice_and_differentiated() -> None:
+    assert flops.step_needs(10) == 50
+    assert flops.step_needs(10, rollout=False) == 40
+    assert flops.step_needs(10, rollout=False, reference=False) == 30
+
+
+def test_table_lines_up() -> None:
+    shown = report.table(["name", "s"], [["a", 1.23456], ["longer", 12]])
+    assert shown.splitlines() == ["name       s", "a       1.23", "longer    12"]
+
+
+def test_json_line_is_the_last_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print("noise")
+    report.emit("learner", {"speedup": {"G=8": 2.0}})
+    found = report.last_line(capsys.readouterr().out)
+    assert found["benchmark"] == "learner" and found["speedup"] == {"G=8": 2.0}
+    assert {"cores", "load", "torch"} <= found["machine"].keys()
+
+
+def test_a_failed_side_shows_its_own_words() -> None:
+    with pytest.raises(RuntimeError, match="invalid int value"):
+        report.in_fresh_process("tests.benchmarks.default", "--seeds=one")
+
+
+def test_peak_memory_is_seen() -> None:
+    held = memory.forget_peak()
+    block = bytearray(64 << 20)
+    block[::4096] = b"\1" * len(block[::4096])
+    assert 60 < memory.peak() - held < 80
+
+
+def test_default_reads_a_run(tmp_path: Path) -> None:
+    steps = [{"step_seconds": 2.0, "share/publish": 0.1}] * 30
+    evaluations = [{"step": step, "accuracy": accuracy} for step, accuracy in ((0, 0.2), (10, 0.89), (20, 0.9))]
+    summary = {"startup_seconds": 9.0, "accuracy_after": 0.9, "max_logprob_gap": 1e-6}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    found = default.read(tmp_path)
+    assert (found["seconds_to_90"], found["steps_to_90"], found["train_seconds"]) == (40.0, 20, 60.0)
+    assert found["publish_share"] == pytest.approx(0.1)
