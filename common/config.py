@@ -135,6 +135,10 @@ class LearnerConfig(_Section):
     """Weight of the KL to the frozen reference; 0 keeps no reference."""
     tokens_per_pack: Positive = 1024
     """Groups are packed into micro-batches of at most this many tokens (a larger group stands alone)."""
+    attention: Literal["auto", "sdpa", "sparse", "flash", "flex"] = "auto"
+    """How packs attend: sdpa under a dense mask, sparse blocks (CPU), flash (GPU, bfloat16) or flex-attention (GPU)."""
+    logits_mb: Annotated[float, Field(gt=0)] = 512.0
+    """Largest float32 block of logits; more tokens than it holds are scored a block at a time, and again backward."""
     max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Stop when engine and learner disagree by more than this on any sampled token; null only reports it."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from learner.head import Draw, scoring_head
 from learner.pack import Pack
 
 
@@ -28,34 +29,39 @@ def packed_logprobs(
     top_p: float,
     banned: Sequence[int],
     kept: Tensor | None = None,
+    logits_mb: float = 512.0,
 ) -> Scores:
-    """Scores of every completion token of `pack`; only these tokens ever get logits.
+    """Scores of every completion token of `pack`; only these tokens ever get logits, and not more at once than
+    `logits_mb` holds in float32.
 
     Args:
         model: Hugging Face model or the DeepSpeed engine around it.
         kept: (tokens, V) of the policy, when the model is the reference: both must live on the same support, or their
             KL would be infinite. None draws it from these logits.
     """
-    output = model(
-        input_ids=pack.ids,
-        position_ids=pack.positions,
-        attention_mask={"full_attention": pack.mask},
-        **_image_inputs(pack),
-        logits_to_keep=pack.source,
-        use_cache=False,
+    text = getattr(model, "module", model).config.get_text_config()
+    draw = Draw(
+        target=pack.target,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        banned=torch.tensor(banned, dtype=torch.long, device=pack.target.device),
+        softcap=getattr(text, "final_logit_softcapping", None),
+        kept=kept,
+        block_bytes=logits_mb * 2**20,
     )
-    logits = output.logits[0].float() / temperature  # (tokens, V)
-    forbidden = torch.tensor(banned, dtype=torch.long, device=logits.device)
-    logits = logits.index_fill(-1, forbidden, -torch.inf)
-    if kept is None and (top_k or top_p < 1):
-        kept = support(logits.detach(), top_k=top_k, top_p=top_p).scatter(-1, pack.target[:, None], True)
-    if kept is not None:
-        logits = logits.masked_fill(~kept, -torch.inf)
-    total = logits.logsumexp(-1)
-    logp = logits.gather(-1, pack.target[:, None])[:, 0] - total
-    with torch.no_grad():
-        entropy = torch.special.entr((logits - total[:, None]).exp()).sum(-1)
-    return Scores(logp, entropy, kept)
+    with scoring_head(model).scoring(draw) as seen:
+        output = model(
+            input_ids=pack.ids,
+            position_ids=pack.positions,
+            **pack.attention,
+            **_image_inputs(pack),
+            logits_to_keep=pack.source,
+            use_cache=False,
+        )
+    entropy, support = seen
+    assert entropy is not None
+    return Scores(output.logits[0], entropy, support)
 
 
 def _image_inputs(pack: Pack) -> dict[str, Any]:
@@ -66,18 +72,3 @@ def _image_inputs(pack: Pack) -> dict[str, Any]:
         return pack.images
     made = BaseModelOutputWithPooling(pooler_output=[pack.images["image_embeds"]])  # type: ignore[arg-type]
     return {"mm_encoder_outputs": {"image": made}}
-
-
-def support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """(tokens, V) bool: the tokens that vLLM's top-k (0 keeps all) and then top-p leave to be sampled.
-
-    Rounding may put the sampled token of a tie just outside; the caller adds it.
-    """
-    size = logits.shape[-1]
-    ordered, index = logits.sort(dim=-1)  # rising, so that the tail is what top-p cuts
-    if 0 < top_k < size:
-        ordered = ordered.masked_fill(ordered < ordered[:, size - top_k, None], -torch.inf)
-    cut = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-    cut[:, -1] = False
-    cut |= ordered.isneginf()
-    return torch.zeros_like(cut).scatter(-1, index, ~cut)

@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from common.config import Config
+from learner.attention import install
 
 KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
 
 
 def load_model(path: str, config: Config) -> Any:
-    """The Hugging Face model on this machine's memory, in the configured dtype."""
+    """The Hugging Face model on this machine's memory, in the configured dtype, attending as configured."""
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForImageTextToText.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
     )
+    install(model, config.learner.attention, cuda=config.cluster.device == "cuda")
+    return model
 
 
 def export_model(weights: Mapping[str, Tensor], path: str, config: Config, folder: Path) -> None:

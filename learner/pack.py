@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.errors import DataError, ModelError
+from common.errors import DataError
 from common.types import Completion, Prompt, ScoredGroup
+from learner.attention import pack_inputs
+from learner.layout import Layout, Span
 from learner.objective import advantages
 
-PROMPT = -1  # branch of a prompt's tokens
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,25 +33,13 @@ class Pack:
 
     ids: Tensor  # (1, S) int64
     positions: Tensor  # (3, 1, S) int64: time, height, width
-    mask: Tensor  # (1, 1, S, S) added to the attention scores: 0 where query (third axis) may see key, else lowest
+    attention: dict[str, Any]  # the model's inputs that say who sees whom
     images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
     target: Tensor  # (tokens,) int64: its id
     row: Tensor  # (tokens,) int64: its completion
     engine_logp: Tensor  # (tokens,) float32: its log-prob when it was sampled
     advantage: Tensor  # (completions,) float32
-
-
-def check_family(config: Any) -> None:
-    """ModelError for a model whose attention the block mask cannot describe."""
-    layers = config.get_text_config().layer_types
-    attention = config._attn_implementation  # noqa: SLF001  # there is no public way to read it
-    if "sliding_attention" in layers or attention != "sdpa":
-        raise ModelError(
-            "the learner needs full attention through sdpa",
-            got=f"layers {layers}, attention {attention}",
-            remedy="use a Qwen2-VL or Qwen2.5-VL without a sliding window",
-        )
 
 
 def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int], tower_runs: bool = True) -> Pack:
@@ -61,52 +53,80 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
     Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
     id, which would have log-prob -inf.
     """
-    ids, positions, owner, branch = [], [], [], []
-    source, target, row, rows = [], [], [], 0
-    offset = 0
-    for index, scored in enumerate(groups):
-        prompt_ids, prompt_positions = _prompt(scored.prompt, model)
-        ids.append(prompt_ids)
-        positions.append(prompt_positions)
-        owner += [index] * len(prompt_ids)
-        branch += [PROMPT] * len(prompt_ids)
-        offset += len(prompt_ids)
-        last, follow = offset - 1, int(prompt_positions.max()) + 1
-        for completion in scored.group.completions:
-            tokens = _completion(completion, scored.prompt, banned)
-            fed = len(tokens) - 1  # the last token is predicted, never read
-            ids.append(tokens[:-1])
-            positions.append((torch.arange(fed) + follow).expand(3, -1))
-            owner += [index] * fed
-            branch += [rows] * fed
-            source += [last, *range(offset, offset + fed)]
-            target.append(tokens)
-            row += [rows] * len(tokens)
-            offset, rows = offset + fed, rows + 1
+    sampled = [c for scored in groups for c in scored.group.completions]
+    drawn = _Drawn.of(sampled)
+    _refuse_banned(drawn, groups, banned)
+    ids, positions, spans, source = [], [], [], []
+    known: dict[bytes, Tensor] = {}
+    at = row = 0
+    for scored in groups:
+        rows = slice(row, row + len(scored.group.completions))
+        own = slice(drawn.edges[rows.start], drawn.edges[rows.stop])  # this group's tokens
+        prompt_ids, prompt_positions = _prompt(scored.prompt, model, known)
+        fork, fed = at + len(prompt_ids), drawn.fed[own]
+        place = drawn.place[own]
+        ids += [prompt_ids, torch.from_numpy(drawn.target[own][fed])]
+        follow = int(prompt_positions.max()) + 1
+        positions += [prompt_positions, torch.from_numpy(place[fed] + follow).expand(3, -1)]
+        read: Ints = np.cumsum(fed) - fed  # tokens of the branches before this one
+        source.append(np.where(place > 0, fork + read - 1, fork - 1))
+        ends = fork + np.cumsum(np.diff(drawn.edges[rows.start : rows.stop + 1]) - 1)
+        spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
+        at, row = spans[-1].end, rows.stop
     images = _images([scored.prompt for scored in groups])
     if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
         images = _blank(model.config.vision_config)
         ids.append(torch.tensor([model.config.image_token_id]))
         positions.append(torch.zeros(3, 1, dtype=torch.long))
-        owner.append(len(groups))
-        branch.append(PROMPT)
+        spans.append(Span(start=at, fork=at + 1, ends=()))
     on = model.device
-    sampled = [c for scored in groups for c in scored.group.completions]
     return Pack(
         ids=torch.cat(ids)[None].to(on),
         positions=torch.cat(positions, 1)[:, None].to(on),
-        mask=_block_mask(torch.tensor(owner, device=on), torch.tensor(branch, device=on), model.dtype),
+        attention=pack_inputs(Layout(spans=tuple(spans)), model),
         images={name: tensor.to(on) for name, tensor in images.items()},
-        source=torch.tensor(source, device=on),
-        target=torch.cat(target).to(on),
-        row=torch.tensor(row, device=on),
+        source=torch.from_numpy(np.concatenate(source)).to(on),
+        target=torch.from_numpy(drawn.target).to(on),
+        row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
         advantage=torch.cat([advantages(torch.tensor(g.rewards, dtype=torch.float32)) for g in groups]).to(on),
     )
 
 
-def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
-    """(T,) ids and (3, T) rope positions."""
+class _Drawn(NamedTuple):
+    """All completion tokens of a pack, one after the other."""
+
+    target: Ints  # (tokens,) ids
+    row: Ints  # (tokens,) its completion
+    place: Ints  # (tokens,) in its completion
+    fed: npt.NDArray[np.bool_]  # (tokens,) whether the model reads it: the last one of a completion is only predicted
+    edges: Ints  # (completions + 1,) where each begins
+
+    @classmethod
+    def of(cls, completions: Sequence[Completion]) -> _Drawn:
+        lengths = np.array([len(c.token_ids) for c in completions])
+        edges = np.concatenate([[0], np.cumsum(lengths)])
+        target = np.fromiter(chain.from_iterable(c.token_ids for c in completions), np.int64, edges[-1])
+        fed = np.ones(len(target), np.bool_)
+        fed[edges[1:] - 1] = False
+        place = np.arange(len(target)) - np.repeat(edges[:-1], lengths)
+        return cls(target, np.repeat(np.arange(len(lengths)), lengths), place, fed, edges)
+
+
+def _refuse_banned(drawn: _Drawn, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:
+    found = np.isin(drawn.target, np.array(banned, np.int64))
+    if not found.any():
+        return
+    names = [scored.prompt.id for scored in groups for _ in scored.group.completions]
+    raise DataError(
+        f"a completion of {names[drawn.row[found][0]]} holds banned tokens",
+        got=f"ids {np.unique(drawn.target[found]).tolist()}",
+        remedy="give engine and learner the same list of banned tokens",
+    )
+
+
+def _prompt(prompt: Prompt, model: Any, known: dict[bytes, Tensor]) -> tuple[Tensor, Tensor]:
+    """(T,) ids and (3, T) rope positions. Those are slow to make and `known` for prompts of the same shape."""
     ids = torch.tensor(prompt.token_ids)
     is_image = ids == model.config.image_token_id
     features, merged = prompt.features, model.config.vision_config.spatial_merge_size**2
@@ -118,27 +138,19 @@ def _prompt(prompt: Prompt, model: Any) -> tuple[Tensor, Tensor]:
             got=f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches",
             remedy="make ids and pixels with the same processor settings, and never cut a prompt",
         )
-    positions, _ = model.model.get_rope_index(
-        ids[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids if len(grids) else None
-    )
-    return ids, positions[:, 0]
+    shape = is_image.numpy().tobytes() + grids.numpy().tobytes()
+    if shape not in known:
+        positions, _ = model.model.get_rope_index(
+            ids[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids if len(grids) else None
+        )
+        known[shape] = positions[:, 0]
+    return ids, known[shape]
 
 
 def _patches(features: Mapping[str, np.ndarray[Any, Any]], merged: int) -> int:
     if "image_embeds" in features:
         return len(features["image_embeds"]) * merged
     return len(features["pixel_values"]) if features else 0
-
-
-def _completion(completion: Completion, prompt: Prompt, banned: Sequence[int]) -> Tensor:
-    """(C,) ids."""
-    if found := set(completion.token_ids).intersection(banned):
-        raise DataError(
-            f"a completion of {prompt.id} holds banned tokens",
-            got=f"ids {sorted(found)}",
-            remedy="give engine and learner the same list of banned tokens",
-        )
-    return torch.tensor(completion.token_ids)
 
 
 def _images(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -153,10 +165,3 @@ def _blank(vision: Any) -> dict[str, Tensor]:
     side = vision.spatial_merge_size
     volume = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return {"pixel_values": torch.zeros(side * side, volume), "image_grid_thw": torch.tensor([[1, side, side]])}
-
-
-def _block_mask(owner: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, 1, S, S) from (S,) group and (S,) branch of every token. Additive: a boolean one is right in sdpa only."""
-    same = (owner[:, None] == owner) & ((branch == PROMPT) | (branch[:, None] == branch))
-    hidden = torch.full(same.shape, torch.finfo(dtype).min, dtype=dtype, device=same.device)
-    return hidden.masked_fill_(same.tril(), 0.0)[None, None]

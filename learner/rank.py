@@ -22,7 +22,7 @@ from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManif
 from learner.forward import Scores, packed_logprobs
 from learner.model import export_model, load_model
 from learner.objective import LOSSES, LossInputs
-from learner.pack import Pack, build_pack, check_family
+from learner.pack import Pack, build_pack
 from learner.schedule import learning_rate
 from learner.tower import embed
 from learner.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
@@ -66,6 +66,7 @@ class LearnerRank:
             "top_k": config.rollout.top_k,
             "top_p": config.rollout.top_p,
             "banned": banned,
+            "logits_mb": config.learner.logits_mb,
         }
 
     def open_store(self) -> tuple[str, int]:
@@ -190,7 +191,6 @@ class LearnerRank:
 
     def _policy(self) -> Any:
         model = load_model(self._model_path, self._config)
-        check_family(model.config)
         if self._config.model.freeze_vision:
             model.model.visual.requires_grad_(False)
         if self._config.model.gradient_checkpointing:

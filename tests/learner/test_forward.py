@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import DataError, ModelError
+from common.errors import DataError
 from common.types import ImageFeatures, ScoredGroup
-from learner.forward import packed_logprobs, support
+from learner.forward import packed_logprobs
+from learner.head import support
 from learner.objective import LossInputs, grpo_loss
-from learner.pack import build_pack, check_family
+from learner.pack import build_pack
 from tests.learner import oracle, tiny
 from tests.learner.oracle import Settings
 
@@ -203,14 +204,6 @@ def test_banned_tokens_have_no_probability() -> None:
     free = packed_logprobs(policy, build_pack(groups, policy, banned=()), **Settings()._asdict())
     barred = packed_logprobs(policy, build_pack(groups, policy, banned=tiny.BANNED), **PLAIN._asdict())
     assert (barred.logp > free.logp).all()
-
-
-def test_eager_and_sliding_attention_are_refused() -> None:
-    policy, _ = models("qwen2_vl")
-    check_family(policy.config)
-    policy.config.text_config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ModelError, match="sliding"):
-        check_family(policy.config)
 
 
 def test_engine_log_probs_and_advantages_line_up() -> None:
