@@ -8,7 +8,7 @@ what it would be in a row of its own: a G-th of the work and, without padding, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from common.types import Completion, Prompt, ScoredGroup
+from common.types import Completion, ScoredGroup
 from learner.attention import pack_inputs
 from learner.layout import Layout, Span
 from learner.objective import advantages
+from learner.pictures import blank, joined, read_prompt
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,7 +33,7 @@ class Pack:
     """S tokens in, one log-prob out for each of all the groups' completion tokens, in order."""
 
     ids: Tensor  # (1, S) int64
-    positions: Tensor  # (3, 1, S) int64: time, height, width
+    positions: Tensor  # (3, 1, S) int64: time, height, width; (1, S) in families with one axis
     attention: dict[str, Any]  # the model's inputs that say who sees whom
     images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
@@ -62,27 +63,27 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
     for scored in groups:
         rows = slice(row, row + len(scored.group.completions))
         own = slice(drawn.edges[rows.start], drawn.edges[rows.stop])  # this group's tokens
-        prompt_ids, prompt_positions = _prompt(scored.prompt, model, known)
+        prompt_ids, prompt_positions = read_prompt(scored.prompt, model, known)
         fork, fed = at + len(prompt_ids), drawn.fed[own]
         place = drawn.place[own]
         ids += [prompt_ids, torch.from_numpy(drawn.target[own][fed])]
         follow = int(prompt_positions.max()) + 1
-        positions += [prompt_positions, torch.from_numpy(place[fed] + follow).expand(3, -1)]
+        positions += [prompt_positions, torch.from_numpy(place[fed] + follow).expand(len(prompt_positions), -1)]
         read: Ints = np.cumsum(fed) - fed  # tokens of the branches before this one
         source.append(np.where(place > 0, fork + read - 1, fork - 1))
         ends = fork + np.cumsum(np.diff(drawn.edges[rows.start : rows.stop + 1]) - 1)
         spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
         at, row = spans[-1].end, rows.stop
-    images = _images([scored.prompt for scored in groups])
+    images = joined([scored.prompt for scored in groups], model)
     if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
-        images = _blank(model.config.vision_config)
-        ids.append(torch.tensor([model.config.image_token_id]))
-        positions.append(torch.zeros(3, 1, dtype=torch.long))
-        spans.append(Span(start=at, fork=at + 1, ends=()))
-    on = model.device
+        blank_ids, images = blank(model)
+        ids.append(blank_ids)
+        positions.append(torch.zeros(len(positions[0]), len(blank_ids), dtype=torch.long))
+        spans.append(Span(start=at, fork=at + len(blank_ids), ends=()))
+    on, places = model.device, torch.cat(positions, 1)
     return Pack(
         ids=torch.cat(ids)[None].to(on),
-        positions=torch.cat(positions, 1)[:, None].to(on),
+        positions=(places[:, None] if len(places) == 3 else places).to(on),
         attention=pack_inputs(Layout(spans=tuple(spans)), model),
         images={name: tensor.to(on) for name, tensor in images.items()},
         source=torch.from_numpy(np.concatenate(source)).to(on),
@@ -123,45 +124,3 @@ def _refuse_banned(drawn: _Drawn, groups: Sequence[ScoredGroup], banned: Sequenc
         got=f"ids {np.unique(drawn.target[found]).tolist()}",
         remedy="give engine and learner the same list of banned tokens",
     )
-
-
-def _prompt(prompt: Prompt, model: Any, known: dict[bytes, Tensor]) -> tuple[Tensor, Tensor]:
-    """(T,) ids and (3, T) rope positions. Those are slow to make and `known` for prompts of the same shape."""
-    ids = torch.tensor(prompt.token_ids)
-    is_image = ids == model.config.image_token_id
-    features, merged = prompt.features, model.config.vision_config.spatial_merge_size**2
-    grids = torch.from_numpy(features["image_grid_thw"]) if features else torch.empty(0, 3, dtype=torch.long)
-    patches, held = int(grids.prod(1).sum()), _patches(features, merged)
-    if int(is_image.sum()) * merged != patches or held != patches:
-        raise DataError(
-            f"prompt {prompt.id}: its tokens, image grid and pixels disagree",
-            got=f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches",
-            remedy="make ids and pixels with the same processor settings, and never cut a prompt",
-        )
-    shape = is_image.numpy().tobytes() + grids.numpy().tobytes()
-    if shape not in known:
-        positions, _ = model.model.get_rope_index(
-            ids[None], mm_token_type_ids=is_image.int()[None], image_grid_thw=grids if len(grids) else None
-        )
-        known[shape] = positions[:, 0]
-    return ids, known[shape]
-
-
-def _patches(features: Mapping[str, np.ndarray[Any, Any]], merged: int) -> int:
-    if "image_embeds" in features:
-        return len(features["image_embeds"]) * merged
-    return len(features["pixel_values"]) if features else 0
-
-
-def _images(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Every image input, concatenated in prompt order; none without a picture."""
-    held = [prompt.features for prompt in prompts if prompt.features]
-    names = held[0] if held else ()
-    return {name: torch.from_numpy(np.concatenate([features[name] for features in held])) for name in names}
-
-
-def _blank(vision: Any) -> dict[str, Tensor]:
-    """The smallest image there is: one merged token."""
-    side = vision.spatial_merge_size
-    volume = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return {"pixel_values": torch.zeros(side * side, volume), "image_grid_thw": torch.tensor([[1, side, side]])}
