@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.families import family_of
 from common.types import GenerationRequest, ImageFeatures
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures |
 
     Raises ValueError when ids, grids and pixels disagree (fault 4 of the seed): vLLM would fail amid a step.
     """
+    import torch
     from vllm.inputs.engine import mm_input, tokens_input
     from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
@@ -29,15 +31,36 @@ def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures |
             raise ValueError("the prompt has image tokens and no picture")
         return tokens_input(token_ids)
     processor = llm.llm_engine.renderer.get_mm_processor()
-    tensors: Any = {name: _tensor(value) for name, value in features.values.items()}
+    tensors = _tensors(features, config)
     fields = processor._get_mm_fields_config(tensors, {})  # noqa: SLF001  # how this family's inputs divide into pictures
     spans = _spans(token_ids, features, config)
+    is_image = torch.tensor(token_ids) == config.image_token_id  # a picture's span has marks of rows and tiles too
     return mm_input(
         token_ids,
         MultiModalKwargsItems.from_hf_inputs(tensors, fields),
         {"image": [f"{features.digest}-{index}" for index in range(len(spans))]},
-        {"image": [PlaceholderRange(offset=start, length=length) for start, length in spans]},
+        {
+            "image": [
+                PlaceholderRange(offset=start, length=length, is_embed=is_image[start : start + length])
+                for start, length in spans
+            ]
+        },
     )
+
+
+def _tensors(features: ImageFeatures, config: Any) -> Any:
+    """What vLLM's processor of the family makes of a picture, from what transformers' has made of it."""
+    import torch
+    from transformers import BatchFeature
+
+    values = {name: _tensor(value) for name, value in features.values.items()}
+    if family_of(config).tile_axis:
+        values = {name: value[0] for name, value in values.items()}  # the axis of prompts
+    if "image_grid_thw" not in values:  # one picture, which vLLM also asks the tiles of, under one name or another
+        tiles = torch.tensor([len(values["pixel_values"])])
+        values |= {"num_patches": tiles, "image_num_patches": tiles}
+        values["image_token_id"] = torch.tensor(config.image_token_id)
+    return BatchFeature(values)
 
 
 def _tensor(value: np.ndarray[Any, Any]) -> Any:
@@ -51,16 +74,21 @@ def _tensor(value: np.ndarray[Any, Any]) -> Any:
 
 
 def _spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[tuple[int, int]]:
-    """(start, length) of each picture's tokens in the prompt."""
+    """(start, length) of each picture's tokens in the prompt; without grids there is one picture."""
+    if "image_grid_thw" not in features.values:
+        places = [place for place, token in enumerate(token_ids) if token == config.image_token_id]
+        if not places:
+            raise ValueError("engine and learner would read the pictures differently: a picture and no image tokens")
+        return [(places[0], places[-1] + 1 - places[0])]
     grids = features.values["image_grid_thw"]
     merge = config.vision_config.spatial_merge_size**2
     runs = groupby(range(len(token_ids)), key=lambda place: token_ids[place] == config.image_token_id)
-    places = [list(run) for is_image, run in runs if is_image]
-    found, embeds = [len(run) for run in places], features.values.get("image_embeds")
+    runs_of = [list(run) for is_image, run in runs if is_image]
+    found, embeds = [len(run) for run in runs_of], features.values.get("image_embeds")
     held = len(features.values["pixel_values"]) if embeds is None else len(embeds) * merge
     if found != (grids.prod(1) // merge).tolist() or held != grids.prod(1).sum():
         raise ValueError(
             "engine and learner would read the pictures differently: "
             f"{found} image tokens, grids {grids.tolist()}, {held} patches"
         )
-    return [(run[0], len(run)) for run in places]
+    return [(run[0], len(run)) for run in runs_of]
