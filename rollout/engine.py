@@ -10,6 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
@@ -23,11 +24,11 @@ from common.types import (
     ImageFeatures,
     WeightManifest,
 )
+from rollout.build import build
 from rollout.spec import EngineInfo, EngineSpec
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
-    from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm import SamplingParams
 
 
 FETCH_S = 600.0  # for the image features of a batch
@@ -40,7 +41,7 @@ class RolloutEngine:
         started = time.monotonic()
         self._spec = spec
         self._id = engine_id
-        self._llm = _build(spec)
+        self._llm = build(spec)
         self._version: int | None = None
         self._requests = 0
         self._startup_seconds = time.monotonic() - started
@@ -159,17 +160,39 @@ class RolloutEngine:
             max_tokens=sampling.max_tokens,
             seed=request.seed,
             logprobs=0,  # the sampled token's own
+            detokenize=False,  # _texts does, for distinct answers and without a text for every log-prob
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _group(self, request: GenerationRequest, output: Any, version: int) -> Group:
+        outputs = sorted(output.outputs, key=lambda one: one.index)
+        texts = self._texts(request, outputs)
         return Group(
             prompt_id=request.prompt_id,
-            completions=tuple(_completion(one) for one in sorted(output.outputs, key=lambda one: one.index)),
+            completions=tuple(_completion(one, text) for one, text in zip(outputs, texts, strict=True)),
             seed=request.seed,
             engine_id=self._id,
             weights_version=version,
         )
+
+    def _texts(self, request: GenerationRequest, outputs: Sequence[Any]) -> list[str]:
+        """What vLLM's own detokenizer makes of each answer; equal answers are read once."""
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        asked: Any = SimpleNamespace(
+            request_id=request.prompt_id,
+            prompt_token_ids=list(request.token_ids),
+            sampling_params=self._params(request),
+        )
+        tokenizer = self._llm.get_tokenizer()
+        texts: dict[tuple[int, ...], str] = {}
+        for one in outputs:
+            ids = tuple(one.token_ids)
+            if ids not in texts:
+                reader = IncrementalDetokenizer.from_new_request(tokenizer, asked)
+                reader.update(list(ids), stop_terminated=one.finish_reason == "stop")
+                texts[ids] = reader.get_next_output_text(finished=True, delta=False)
+        return [texts[tuple(one.token_ids)] for one in outputs]
 
     def _abort_all(self) -> None:
         engine = self._llm.llm_engine
@@ -183,69 +206,12 @@ class RolloutEngine:
         )
 
 
-def _build(spec: EngineSpec) -> LLM:
-    from vllm import LLM
-
-    only_on_cpu: dict[str, Any] = {
-        "enforce_eager": True,
-        "block_size": 32,  # the default of 128 is longer than many prompts, and only full blocks are shared
-        "enable_chunked_prefill": False,  # a seeded request in a partial prefill kills the CPU engine
-        "max_num_batched_tokens": max(4096, spec.max_model_len),
-        "kv_cache_memory_bytes": spec.kv_cache_bytes or 64 << 20,
-        "distributed_executor_backend": "uni",
-    }
-    only_on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
-    if spec.kv_cache_bytes is not None:
-        only_on_gpu["kv_cache_memory_bytes"] = spec.kv_cache_bytes
-    if spec.transport == "nccl":
-        only_on_gpu["weight_transfer_config"] = {"backend": "nccl"}
-    return LLM(
-        model=spec.model_path,
-        revision=spec.revision,
-        dtype=spec.dtype,  # type: ignore[arg-type]
-        max_model_len=spec.max_model_len,
-        max_num_seqs=spec.max_sequences,
-        limit_mm_per_prompt={"image": 1},
-        mm_processor_cache_gb=0,  # pictures come processed ...
-        mm_device_do_normalize=False,  # ... to the end: normalised floats, not bytes
-        mm_processor_kwargs={"size": spec.image_size} if spec.image_size else None,
-        skip_mm_profiling=spec.device == "cpu",
-        logprobs_mode="processed_logprobs",
-        logits_processors=[_ban(spec.banned)],
-        seed=0,  # every request carries its own
-        trust_remote_code=False,
-        disable_log_stats=True,
-        **(only_on_cpu if spec.device == "cpu" else only_on_gpu),
-    )
-
-
-def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
-    """A logits processor that gives the banned ids probability 0: one operation a step for the whole batch."""
-    import torch
-    from vllm.v1.sample.logits_processor import LogitsProcessor
-
-    class BanTokens(LogitsProcessor):
-        def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-            self._ids = torch.tensor(banned, dtype=torch.long, device=device)
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def update_state(self, batch_update: Any) -> None:
-            pass
-
-        def apply(self, logits: torch.Tensor) -> torch.Tensor:  # (sequences, V)
-            return logits.index_fill_(1, self._ids, float("-inf"))
-
-    return BanTokens
-
-
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, text: str) -> Completion:
     reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
     ids = tuple(output.token_ids)
     return Completion(
         token_ids=ids,
         logprobs=tuple(float(step[token].logprob) for token, step in zip(ids, output.logprobs, strict=True)),
-        text=output.text,
+        text=text,
         finish_reason=reason,
     )

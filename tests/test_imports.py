@@ -18,6 +18,7 @@ PACKAGES = ("common", "rollout", "learner")
 ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "publisher")}
 DEEPSPEED = {"learner.zero"}  # imports it at its top, and is itself imported only inside rank processes
 VLLM = {
+    "rollout.build",
     "rollout.engine",
     "rollout.inputs",
     "rollout.weights",

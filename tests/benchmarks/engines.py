@@ -40,9 +40,9 @@ def batches(what: Admitted, encoder: PromptEncoder) -> Iterator[list[Prompt]]:
 
 def bare(what: Admitted) -> Any:
     """A `vllm.LLM` in this process, with the settings Rollcall's engine gives it."""
-    from rollout import engine
+    from rollout.build import build
     from rollout.spec import engine_spec
 
     spec = engine_spec(what.config, model_path=what.model_path, banned=what.banned)
     os.environ.update(spec.environment())
-    return engine._build(spec)  # noqa: SLF001  # the same settings is the point
+    return build(spec)  # the same settings is the point

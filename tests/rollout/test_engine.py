@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from typing import Any
 
 import pytest
 import ray
 import torch
+from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
 from common.types import FailedGroup, Group, ImageFeatures, Sampling
@@ -102,6 +104,55 @@ def test_features_of_a_frozen_tower_stand_for_pixels(fleet: RolloutFleet, policy
     ]
     found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(featured)])
     assert policy.gap(prompts, found, SAMPLED) < TIGHT  # against the learner's own way from the pixels
+
+
+def test_text_is_what_a_stream_of_the_tokens_would_show(fleet: RolloutFleet, policy: Policy) -> None:
+    """Random weights answer with anything: special tokens, which are left out, and halves of characters."""
+    policy.push(fleet, 0)
+    prompts = {prompt.id: prompt for prompt in (policy.prompt(n) for n in range(4))}
+    found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts.values())])
+    tokenizer = policy.encoder._processor.tokenizer  # noqa: SLF001
+    for group in found:
+        for one in group.completions:
+            stream = DecodeStream(ids=list(prompts[group.prompt_id].token_ids), skip_special_tokens=True)
+            shown = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in one.token_ids]
+            assert one.text == "".join(shown)
+
+
+def test_a_group_computes_its_prompt_once_but_for_the_last_block(fleet: RolloutFleet, policy: Policy) -> None:
+    """What `rollout.build` asks of vLLM's insides: blocks of 16 on CPU, and positions remembered."""
+    policy.push(fleet, 0)
+    prompt = policy.prompt(0, size=(84, 140))
+    (member,) = fleet.serving()
+    ray.get(member.handle.__ray_call__.remote(watch), timeout=60)
+    groups(fleet, [request(prompt, dataclasses.replace(SAMPLED, n=8), seed=0)])
+    tokens_by_step, positions = ray.get(member.handle.__ray_call__.remote(unwatch), timeout=60)
+    length = len(prompt.token_ids)
+    assert length > 32
+    assert tokens_by_step[0] == length + 7 * (length - (length - 1) // 16 * 16)
+    assert len(positions) == 1
+
+
+def watch(engine: Any) -> None:
+    """Inside the actor: note down what each step computes, and which position tensors the requests hold."""
+    core = engine._llm.llm_engine.engine_core.engine_core  # noqa: SLF001
+    scheduler, runner = core.scheduler, core.model_executor.driver_worker.worker.model_runner
+    engine.tokens_by_step, engine.positions = [], set()
+    schedule = scheduler.schedule
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        planned = schedule(*args, **kwargs)
+        engine.tokens_by_step.append(planned.total_num_scheduled_tokens)
+        engine.positions = {id(request.mrope_positions) for request in runner.requests.values()}
+        return planned
+
+    scheduler.schedule = watched
+
+
+def unwatch(engine: Any) -> tuple[list[int], set[int]]:
+    """What was noted."""
+    del engine._llm.llm_engine.engine_core.engine_core.scheduler.schedule  # noqa: SLF001
+    return engine.tokens_by_step, engine.positions
 
 
 def test_fault_9_banned_tokens_are_never_sampled(fleet: RolloutFleet, policy: Policy) -> None:

@@ -1,0 +1,106 @@
+"""A vLLM engine as Rollcall sets it up: in this very process, and quick at many answers to one prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rollout.spec import EngineSpec
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import LLM
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+
+def build(spec: EngineSpec) -> LLM:
+    """Up, with the checkpoint's weights. Raises whatever vLLM does."""
+    from vllm import LLM
+
+    only_on_cpu: dict[str, Any] = {
+        "enforce_eager": True,
+        "block_size": _block_size(spec),
+        "enable_chunked_prefill": False,  # a seeded request in a partial prefill kills the CPU engine
+        "max_num_batched_tokens": max(4096, spec.max_model_len),
+        "kv_cache_memory_bytes": spec.kv_cache_bytes or 64 << 20,
+        "distributed_executor_backend": "uni",
+    }
+    only_on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}
+    if spec.kv_cache_bytes is not None:
+        only_on_gpu["kv_cache_memory_bytes"] = spec.kv_cache_bytes
+    if spec.transport == "nccl":
+        only_on_gpu["weight_transfer_config"] = {"backend": "nccl"}
+    llm = LLM(
+        model=spec.model_path,
+        revision=spec.revision,
+        dtype=spec.dtype,  # type: ignore[arg-type]
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_sequences,
+        limit_mm_per_prompt={"image": 1},
+        mm_processor_cache_gb=0,  # pictures come processed ...
+        mm_device_do_normalize=False,  # ... to the end: normalised floats, not bytes
+        mm_processor_kwargs={"size": spec.image_size} if spec.image_size else None,
+        skip_mm_profiling=spec.device == "cpu",
+        logprobs_mode="processed_logprobs",
+        logits_processors=[_ban(spec.banned)],
+        seed=0,  # every request carries its own
+        trust_remote_code=False,
+        disable_log_stats=True,
+        **(only_on_cpu if spec.device == "cpu" else only_on_gpu),
+    )
+    llm.apply_model(_remember_positions)
+    return llm
+
+
+def _block_size(spec: EngineSpec) -> int:
+    """Tokens of a block of the KV cache on CPU: the smallest its kernels take, for only full blocks are shared.
+
+    vLLM's default of 128 is longer than many prompts, and so is its minimum of 32. Its kernels for blocks of 16 are
+    there, for heads of odd sizes, and it only says that they are none: the embedded default's prompt of 17 tokens is
+    computed once a group with them, and G times without. AMX has none.
+    """
+    import torch
+    from vllm.v1.attention.backend import MultipleOf
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    if spec.dtype == "bfloat16" and torch.cpu._is_amx_tile_supported():  # noqa: SLF001
+        return 32
+    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])  # type: ignore[method-assign, assignment]
+    return 16
+
+
+def _remember_positions(model: Any) -> None:
+    """G requests of a group come one after the other with the same prompt: compute its rotary positions once."""
+    if not hasattr(model, "get_mrope_input_positions"):
+        return
+    compute = model.get_mrope_input_positions
+    last: tuple[Any, Any] = (None, None)
+
+    def positions(token_ids: list[int], pictures: list[Any]) -> Any:
+        nonlocal last
+        key = (tuple(token_ids), tuple(picture.identifier for picture in pictures))
+        if last[0] != key:
+            last = key, compute(token_ids, pictures)
+        return last[1]
+
+    model.get_mrope_input_positions = positions
+
+
+def _ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
+    """A logits processor that gives the banned ids probability 0: one operation a step for the whole batch."""
+    import torch
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    class BanTokens(LogitsProcessor):
+        def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+            self._ids = torch.tensor(banned, dtype=torch.long, device=device)
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: Any) -> None:
+            pass
+
+        def apply(self, logits: torch.Tensor) -> torch.Tensor:  # (sequences, V)
+            return logits.index_fill_(1, self._ids, float("-inf"))
+
+    return BanTokens
