@@ -43,9 +43,21 @@ class ModelConfig(_Section):
     max_pixels: Positive | None = None
     """The processor scales a larger image down to this many pixels: null is 401408."""
     freeze_vision: bool = False
-    """Leave the vision tower as it is. Its features are then computed once a picture, and kept in `data.cache_mb`."""
+    """Leave what stands before the language model, vision tower and projector, as it is. Its features are then computed
+    once a picture, and kept in `data.cache_mb`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory for about 15 % more time."""
+
+
+class LoraConfig(_Section):
+    """Adapters in place of the whole model: a fraction of the memory, and no second model for the reference."""
+
+    rank: NonNegative = 0
+    """Of the adapters; 0 trains the whole model."""
+    alpha: Positive = 32
+    """Adapters count alpha / rank times."""
+    targets: Literal["language", "language_and_vision"] = "language"
+    """Whose linear layers get adapters; nothing else trains."""
 
 
 class DataConfig(_Section):
@@ -124,6 +136,8 @@ class LearnerConfig(_Section):
     ranks: Positive = 1
     """DeepSpeed data-parallel ranks."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    """What waits in the host's memory instead of the GPU's: optimizer states (ZeRO 1 to 3), parameters too (ZeRO 3)."""
     lr: Annotated[float, Field(gt=0)] = 1e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegative = 0
@@ -172,8 +186,9 @@ class CheckpointConfig(_Section):
     """Steps between checkpoints; 0 keeps none."""
     keep: Positive = 2
     """Newest ones kept, beside the best by held-out accuracy."""
-    export: bool = True
-    """Write the final weights in Hugging Face layout."""
+    export: bool | Literal["merged", "adapter"] = True
+    """Write the final weights in Hugging Face layout, adapters `merged` into them (as `true` does), or the `adapter`
+    alone in PEFT's."""
 
 
 class TrackingConfig(_Section):
@@ -209,6 +224,7 @@ class Config(_Section):
     """`auto`: the newest sound checkpoint of the run folder (or of `runs/latest`), a fresh start if there is none.
     A path: that run folder or checkpoint."""
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
@@ -218,6 +234,11 @@ class Config(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def towers_frozen(self) -> bool:
+        """Nothing that stands before the language model is trained."""
+        return self.model.freeze_vision or (self.lora.rank > 0 and self.lora.targets == "language")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -244,6 +265,23 @@ class Config(_Section):
         least, most = self.model.min_pixels, self.model.max_pixels
         if least is not None and most is not None and least > most:
             yield f"model.min_pixels = {least} is above model.max_pixels = {most}"
+        yield from self._trained_misfits()
+
+    def _trained_misfits(self) -> Iterator[str]:
+        """Those of what is trained and where it lies."""
+        learner = self.learner
+        if self.cluster.device == "cpu" and learner.offload != "none":
+            yield f"learner.offload = {learner.offload} with cluster.device = cpu: all is in the host's memory already"
+        least = {"none": 0, "optimizer": 1, "optimizer_and_parameters": 3}[learner.offload]
+        if learner.zero_stage < least:
+            yield (
+                f"learner.offload = {learner.offload} with learner.zero_stage = {learner.zero_stage}: "
+                f"only what ZeRO partitions can be offloaded, from stage {least} on"
+            )
+        if self.lora.rank and self.model.freeze_vision and self.lora.targets == "language_and_vision":
+            yield "model.freeze_vision = true with lora.targets = language_and_vision: choose one"
+        if not self.lora.rank and self.checkpoint.export == "adapter":
+            yield "checkpoint.export = adapter with lora.rank = 0: there is no adapter to write"
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.

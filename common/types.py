@@ -160,17 +160,22 @@ class WeightEntry:
     name: str  # Hugging Face name
     dtype: str  # numpy or torch dtype name, "float32" or "bfloat16"
     shape: tuple[int, ...]
-    offset: int  # bytes into the bucket
-    nbytes: int
+    index: int  # of its bytes among the bucket's arrays; tied parameters share theirs
+
+
+# What a run does to the parameters of a bucket: every step changes them; no step does; no step changes any parameter
+# of what stands before the language model, and these are of that.
+BucketKind = Literal["changing", "fixed", "towers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBucket:
-    """Packed bytes of several parameters, with their checksum."""
+    """The bytes of several parameters, with their checksum. Those that never change come again as the same object."""
 
     entries: tuple[WeightEntry, ...]
-    crc32: int
-    payload: Any  # ObjectRef of a (nbytes,) uint8 array; None where bytes travel another way (nccl)
+    xxh3: int  # 64 bits, over the arrays in turn
+    payload: Any  # ObjectRef of a list of (nbytes,) uint8 arrays; None where bytes travel another way (nccl)
+    kind: BucketKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +184,7 @@ class WeightManifest:
 
     version: int
     buckets: tuple[WeightBucket, ...]
-    vision_unchanged: bool  # the tower is frozen: the engine's image features stay right
+    vision_unchanged: bool  # what stands before the language model is frozen: image features stay right
 
     @property
     def by_nccl(self) -> bool:

@@ -55,7 +55,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         held_out=held_out,
         encoder=encoder,
         banned=banned_token_ids(model_config, processor.tokenizer, eos_token_ids(model)),
-        tower_frozen=config.model.freeze_vision and model_config.model_type in TAKEN,
+        tower_frozen=config.towers_frozen and model_config.model_type in TAKEN,
     )
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted

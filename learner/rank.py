@@ -20,7 +20,8 @@ from common.errors import LearnerError
 from common.handles import opened, shared
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
 from learner.forward import Scores, packed_logprobs
-from learner.model import export_model, load_model
+from learner.lora import add_adapters, export_adapter, switched_off
+from learner.model import base_identity, export_model, freeze_towers, load_model, require_base
 from learner.objective import LOSSES, LossInputs
 from learner.pack import Pack, build_pack
 from learner.schedule import learning_rate
@@ -95,12 +96,17 @@ class LearnerRank:
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.meet(config, rank=self._rank, store=self._store)
-        self._engine = zero.trained(self._policy(), config)
-        self._reference = (
-            zero.frozen(load_model(self._model_path, config), config, self._device) if config.learner.beta else None
-        )
+        policy = self._policy()
+        self._base = base_identity(policy, config)
+        self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
+        self._engine = zero.trained(policy, config)
+        self._reference = self._make_reference()
+        self._gathered = zero.gatherer(config)
         self._source = WeightSource(
-            self._engine.module, gathered=zero.gatherer(config), bucket_bytes=config.weights.bucket_mb * 2**20
+            self._engine.module,
+            gathered=self._gathered,
+            bucket_bytes=config.weights.bucket_mb * 2**20,
+            adapters=self._adapters,
         )
         self._sender = self._make_sender()
 
@@ -154,9 +160,7 @@ class LearnerRank:
 
     def copy(self, version: int) -> WeightManifest | None:
         """The same weights as bytes in the object store, whatever the transport."""
-        return ObjectStoreSender(
-            self._source, rank=self._rank, vision_unchanged=self._config.model.freeze_vision
-        ).publish(version)
+        return ObjectStoreSender(self._source, rank=self._rank).publish(version)
 
     def join_engines(self, address: str, port: int, world_size: int) -> None:
         """Open the NCCL group with the engines; see NcclSender.join."""
@@ -167,46 +171,65 @@ class LearnerRank:
         self._nccl().broadcast()
 
     def save(self, folder: Path) -> OSError | None:
-        """Weights, optimizer, step counter and random states into `folder`; what could not be written."""
+        """What trains, its optimizer, the step counter and random states into `folder`; what could not be written."""
         from learner import zero
 
-        return zero.save(self._engine, folder, besides={f"random-{self._rank}.pt": _random_states()})
+        own = {"base": self._base, "random": _random_states()}
+        return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
 
     def load(self, folder: Path) -> None:
-        """Continue exactly where `save` was called, in this process or another."""
+        """Continue exactly where `save` was called, in this process or another.
+
+        Raises CheckpointError when the model it goes with is not the one this run started from.
+        """
         from learner import zero
 
+        own = torch.load(folder / f"rank-{self._rank}.pt", weights_only=True)
+        require_base(self._base, own["base"], folder)
         zero.load(self._engine, folder)
-        _set_random_states(torch.load(folder / f"random-{self._rank}.pt", weights_only=True))
+        _set_random_states(own["random"])
 
     def export(self, folder: Path) -> None:
-        """Hugging Face layout, from rank 0. Everything but the weights is the model's own."""
+        """Rank 0 writes the whole model in Hugging Face layout, or the adapter alone; the gathering takes all ranks."""
+        if self._config.checkpoint.export == "adapter":
+            self._export_adapter(folder)
+            return
         whole = {}
-        for name, tensor in self._source:  # the gathering takes all ranks
+        for name, tensor in self._source:
             if self._rank == 0:
                 whole[name] = tensor.cpu()
-        if self._rank:
-            return
-        export_model(whole, self._model_path, self._config, folder)
+        if self._rank == 0:
+            export_model(whole, self._model_path, self._config, folder)
+
+    def _export_adapter(self, folder: Path) -> None:
+        module = self._engine.module
+        tensors = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
+        with self._gathered(list(tensors.values())):
+            if self._rank == 0:
+                export_adapter(tensors, module, self._config.lora, self._config.model.path, folder)
 
     def _policy(self) -> Any:
         model = load_model(self._model_path, self._config)
         if self._config.model.freeze_vision:
-            model.model.visual.requires_grad_(False)
+            freeze_towers(model)
         if self._config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
+    def _make_reference(self) -> Any:
+        """The policy as it was in the beginning: a model of its own, or the policy's without its adapters."""
+        from learner import zero
+
+        if not self._config.learner.beta:
+            return None
+        if self._adapters:
+            return self._engine
+        return zero.frozen(load_model(self._model_path, self._config), self._config, self._device)
+
     def _make_sender(self) -> WeightSender:
-        unchanged = self._config.model.freeze_vision
         if self._config.weights.transport == "object_store":
-            return ObjectStoreSender(self._source, rank=self._rank, vision_unchanged=unchanged)
-        return NcclSender(
-            self._source,
-            rank=self._rank,
-            vision_unchanged=unchanged,
-            bucket_bytes=self._config.weights.bucket_mb * 2**20,
-        )
+            return ObjectStoreSender(self._source, rank=self._rank)
+        return NcclSender(self._source, rank=self._rank, bucket_bytes=self._config.weights.bucket_mb * 2**20)
 
     def _nccl(self) -> NcclSender:
         assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
@@ -240,7 +263,7 @@ class LearnerRank:
         scores = self._score(self._engine, pack)
         ref_logp = None
         if self._reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), switched_off(self._adapters):
                 ref_logp = self._score(self._reference, pack, scores.kept).logp
         outputs = LOSSES["grpo"](
             LossInputs(

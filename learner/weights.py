@@ -6,18 +6,21 @@ object store, or go by NCCL when `broadcast` is called beside the engines' recei
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.types import WeightBucket, WeightEntry, WeightManifest
+from common.checksum import checksum
+from common.types import BucketKind, WeightBucket, WeightEntry, WeightManifest
+from learner.lora import factors, merged, unadapted
+from learner.model import tower_names
 
-ALIGN = 64  # bytes: a tensor can be viewed in place whatever stands before it
+Arrays = list[np.ndarray[Any, np.dtype[np.uint8]]]
 
 
 class Meta(NamedTuple):
@@ -32,11 +35,20 @@ class Meta(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-class WeightSource:
-    """Every tensor of a model that ZeRO-3 may have partitioned, whole, in `state_dict` order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tensors that are gathered and sent together."""
 
-    That order names a tied head a second time: an engine keeps its own copy of it. Iterating is a collective: all ranks
-    do it alike, each bucket gathered at once.
+    kind: BucketKind
+    metas: tuple[Meta, ...]  # tied ones side by side
+
+
+class WeightSource:
+    """Every tensor of a model that ZeRO-3 may have partitioned, whole and with its adapter merged into it, under the
+    names the model has without adapters.
+
+    A tied head is named a second time: an engine keeps its own copy of it. Iterating is a collective: all ranks do it
+    alike, each batch gathered at once.
     """
 
     def __init__(
@@ -45,42 +57,69 @@ class WeightSource:
         *,
         gathered: Callable[[list[Tensor]], AbstractContextManager[Any]],
         bucket_bytes: int,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        self._tensors: dict[str, Tensor] = module.state_dict(keep_vars=True)
+        """`adapters`: the LoRA layers of `learner.lora.adapters`, none by default."""
+        self._adapters = dict(adapters or {})
+        self._tensors = unadapted(module.state_dict(keep_vars=True))
         self._gathered = gathered
-        self._bucket_bytes = bucket_bytes
+        self._towers = tower_names(module)
+        self.towers_fixed = not any(self._changes(name) for name in self._towers)
+        self.batches = self._batches(bucket_bytes)
 
     def metadata(self) -> list[Meta]:
         """What iterating yields, in order, without gathering anything."""
-        return [
-            Meta(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
-            for name, tensor in self._tensors.items()
-        ]
+        return [meta for batch in self.batches for meta in batch.metas]
 
-    def buckets(self) -> list[list[Meta]]:
-        """Runs of at most `bucket_bytes`; a larger tensor stands alone."""
-        buckets: list[list[Meta]] = []
-        size = 0
-        for meta in self.metadata():
-            if not buckets or size + meta.nbytes > self._bucket_bytes:
-                buckets.append([])
-                size = 0
-            buckets[-1].append(meta)
-            size += meta.nbytes
-        return buckets
-
-    def bucket(self, metas: Sequence[Meta]) -> AbstractContextManager[Any]:
-        """Within it the tensors of `metas` are whole."""
-        return self._gathered([self._tensors[meta.name] for meta in metas])
+    def whole(self, metas: Sequence[Meta]) -> AbstractContextManager[Any]:
+        """Within it `tensor` gives the tensors of `metas`."""
+        parts = [self._tensors[meta.name] for meta in metas]
+        for meta in metas:
+            if layer := self._adapters.get(meta.name):
+                parts += factors(layer)
+        return self._gathered(parts)
 
     def tensor(self, name: str) -> Tensor:
-        return self._tensors[name].detach()
+        layer = self._adapters.get(name)
+        return self._tensors[name].detach() if layer is None else merged(self._tensors[name], layer)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for metas in self.buckets():
-            with self.bucket(metas):
-                copies = [(meta.name, self.tensor(meta.name).clone()) for meta in metas]
+        for batch in self.batches:
+            with self.whole(batch.metas):
+                copies = [(meta.name, self.tensor(meta.name).clone()) for meta in batch.metas]
             yield from copies
+
+    def _changes(self, name: str) -> bool:
+        return self._tensors[name].requires_grad or name in self._adapters
+
+    def _kind(self, name: str) -> BucketKind:
+        if self._changes(name):
+            return "changing"
+        return "towers" if name in self._towers and self.towers_fixed else "fixed"
+
+    def _batches(self, bucket_bytes: int) -> list[Batch]:
+        """One kind a batch, at most `bucket_bytes`; a larger tensor stands alone."""
+        tied: dict[int, list[Meta]] = {}
+        for name, tensor in self._tensors.items():
+            meta = Meta(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+            tied.setdefault(id(tensor), []).append(meta)
+        kinds: dict[BucketKind, list[list[Meta]]] = {}
+        for metas in tied.values():
+            kinds.setdefault(self._kind(metas[0].name), []).append(metas)
+        return [
+            Batch(kind=kind, metas=tuple(run)) for kind, parts in kinds.items() for run in _runs(parts, bucket_bytes)
+        ]
+
+
+def _runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]:
+    run: list[Meta] = []
+    size = 0
+    for part in parts:
+        if run and size + part[0].nbytes > limit:
+            yield run
+            run, size = [], 0
+        run, size = run + part, size + part[0].nbytes
+    yield run
 
 
 class WeightSender(Protocol):
@@ -91,47 +130,53 @@ class WeightSender(Protocol):
 
 class ObjectStoreSender:
     """Buckets of bytes in Ray's object store: readable in place by every engine of a node, by any number of engines,
-    at any time while the manifest lives."""
+    at any time while the manifest lives. What no step changes is gathered and put once."""
 
-    def __init__(self, source: WeightSource, *, rank: int, vision_unchanged: bool) -> None:
-        self._source, self._rank, self._vision_unchanged = source, rank, vision_unchanged
+    def __init__(self, source: WeightSource, *, rank: int) -> None:
+        self._source, self._rank = source, rank
+        self._kept: dict[int, WeightBucket | None] = {}  # by number of the batch
 
     def publish(self, version: int) -> WeightManifest | None:
-        import ray
-
         buckets = []
-        for metas in self._source.buckets():
-            with self._source.bucket(metas):
-                if self._rank == 0:
-                    entries, payload = pack_bucket(metas, [self._source.tensor(meta.name) for meta in metas])
-                    crc32 = zlib.crc32(payload.data)
-                    buckets.append(WeightBucket(entries=entries, crc32=crc32, payload=ray.put(payload)))
+        for number, batch in enumerate(self._source.batches):
+            bucket = self._kept[number] if number in self._kept else self._put(batch)
+            if batch.kind != "changing":
+                self._kept[number] = bucket
+            if bucket is not None:
+                buckets.append(bucket)
         if self._rank:
             return None
-        return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._vision_unchanged)
+        return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._source.towers_fixed)
+
+    def _put(self, batch: Batch) -> WeightBucket | None:
+        import ray
+
+        with self._source.whole(batch.metas):
+            if self._rank:
+                return None
+            entries, arrays = pack_bucket(batch.metas, [self._source.tensor(meta.name) for meta in batch.metas])
+            # The one copy: Ray writes the arrays into the store from where they lie.
+            return WeightBucket(entries=entries, xxh3=checksum(arrays), payload=ray.put(arrays), kind=batch.kind)
 
 
-def pack_bucket(
-    metas: Sequence[Meta], tensors: Sequence[Tensor]
-) -> tuple[tuple[WeightEntry, ...], np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Table and (nbytes,) uint8 of whole tensors, bit for bit: bfloat16 stays bfloat16."""
-    entries, size = _table(metas)
-    payload = torch.zeros(size, dtype=torch.uint8)
-    for entry, tensor in zip(entries, tensors, strict=True):
-        if tuple(tensor.shape) != entry.shape:  # fault 7 of the seed: a partitioned tensor is empty
-            raise RuntimeError(f"{entry.name} was not gathered: {tuple(tensor.shape)} instead of {entry.shape}")
-        payload[entry.offset : entry.offset + entry.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-    return entries, payload.numpy()
+def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple[WeightEntry, ...], Arrays]:
+    """Table and bytes of whole tensors, bit for bit, in place where they are contiguous and on the CPU; tied ones
+    share their bytes."""
+    arrays: Arrays = []
+    at: dict[Any, int] = {}
+    entries = []
+    for meta, tensor in zip(metas, tensors, strict=True):
+        if tuple(tensor.shape) != meta.shape:  # fault 7 of the seed: a partitioned tensor is empty
+            raise RuntimeError(f"{meta.name} was not gathered: {tuple(tensor.shape)} instead of {meta.shape}")
+        place = at.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), len(arrays))
+        if place == len(arrays):
+            arrays.append(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        entries.append(_entry(meta, place))
+    return tuple(entries), arrays
 
 
-def _table(metas: Sequence[Meta]) -> tuple[tuple[WeightEntry, ...], int]:
-    """Where each tensor lies, and the bytes all of them take."""
-    entries, offset = [], 0
-    for meta in metas:
-        dtype = str(meta.dtype).removeprefix("torch.")
-        entries.append(WeightEntry(name=meta.name, dtype=dtype, shape=meta.shape, offset=offset, nbytes=meta.nbytes))
-        offset += -(-meta.nbytes // ALIGN) * ALIGN
-    return tuple(entries), offset
+def _entry(meta: Meta, index: int) -> WeightEntry:
+    return WeightEntry(name=meta.name, dtype=str(meta.dtype).removeprefix("torch."), shape=meta.shape, index=index)
 
 
 class NcclSender:
@@ -141,9 +186,8 @@ class NcclSender:
     `update_weights`, so each must run while the fleet makes its engines do theirs.
     """
 
-    def __init__(self, source: WeightSource, *, rank: int, vision_unchanged: bool, bucket_bytes: int) -> None:
-        self._source, self._rank, self._vision_unchanged = source, rank, vision_unchanged
-        self._bucket_bytes = bucket_bytes
+    def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int) -> None:
+        self._source, self._rank, self._bucket_bytes = source, rank, bucket_bytes
         self._engine: Any = None
 
     def join(self, address: str, port: int, world_size: int) -> None:
@@ -167,9 +211,9 @@ class NcclSender:
     def publish(self, version: int) -> WeightManifest | None:
         if self._rank:
             return None
-        entries, _ = _table(self._source.metadata())
-        bucket = WeightBucket(entries=entries, crc32=0, payload=None)  # NCCL checks what it carries
-        return WeightManifest(version=version, buckets=(bucket,), vision_unchanged=self._vision_unchanged)
+        entries = tuple(_entry(meta, number) for number, meta in enumerate(self._source.metadata()))
+        bucket = WeightBucket(entries=entries, xxh3=0, payload=None, kind="changing")  # NCCL checks what it carries
+        return WeightManifest(version=version, buckets=(bucket,), vision_unchanged=self._source.towers_fixed)
 
     def broadcast(self) -> None:
         """Send the weights as they are now; returns when every engine has them."""

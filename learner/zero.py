@@ -65,7 +65,7 @@ def trained(model: Any, config: Config) -> Any:
                 "betas": learner.betas,
                 "eps": learner.eps,
                 "weight_decay": learner.weight_decay,
-                "torch_adam": True,  # DeepSpeed's own would be compiled first, and is no faster
+                "torch_adam": True,  # DeepSpeed's own would be compiled first, offloaded or not, and is no faster
             },
         },
     }
@@ -73,6 +73,7 @@ def trained(model: Any, config: Config) -> Any:
     engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
     engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
     engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
+    engine.module_state_dict = lambda **_: _trained_state(model)
     return engine
 
 
@@ -111,10 +112,10 @@ def optimizer_step(engine: Any, *, lr: float) -> float:
 
 
 def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | None:
-    """Write this rank's share, and files `besides` it. A collective: what failed comes back instead of being raised
-    past the other ranks."""
+    """Write this rank's share of what trains, and files `besides` it. A collective: what failed comes back instead of
+    being raised past the other ranks."""
     engine.checkpoint_engine.error = None
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     for name, state in besides.items():
         engine.checkpoint_engine.save(state, str(folder / name))
     error: OSError | None = engine.checkpoint_engine.error
@@ -122,12 +123,29 @@ def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | 
 
 
 def load(engine: Any, folder: Path) -> None:
-    """Weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+    """Trained weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
+    path, _ = engine.load_checkpoint(
+        str(folder), tag=TAG, load_lr_scheduler_states=False, custom_load_fn=_load_trained_state
+    )
     if path is None:
         raise CheckpointError(
             "DeepSpeed finds no checkpoint", got=folder, remedy="resume from a folder that holds " + TAG
         )
+
+
+def _trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model: the rest is the base's, which is not ours to copy."""
+    return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
+
+
+def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> None:
+    if src.keys() != (wanted := _trained_state(dst).keys()):
+        raise CheckpointError(
+            "the checkpoint holds other parameters than this run trains",
+            got=f"{len(src)} of them, {len(wanted)} here; one they do not share: {min(src.keys() ^ wanted)}",
+            remedy="resume with the configuration it was written under",
+        )
+    dst.load_state_dict(src, strict=False)
 
 
 class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
@@ -169,8 +187,17 @@ def _settings(model: Any, config: Config) -> dict[str, Any]:
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": 10 * model.config.get_text_config().hidden_size,  # norms and biases
+            **_OFFLOADED[config.learner.offload],
         },
     }
+
+
+_HOST = {"device": "cpu", "pin_memory": True}
+_OFFLOADED: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "optimizer": {"offload_optimizer": _HOST},
+    "optimizer_and_parameters": {"offload_optimizer": _HOST, "offload_param": _HOST},
+}
 
 
 def _plain_norm(module: torch.nn.Module) -> float:

@@ -26,6 +26,7 @@ from common.types import (
 )
 from rollout.build import build
 from rollout.spec import EngineInfo, EngineSpec
+from rollout.weights import Inbox
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -44,6 +45,7 @@ class RolloutEngine:
         self._llm = build(spec)
         self._version: int | None = None
         self._requests = 0
+        self._inbox = Inbox()
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -67,10 +69,10 @@ class RolloutEngine:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
-        from rollout.weights import load_weights, receive, receive_nccl
+        from rollout.weights import load_weights, receive_nccl
 
-        tensors = None if manifest.by_nccl else receive(manifest)
         keep = manifest.vision_unchanged and self._version is not None
+        tensors = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
         self._version = None  # half-loaded weights must never serve
         try:
             if tensors is None:

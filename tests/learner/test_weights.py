@@ -5,13 +5,17 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from common.types import WeightEntry
-from learner.weights import ALIGN, Meta, NcclSender, WeightSource, pack_bucket
+from learner.model import freeze_towers
+from learner.weights import Meta, NcclSender, WeightSource, pack_bucket
 from tests.learner import tiny
+
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
 def source(module: torch.nn.Module, bucket_bytes: int) -> WeightSource:
@@ -23,12 +27,25 @@ def meta(name: str, tensor: Tensor) -> Meta:
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 5_000, 1_000_000_000])
-def test_buckets_hold_every_name_once_and_in_order(bucket_bytes: int) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batches_hold_every_name_once_and_one_kind_of_tensor(bucket_bytes: int, frozen: bool) -> None:
     model = tiny.model()
-    buckets = source(model, bucket_bytes).buckets()
-    assert [entry.name for bucket in buckets for entry in bucket] == list(model.state_dict())
-    assert "lm_head.weight" in model.state_dict(), "the tied head is sent too"
-    assert all(sum(entry.nbytes for entry in bucket) <= bucket_bytes or len(bucket) == 1 for bucket in buckets)
+    if frozen:
+        freeze_towers(model)
+        model.model.language_model.norm.requires_grad_(False)
+    batches = source(model, bucket_bytes).batches
+    names = {batch.kind: [] for batch in batches}  # type: dict[str, list[str]]
+    for batch in batches:
+        names[batch.kind] += [meta.name for meta in batch.metas]
+        distinct = [meta.nbytes for meta in batch.metas if meta.name != HEAD]
+        assert sum(distinct) <= bucket_bytes or len(distinct) == 1
+    every = [name for name in model.state_dict() if name != HEAD]
+    visual = {name for name in every if ".visual." in name} if frozen else set()
+    norm = {"model.language_model.norm.weight"} if frozen else set()
+    assert set(names.get("towers", [])) == visual
+    assert set(names.get("fixed", [])) == norm
+    assert [name for name in names["changing"] if name != HEAD] == [n for n in every if n not in visual | norm]
+    assert names["changing"][names["changing"].index(EMBEDDING) + 1] == HEAD, "tied tensors go side by side"
 
 
 def test_iterating_gives_what_metadata_declares() -> None:
@@ -39,23 +56,23 @@ def test_iterating_gives_what_metadata_declares() -> None:
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in pairs)
 
 
-def test_bytes_are_the_tensors_bit_for_bit() -> None:
+def test_bytes_are_the_tensors_bit_for_bit_and_tied_ones_travel_once() -> None:
     tensors = {
         "half": torch.randn(3, 5).to(torch.bfloat16),
         "full": torch.randn(7),
         "turned": torch.randn(4, 6).T,
         "scalar": torch.tensor(2.5),
-        "none": torch.empty(0, 3),
     }
-    entries, payload = pack_bucket([meta(*pair) for pair in tensors.items()], list(tensors.values()))
+    tensors["tied"] = tensors["full"].detach()
+    entries, arrays = pack_bucket([meta(*pair) for pair in tensors.items()], list(tensors.values()))
 
     def read(entry: WeightEntry) -> Tensor:
-        raw = torch.from_numpy(payload)[entry.offset : entry.offset + entry.nbytes]
-        return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
+        return torch.from_numpy(arrays[entry.index]).view(getattr(torch, entry.dtype)).view(entry.shape)
 
     assert all(torch.equal(read(entry), tensors[entry.name]) for entry in entries)
     assert [entry.dtype for entry in entries] == ["bfloat16", *["float32"] * 4]
-    assert all(entry.offset % ALIGN == 0 for entry in entries)
+    assert len(arrays) == 4
+    assert np.shares_memory(arrays[1], tensors["full"].numpy()), "nothing is copied before the store does"
 
 
 def test_a_tensor_that_was_not_gathered_is_never_sent() -> None:
@@ -87,9 +104,7 @@ class _Receiver:
 
 class _Sender:
     def send(self, address: str, port: int, bucket_bytes: int) -> None:
-        sender = NcclSender(
-            source(tiny.model().cuda(), bucket_bytes), rank=0, vision_unchanged=False, bucket_bytes=bucket_bytes
-        )
+        sender = NcclSender(source(tiny.model().cuda(), bucket_bytes), rank=0, bucket_bytes=bucket_bytes)
         sender.join(address, port, world_size=2)
         sender.broadcast()
 

@@ -14,6 +14,7 @@ from common.config import DataConfig, ModelConfig
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from learner.model import freeze_towers
 from learner.weights import ObjectStoreSender, WeightSource
 from tests.learner.oracle import Settings, row_logprobs
 
@@ -44,8 +45,11 @@ class Policy:
 
     def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
         """Publish the weights as they are and load them into every engine."""
+        self.model.requires_grad_(True)
+        if vision_unchanged:
+            freeze_towers(self.model)
         source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
-        manifest = ObjectStoreSender(source, rank=0, vision_unchanged=vision_unchanged).publish(version)
+        manifest = ObjectStoreSender(source, rank=0).publish(version)
         assert manifest is not None
         fleet.load(manifest)
         return manifest

@@ -217,9 +217,9 @@ def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: Ro
     with pytest.raises(ray.exceptions.RayTaskError, match="does not hold"):
         ray.get(next(member.handle.generate.options(num_returns="streaming").remote([], 5)), timeout=60)
     first = manifest.buckets[0]
-    bytes_ = ray.get(first.payload, timeout=60).copy()
-    bytes_[10] ^= 1
-    damaged = dataclasses.replace(first, payload=ray.put(bytes_))
+    arrays = [array.copy() for array in ray.get(first.payload, timeout=60)]
+    arrays[1][10] ^= 1
+    damaged = dataclasses.replace(first, payload=ray.put(arrays))
     with pytest.raises(EngineError, match="arrived damaged"):
         fleet.load(dataclasses.replace(manifest, version=5, buckets=(damaged, *manifest.buckets[1:])))
     assert list(fleet.versions().values()) == [4]
