@@ -260,7 +260,6 @@ def _gemma3(processor: Any) -> Parts:
         "query_pre_attn_scalar": 32,
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
-        "final_logit_softcapping": 5.0,
         **_text(tokenizer),
     }
     del text["rope_parameters"]
@@ -288,6 +287,7 @@ def _aria(processor: Any) -> Parts:
 
     tokenizer = _tokenizer(processor, image_token="<image>")
     text = _text(tokenizer) | {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1, "head_dim": 32}
+    text["tie_word_embeddings"] = False
     config = transformers.AriaConfig(
         text_config=transformers.AriaTextConfig(**text),
         vision_config={"model_type": "idefics3_vision", **_TOWER, "image_size": 980, "patch_size": 140},
@@ -333,6 +333,7 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
+        "tie_word_embeddings": True,  # vLLM asks it of the text
         **more,
     }
 
