@@ -24,6 +24,7 @@ class Invocation:
     config: Config
     dry_run: bool  # resolve and check everything, place nothing
     print_config: bool  # print the configuration and stop
+    plan: bool  # print the memory it would take and stop
     recipes: tuple[Path, ...]  # in the order they were merged
 
 
@@ -44,7 +45,7 @@ def parse(argv: Sequence[str]) -> Invocation:
 
             print_usage()
             raise SystemExit(0)
-        if word in ("--dry-run", "--print-config"):
+        if word in ("--dry-run", "--print-config", "--plan"):
             flags.add(word)
             continue
         name, text = _pair(word, words)
@@ -60,6 +61,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         config=config,
         dry_run="--dry-run" in flags,
         print_config="--print-config" in flags,
+        plan="--plan" in flags,
         recipes=tuple(recipes) or (DEFAULT_RECIPE,),
     )
 

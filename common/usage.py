@@ -18,6 +18,7 @@ python -m learner.main [--config RECIPE] [KEY VALUE ...]
   KEY VALUE        --rollout.group-size 8, --rollout.group-size=8 or
                    rollout.group_size=8; lists and mappings as YAML
   --dry-run        resolve and check everything, start nothing
+  --plan           print the memory it would take, part by part
   --print-config   print the resolved configuration, itself a recipe
   --help           this
 

@@ -43,7 +43,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
-    model = _resolved(config)
+    model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
     encoder = PromptEncoder(processor, config.data, family=family_of(model_config), share=shared)
     for source in filter(None, (train, held_out)):
@@ -61,7 +61,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     return admitted
 
 
-def _resolved(config: Config) -> ModelConfig:
+def resolved(config: Config) -> ModelConfig:
     """The model to read, once `embedded:tiny` has been made."""
     if config.model.path != EMBEDDED_MODEL:
         return config.model

@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(cli.dump(invocation.config), end="")
         elif invocation.dry_run:
             _dry_run(invocation.config)
+        elif invocation.plan:
+            _plan(invocation.config)
         else:
             with _opened(invocation.config) as run:
                 code = FAILED
@@ -82,6 +84,16 @@ def _dry_run(config: Config) -> None:
     admit(config, say=print)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
     print(f"a dry run: this would reserve {needs}; nothing was started")
+
+
+def _plan(config: Config) -> None:
+    """What it would take, from the model's configuration alone."""
+    from learner.door import resolved
+    from learner.plan import device_memory, plan, shown
+
+    model = resolved(config)
+    for line in shown(plan(config, model), model, device_memory(config)):
+        print(line)
 
 
 @contextmanager
