@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) 
     prompt, completion = scored.prompt, scored.group.completions[index]
     ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
     inputs: dict[str, Any] = {"input_ids": ids}
-    if prompt.images is not None:
-        inputs |= {name: torch.tensor(value) for name, value in prompt.features.items()}
+    named = inspect.signature(type(model.model).forward).parameters
+    inputs |= {name: torch.tensor(value) for name, value in prompt.features.items() if name in named}
+    if "mm_token_type_ids" in named:
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     every: Tensor = model(**inputs, use_cache=False).logits[0]
     logits = every[len(prompt.token_ids) - 1 : -1].float().clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from common.config import DataConfig, ModelConfig
 from common.families import FAMILIES, family_of
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
-from common.types import Completion, Example, Group, Prompt, ScoredGroup
+from common.types import Completion, Example, Group, ScoredGroup
 from learner.attention import install
 from learner.forward import packed_logprobs
 from learner.pack import build_pack
@@ -80,30 +79,19 @@ class Learner:
         return packed_logprobs(self.model, pack, **self.settings._asdict()).logp
 
     def naive(self, groups: Sequence[ScoredGroup]) -> Tensor:
-        """Row by row, by the ordinary forward; its inputs chosen by hand."""
+        """Row by row, by the ordinary forward."""
         rows = []
         for scored in groups:
-            for completion in scored.group.completions:
-                logits = self._logits(scored.prompt, completion)
-                rows.append(logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0])
+            for index, completion in enumerate(scored.group.completions):
+                logp = oracle.row_logits(self.model, scored, index, self.settings).log_softmax(-1)
+                rows.append(logp.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0])
         return torch.cat(rows)
-
-    def _logits(self, prompt: Prompt, completion: Completion) -> Tensor:
-        ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
-        named = inspect.signature(type(self.model.model).forward).parameters
-        inputs = {name: torch.tensor(value) for name, value in prompt.features.items() if name in named}
-        if "mm_token_type_ids" in named:
-            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
-        every: Tensor = self.model(input_ids=ids, **inputs, use_cache=False).logits[0]
-        logits = every[len(prompt.token_ids) - 1 : -1].float().clone()
-        logits[:, list(self.settings.banned)] = -torch.inf
-        return logits / self.settings.temperature
 
     def gradient(self, logp: Tensor) -> Tensor:
         """Of a sum with a weight of its own for every token."""
         self.model.zero_grad()
         weights = torch.linspace(-1, 1, len(logp))
-        (logp * weights).sum().backward()  # type: ignore[no-untyped-call]
+        (logp * weights).sum().backward()
         return oracle.gradient(self.model)
 
 

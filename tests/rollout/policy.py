@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from common.config import DataConfig, ModelConfig
+from common.families import family_of
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
@@ -24,23 +25,24 @@ SAMPLED = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=6)
 class Policy:
     """Naive, and plainly right."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, max_prompt_tokens: int = 160) -> None:
         from transformers import AutoModelForImageTextToText
 
         config = ModelConfig(path=str(folder), dtype="float32")
-        processor = load_processor(config)
+        hf_config, processor = load_model_config(config), load_processor(config)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.encoder = PromptEncoder(processor, DataConfig(path="unused", max_prompt_tokens=160))
-        self.banned = banned_token_ids(load_model_config(config), processor.tokenizer, eos_token_ids(config))
+        data = DataConfig(path="unused", max_prompt_tokens=max_prompt_tokens)
+        self.encoder = PromptEncoder(processor, data, family=family_of(hf_config))
+        self.banned = banned_token_ids(hf_config, processor.tokenizer, eos_token_ids(config))
 
     def reset(self) -> None:
         """Back to the weights it was made with."""
         self.model.load_state_dict(self._initial)
 
-    def prompt(self, number: int, *, size: tuple[int, int] = (56, 56), question: str = "one or two?") -> Prompt:
-        """A random image of (height, width) and a question."""
-        image = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
+    def prompt(self, number: int, *, size: tuple[int, int] | None = (56, 56), question: str = "one or two?") -> Prompt:
+        """A random image of (height, width), or none, and a question."""
+        image = None if size is None else np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
         return self.encoder.encode(Example(id=f"test/{number}", problem=question, image=image, label="one", columns={}))
 
     def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
