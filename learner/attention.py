@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from common.errors import ModelError
 from learner.layout import PROMPT, Layout, block_mask, tokens
 from learner.tiles import plan
+from learner.vision import PACKED_TOWERS, attend_tower, flatten_patches
 
 TEXT = "rollcall_{}"  # + way: names in transformers' registry of attention functions
 TOWER = "rollcall_flash_tower"  # transformers hands packed images whole to names with "flash" in them
-PACKED_TOWERS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})  # families whose tower takes images end to end
 KEYWORD = "packed_attention"  # of the model's forward
 
 
@@ -38,6 +38,7 @@ def install(model: Any, way: str, *, cuda: bool = False) -> None:
     text._attn_implementation = TEXT.format(chosen)  # noqa: SLF001  # the public setter loads kernels by name
     if model.config.model_type in PACKED_TOWERS:
         model.config.vision_config._attn_implementation = TOWER  # noqa: SLF001
+        flatten_patches(model)
 
 
 def way_of(model: Any) -> str:
@@ -169,7 +170,7 @@ def _register() -> None:
     from transformers.masking_utils import sdpa_mask
 
     for name in (*(TEXT.format(way) for way in ("sparse", "flash", "flex")), TOWER):
-        AttentionInterface.register(name, _tower if name == TOWER else _text)
+        AttentionInterface.register(name, attend_tower if name == TOWER else _text)
         AttentionMaskInterface.register(name, sdpa_mask)
 
 
@@ -180,39 +181,3 @@ def _text(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     if packed := rest.pop(KEYWORD, None):
         return packed(query, key, value, rest["scaling"]), None
     return sdpa_attention_forward(module, query, key, value, mask, **rest)
-
-
-def _tower(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    scaling: float,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
-    **rest: Any,
-) -> Any:
-    """A vision layer: pictures, or windows, one after the other, each over itself; neighbours of a size at once."""
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-        whole = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling)
-        return cast("Tensor", whole)[None], None
-    edges = cu_seq_lens_q.tolist()
-    outs, at = [], 0
-    for length, run in groupby(b - a for a, b in pairwise(edges)):
-        count = len(list(run))
-        q, k, v = (_split(tensor[0, :, at : at + count * length], count) for tensor in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
-        outs.append(found.transpose(1, 2).flatten(0, 1))
-        at += count * length
-    return torch.cat(outs)[None], None
-
-
-def _split(rows: Tensor, count: int) -> Tensor:
-    """(H, count * L, D) -> (count, H, L, D)."""
-    heads, size, width = rows.shape
-    return rows.view(heads, count, size // count, width).transpose(0, 1)

@@ -53,6 +53,7 @@ def settings(model: Path, *, ranks: int, stage: int, **model_keys: Any) -> Confi
                 "beta": BETA,
                 "grad_clip": CLIP,
                 "tokens_per_pack": 60,
+                "logits_mb": 0.005,  # thirteen tokens: several blocks a pack
                 "cpus_per_rank": 0.1,
                 "gpus_per_rank": 0,
             },
