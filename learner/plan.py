@@ -87,7 +87,7 @@ class Plan:
     pack: str  # the largest, in words
     rank: Share
     engine: Share
-    store: Part  # of the node, in shared memory
+    host: Share
 
 
 def plan(config: Config, model: ModelConfig) -> Plan:
@@ -99,6 +99,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     Raises:
         ModelError: the model's configuration or processor cannot be read.
     """
+    os.environ.setdefault("DS_ACCELERATOR", config.cluster.device)  # transformers brings DeepSpeed in, which looks aloud
     model_config = load_model_config(model)
     policy = weightless(model_config, config)
     counts = Counts.of(policy)
@@ -114,7 +115,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
         pack=f"{tokens} tokens, {len(largest)} prompt(s), {predicted} tokens predicted",
         rank=rank_share(counts, max(peaks.values()), config),
         engine=engine_share(counts, model_config, config),
-        store=Part(name="weights in the object store", nbytes=2 * counts.total * counts.itemsize, about="two versions"),
+        host=host_share(counts, config),
     )
 
 
@@ -125,36 +126,57 @@ def rank_share(counts: Counts, peak: int, config: Config) -> Share:
     """
     learner, size, cuda = config.learner, counts.itemsize, config.cluster.device == "cuda"
     stage, ranks = learner.zero_stage, learner.ranks
+    waits, all_wait = learner.offload != "none", learner.offload == "optimizer_and_parameters"  # in the host's memory
     split = [ranks if stage >= least else 1 for least in range(4)]  # of optimizer, gradients and weights: 1, 2, 3
     weights = counts.total * size // split[3]
     gradients = counts.trained * size // split[2]
-    masters = 0 if stage == 0 and size == 4 else 4 * counts.trained // split[1]
     bucket = min(BUCKET, counts.total) * size
     reduced = min(BUCKET, counts.trained) * size
     parts = [
-        Part(name="weights", nbytes=weights, about=config.model.dtype),
+        Part(name="weights", nbytes=0 if all_wait else weights, about=config.model.dtype),
         Part(name="gradients", nbytes=gradients),
-        Part(name="optimizer", nbytes=masters + 8 * counts.trained // split[1], about="float32"),
+        Part(name="optimizer", nbytes=0 if waits else _optimizer_bytes(counts, config), about="float32"),
     ]
-    if learner.beta:
+    if learner.beta and not config.lora.rank:
         parts.append(Part(name="reference", nbytes=weights))
     if stage == 3:
-        gathered = min(GATHERED, counts.total) * size if ranks > 1 else 0
+        gathered = min(GATHERED, counts.total) * size if ranks > 1 or all_wait else 0
         parts.append(Part(name="ZeRO-3's buffers", nbytes=bucket + gathered, about="gathered weights, gradient bucket"))
     parts.append(Part(name="the process", nbytes=RANK_ITSELF[config.cluster.device]))
     own = 4 * (counts.largest if stage == 0 else counts.trained // split[1])
     update = 4 * counts.trained // split[1] if cuda else 2 * own  # Adam's temporaries: on a GPU all tensors at once
-    if masters:
+    if stage or size < 4:
         update += 4 * counts.trained // split[1]  # gradients in float32
     whole_bucket = bucket if stage == 2 and cuda else 0  # on a CPU pages that are not written yet take nothing
     reducing = {0: reduced, 1: reduced, 2: reduced + gradients, 3: 2 * reduced}[stage]
+    update = 0 if waits else max(0, update - (gradients if stage in (1, 2) else 0))
     passing = (
         Part(name="forward, backward", nbytes=peak + whole_bucket, about="of the largest pack"),
         Part(name="or reducing", nbytes=reducing, about="gradients over ranks"),
-        Part(name="or updating", nbytes=max(0, update - (gradients if stage in (1, 2) else 0)), about="Adam's own"),
+        Part(name="or updating", nbytes=update, about="Adam's own"),
         Part(name="or publishing", nbytes=_bucket_bytes(counts, config), about="one bucket"),
     )
     return Share(parts=tuple(parts), passing=passing)
+
+
+def _optimizer_bytes(counts: Counts, config: Config) -> int:
+    """Of one rank: two moments and, unless the weights themselves are updated, a float32 master of each."""
+    learner = config.learner
+    masters = learner.zero_stage > 0 or counts.itemsize < 4
+    return (8 + 4 * masters) * counts.trained // (learner.ranks if learner.zero_stage else 1)
+
+
+def host_share(counts: Counts, config: Config) -> Share:
+    """Of the machine, if it holds all ranks: its own memory, not a GPU's."""
+    learner, weights = config.learner, counts.total * counts.itemsize
+    parts = [Part(name="object store", nbytes=2 * weights, about="two versions of the weights")]
+    if learner.offload != "none":
+        parts.append(
+            Part(name="optimizers", nbytes=learner.ranks * _optimizer_bytes(counts, config), about="offloaded")
+        )
+    if learner.offload == "optimizer_and_parameters":
+        parts.append(Part(name="parameters", nbytes=weights, about="offloaded"))
+    return Share(parts=tuple(parts))
 
 
 def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
@@ -201,13 +223,12 @@ def shown(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Ite
     yield ""
     yield from _table(f"each of {config.rollout.engines} engine(s)", made.engine)
     yield ""
+    yield from _table("the machine", made.host)
+    yield ""
+    needed = made.rank.nbytes
     if config.cluster.device == "cpu":
-        needed = config.learner.ranks * made.rank.nbytes + config.rollout.engines * made.engine.nbytes
-        needed += made.store.nbytes
-        yield _row("in all", needed, f"{_size(made.store.nbytes)} of it weights in the object store")
-    else:
-        needed = made.rank.nbytes
-        yield _row("each node, host", made.store.nbytes, "weights in the object store")
+        needed = config.learner.ranks * needed + config.rollout.engines * made.engine.nbytes + made.host.nbytes
+        yield _row("in all", needed)
     if device is None:
         yield "no GPU here to hold it against"
         return
@@ -255,8 +276,12 @@ def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield changed("model", gradient_checkpointing=True)
     if learner.ranks > 1 and learner.zero_stage < 3:
         yield changed("learner", zero_stage=3)
-    if not model.freeze_vision:
+    if not config.towers_frozen:
         yield changed("model", freeze_vision=True)
+    if not config.lora.rank:
+        yield changed("lora", rank=16)
+    if learner.zero_stage and learner.offload == "none" and config.cluster.device == "cuda":
+        yield changed("learner", offload="optimizer")
     yield changed("learner", tokens_per_pack=max(1, learner.tokens_per_pack // 2))
     yield changed("data", max_prompt_tokens=max(1, data.max_prompt_tokens // 2))
     yield changed("rollout", max_completion_tokens=max(1, config.rollout.max_completion_tokens // 2))
@@ -286,7 +311,7 @@ def _prompt(config: Config, model: ModelConfig, model_config: Any) -> Prompt:
     )
     blank = np.zeros((side, side, 3), np.uint8)
     prompt = encoder.encode(Example(id="plan", problem="?", image=blank, label="", columns={}))
-    if not config.model.freeze_vision or model_config.model_type not in TAKEN:
+    if not config.towers_frozen or model_config.model_type not in TAKEN:
         return prompt
     visual = prompt.token_ids.count(model_config.image_token_id)
     embeds = np.zeros((visual, model_config.get_text_config().hidden_size), np.float32)

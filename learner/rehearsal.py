@@ -22,6 +22,8 @@ from common.config import Config
 from common.types import Completion, Group, Prompt, ScoredGroup
 from learner.attention import install
 from learner.forward import packed_logprobs
+from learner.lora import add_adapters
+from learner.model import freeze_towers
 from learner.objective import LOSSES, LossInputs
 from learner.pack import build_pack
 
@@ -35,12 +37,16 @@ def weightless(model_config: Any, config: Config) -> Any:
         model = AutoModelForImageTextToText.from_config(
             model_config, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
         )
+    model.tie_weights()  # parameters without memory were made one by one
     install(model, config.learner.attention, cuda=config.cluster.device == "cuda")
     if config.model.freeze_vision:
-        model.model.visual.requires_grad_(False)
+        freeze_towers(model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    if config.lora.rank:
+        with init_empty_weights(include_buffers=False):
+            add_adapters(model, config.lora)
+    return model.to(model.dtype).train()
 
 
 def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> int:
