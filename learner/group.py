@@ -12,7 +12,7 @@ from common.config import Config
 from common.errors import CheckpointError
 from common.placement import get, reserve
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, StepResult, WeightManifest
-from learner.packing import Micro, deal, packed_length
+from learner.packing import Micro, deal, packed_cost, packed_length
 from learner.rank import LearnerRank, RankPack, RankStats
 
 
@@ -177,7 +177,8 @@ class LearnerGroup:
 
     def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Micro, ...], ...]:
         learner = self._config.learner
-        return deal([packed_length(g) for g in scored], ranks=learner.ranks, budget=learner.tokens_per_pack)
+        lengths, costs = [packed_length(g) for g in scored], [packed_cost(g) for g in scored]
+        return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
 
     @staticmethod
     def _packs(scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...]) -> list[list[RankPack]]:

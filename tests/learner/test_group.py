@@ -52,7 +52,7 @@ def settings(model: Path, *, ranks: int, stage: int, **model_keys: Any) -> Confi
                 "lr": LR,
                 "beta": BETA,
                 "grad_clip": CLIP,
-                "tokens_per_pack": 60,
+                "tokens_per_pack": 30,  # one group a pack: three on one rank, two and an idle one on the other
                 "logits_mb": 0.005,  # thirteen tokens: several blocks a pack
                 "cpus_per_rank": 0.1,
                 "gpus_per_rank": 0,
@@ -74,7 +74,7 @@ def opened(config: Config) -> Iterator[LearnerGroup]:
 
 
 def batch(step: int) -> list[ScoredGroup]:
-    """Five groups, other rewards each step: two ranks hold three and two, in different numbers of packs."""
+    """Five groups, other rewards each step: two ranks hold three and two."""
     draw = np.random.default_rng(step)
     groups = []
     for scored in tiny.ragged():
