@@ -99,7 +99,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     Raises:
         ModelError: the model's configuration or processor cannot be read.
     """
-    os.environ.setdefault("DS_ACCELERATOR", config.cluster.device)  # transformers brings DeepSpeed in, which looks aloud
+    os.environ.setdefault("DS_ACCELERATOR", config.cluster.device)  # transformers brings DeepSpeed in, aloud
     model_config = load_model_config(model)
     policy = weightless(model_config, config)
     counts = Counts.of(policy)

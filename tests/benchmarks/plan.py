@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from common.config import Config
@@ -45,19 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         emit("plan", {"measured": measured(config), "predicted": predicted(config)})
         return 0
     found = {case: in_fresh_process("tests.benchmarks.plan", "--alone", case) for case in arguments.only}
-    ratio = {
-        case: {part: one["predicted"][part] / value for part, value in one["measured"].items() if value > 1}
-        for case, one in found.items()
-    }
+    ratio = {}
     for case, one in found.items():
-        rows = [
-            [part, one["predicted"][part], value, ratio[case].get(part, "")] for part, value in one["measured"].items()
-        ]
+        parts = [(part, one["predicted"][part], took) for part, took in one["measured"].items() if took > 1]
+        ratio[case] = {part: said / took for part, said, took in parts}
+        rows = [[part, said, took, said / took] for part, said, took in parts]
         print(table([f"{case} (MiB)", "predicted", "measured", "ratio"], rows), end="\n\n")
-    parts: dict[str, Any] = {
-        side: {case: one[side] for case, one in found.items()} for side in ("predicted", "measured")
-    }
-    emit("plan", {**parts, "ratio": ratio})
+    sides = {side: {case: one[side] for case, one in found.items()} for side in ("predicted", "measured")}
+    emit("plan", {**sides, "ratio": ratio})
     return 0
 
 
@@ -85,14 +81,12 @@ def predicted(config: Config) -> dict[str, float]:
     share = plan(config, config.model).rank
     held = {part.name: part.nbytes / 2**20 for part in share.parts}
     passing = {part.name: part.nbytes / 2**20 for part in share.passing}
-    gradients = held["gradients"]
+    gradients = held["gradients"] if config.learner.zero_stage < 3 else 0.0  # stage 3 never lets go of them
     return {
-        "held between steps": sum(held.values())
-        - held["the process"]
-        - (gradients if config.learner.zero_stage < 3 else 0),
-        "gradients": gradients if config.learner.zero_stage < 3 else 0.0,
+        "held between steps": sum(held.values()) - held["the process"] - gradients,
+        "gradients": gradients,
         "forward, backward": max(passing["forward, backward"], passing["or reducing"]),
-        "updating": passing["or updating"] + (gradients if config.learner.zero_stage < 3 else 0),
+        "updating": passing["or updating"] + gradients,
         "the whole process": share.nbytes / 2**20,
     }
 
@@ -103,14 +97,16 @@ def measured(config: Config) -> dict[str, float]:
     from learner import zero
     from tests.benchmarks.cells import Cell, group
 
-    learner.rank._own_address = lambda: "127.0.0.1"  # type: ignore[assignment]  # noqa: SLF001  # there is no Ray
+    learner.rank._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
     rank = learner.rank.LearnerRank(
         config, rank=0, model_path=config.model.path, banned=(), steps=config.steps, tower_runs=not config.towers_frozen
     )
+    scored = group(Cell(GROUP, PROMPT, LENGTH))
     began = resident()
     rank.start(rank.open_store())
-    pack = learner.rank.RankPack(groups=(featured(rank, group(Cell(GROUP, PROMPT, LENGTH))),), real=True)
-    update, seen = zero.optimizer_step, {}
+    pack = learner.rank.RankPack(groups=(featured(rank, scored),), real=True)
+    update = zero.optimizer_step
+    seen: dict[str, float] = {}
 
     def watched(engine: Any, *, lr: float) -> float:
         gc.collect()
@@ -140,8 +136,6 @@ def measured(config: Config) -> dict[str, float]:
 
 def featured(rank: Any, group: Any) -> Any:
     """The group with features in place of pixels where its tower is frozen."""
-    from dataclasses import replace
-
     if rank._tower_runs:  # noqa: SLF001
         return group
     from learner.tower import embed
@@ -161,13 +155,13 @@ def peak() -> float:
 
 
 def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    """Count the peak from now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(key: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(key))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":
