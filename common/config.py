@@ -273,6 +273,11 @@ class Config(_Section):
         if self.cluster.device == "cpu" and learner.offload != "none":
             yield f"learner.offload = {learner.offload} with cluster.device = cpu: all is in the host's memory already"
         least = {"none": 0, "optimizer": 1, "optimizer_and_parameters": 3}[learner.offload]
+        if self.model.dtype == "bfloat16" and learner.zero_stage == 0:
+            yield (
+                "model.dtype = bfloat16 with learner.zero_stage = 0: DeepSpeed's optimizer begins with a step of zeros "
+                "there, and all later ones are too short: set learner.zero_stage = 1"
+            )
         if learner.zero_stage < least:
             yield (
                 f"learner.offload = {learner.offload} with learner.zero_stage = {learner.zero_stage}: "

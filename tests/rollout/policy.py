@@ -50,11 +50,15 @@ class Policy:
         self.model.requires_grad_(True)
         if vision_unchanged:
             freeze_towers(self.model)
-        source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
-        manifest = ObjectStoreSender(source, rank=0).publish(version)
+        manifest = self.sender().publish(version)
         assert manifest is not None
         fleet.load(manifest)
         return manifest
+
+    def sender(self) -> ObjectStoreSender:
+        """Publishes the weights as they are, those again that require a gradient."""
+        source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
+        return ObjectStoreSender(source, rank=0)
 
     def shake(self, seed: int, only: Callable[[str], bool] = lambda name: True) -> None:
         """Move every parameter that `only` names, so that anything left behind shows."""

@@ -83,6 +83,26 @@ def test_image_features_may_stay_when_the_tower_is_frozen(fleet: RolloutFleet, p
     assert policy.gap(prompts, groups(fleet, requests), SAMPLED) < TIGHT
 
 
+def test_law_1_holds_when_only_what_changed_is_sent_again(fleet: RolloutFleet, policy: Policy) -> None:
+    """Of what vLLM fuses with q_proj's weight nothing else changes: that comes again as the same objects."""
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(name.endswith("q_proj.weight"))
+    sender, prompts = policy.sender(), [policy.prompt(n) for n in range(3)]
+    requests = [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts)]
+    sampled, payloads = [], []
+    for version in range(3):
+        policy.shake(version, lambda name: name.endswith("q_proj.weight"))
+        manifest = sender.publish(version)
+        assert manifest is not None
+        fleet.load(manifest)
+        sampled.append(groups(fleet, requests))
+        assert policy.gap(prompts, sampled[-1], SAMPLED) < TIGHT
+        payloads.append({bucket.kind: bucket.payload for bucket in manifest.buckets})
+    assert tokens(sampled[0]) != tokens(sampled[2]), "the pushes changed nothing: this test could not fail"
+    assert payloads[0].keys() == {"changing", "fixed", "towers"}
+    assert {kind for kind, payload in payloads[2].items() if payload == payloads[0][kind]} == {"fixed", "towers"}
+
+
 def test_law_5_tokens_depend_on_the_seed_alone(fleet: RolloutFleet, policy: Policy) -> None:
     policy.push(fleet, 0)
     prompts = [policy.prompt(n) for n in range(6)]
