@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ModelError
-from learner import attention
+from learner import attention, tiles
 from learner.attention import Blocks, Segments, install, way_of
 from learner.forward import packed_logprobs
 from learner.pack import build_pack
@@ -65,8 +65,9 @@ def lora(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool) -> None:
+def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout reaches a layer again when it is recomputed, and goes through PEFT's wrapper."""
+    monkeypatch.setattr(tiles, "CALL_COST", 0.0)  # as with a large model: as many tiles as there are
     policy, reference = models("qwen2_vl")
     for model in (policy, reference):
         install(model, "sparse")
@@ -81,6 +82,23 @@ def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool) -> None:
     policy.set_attn_implementation("sdpa")
     other = packed_logprobs(trained, build_pack(groups, policy, banned=()), **oracle.Settings()._asdict()).logp
     torch.testing.assert_close(whole, other, rtol=0, atol=1e-5)
+
+
+def test_long_ragged_groups_are_naive_however_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No, one and three pictures; completions of 1 to 64 tokens; logits in blocks of ten tokens."""
+    monkeypatch.setattr(tiles, "CALL_COST", 2e4)
+    policy, reference = models("qwen2_vl")
+    groups = [
+        tiny.group(1, text=30, pictures=[(3, 4)], lengths=[64, 1, 17]),
+        tiny.group(2, text=7, pictures=[], lengths=[2, 33]),
+        tiny.group(3, text=9, pictures=[(1, 2), (5, 3), (2, 2)], lengths=[40, 1]),
+    ]
+    wanted = gradient_of(oracle.loss(policy, reference, groups, PLAIN, beta=0.1), policy)
+    for model in (policy, reference):
+        install(model, "sparse")
+    for packs in ([groups], [groups[:1], groups[1:]], [groups[1:2], [groups[2], groups[0]]]):
+        found = gradient_of(packed_loss(policy, reference, packs, PLAIN, logits_mb=0.004), policy)
+        assert oracle.relative_error(found, wanted) < 1e-5
 
 
 def test_bfloat16_is_close() -> None:

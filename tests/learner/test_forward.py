@@ -38,16 +38,21 @@ def models(family: tiny.Family) -> tuple[Any, Any]:
 
 
 def packed_loss(
-    policy: Any, reference: Any, packs: Sequence[Sequence[ScoredGroup]], settings: Settings, beta: float = BETA
+    policy: Any,
+    reference: Any,
+    packs: Sequence[Sequence[ScoredGroup]],
+    settings: Settings,
+    beta: float = BETA,
+    logits_mb: float = 512.0,
 ) -> Tensor:
     """The loss as a rank computes it, over one pack or several."""
     sequences = sum(len(scored.rewards) for groups in packs for scored in groups)
     shares = []
     for groups in packs:
         pack = build_pack(groups, policy, banned=settings.banned)
-        scores = packed_logprobs(policy, pack, **settings._asdict())
+        scores = packed_logprobs(policy, pack, **settings._asdict(), logits_mb=logits_mb)
         with torch.no_grad():
-            ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept)
+            ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept, logits_mb=logits_mb)
         record = LossInputs(
             logp=scores.logp,
             ref_logp=ref.logp,
