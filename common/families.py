@@ -17,6 +17,7 @@ class Family:
     tile_axis: int = 0  # of its image inputs: along it those of several prompts are joined
     fewest_image_tokens: int = 1  # a smaller picture breaks its forward
     square: bool = False  # transformers and vLLM read any other picture differently
+    suspect: str = "vLLM and transformers process this model's pictures, or name its weights, differently"
     shared_prefix: bool = True  # exact with a block mask: the tests show it for every family below
 
 
@@ -41,10 +42,17 @@ FAMILIES: Mapping[str, Family] = {
     "smolvlm": _IDEFICS,
     "llava_onevision": Family(),
     "mistral3": Family(marks=("[IMG_BREAK]", "[IMG_END]"), fewest_image_tokens=2),
-    "gemma3": Family(marks=("<start_of_image>", "<end_of_image>")),
+    "gemma3": Family(
+        marks=("<start_of_image>", "<end_of_image>"),
+        suspect="image tokens see each other in vLLM on a GPU, where the learner, as vLLM on a CPU, is causal",
+    ),
     "aria": Family(square=True),
 }
-OTHER = Family(shared_prefix=False)  # a family nobody has tried: the plain way, and the probe, must do
+OTHER = Family(  # a family nobody has tried: the plain way, and the probe, must do
+    shared_prefix=False,
+    suspect="nobody has tried this family: its attention may not be causal over a picture, or its pictures be read "
+    "differently",
+)
 
 
 def family_of(config: Any) -> Family:

@@ -146,7 +146,12 @@ class PromptEncoder:
         if found := next((token for token in self._special if token in problem), None):
             raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
         chat = _chat(problem, self._data.mode, with_image=with_image)
-        text: str = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text: str = self._processor.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=True,
+            processor_kwargs={"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
+        )
         return text
 
     def _ids(self, text: str) -> tuple[int, ...]:

@@ -15,7 +15,9 @@ from common.types import ScoredGroup
 from learner.records import STAGES, History, StepRecord
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
-QUIET = frozenset({"start", "weights_loaded", "evaluation", "phase"})  # events that are shown otherwise, or every step
+QUIET = frozenset(
+    {"start", "weights_loaded", "probe", "evaluation", "phase"}
+)  # events that are shown otherwise, or every step
 
 
 class Console(Protocol):

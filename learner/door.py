@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
-from common.families import family_of
+from common.families import Family, family_of
 from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
@@ -21,6 +21,7 @@ class Admitted:
     """What a configuration names, read and checked."""
 
     config: Config
+    family: Family
     model_path: str  # folder or hub id: `embedded:tiny` has been made
     train: ExampleSource
     held_out: ExampleSource | None
@@ -45,11 +46,13 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
-    encoder = PromptEncoder(processor, config.data, family=family_of(model_config), share=shared)
+    family = family_of(model_config)
+    encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
     admitted = Admitted(
         config=config,
+        family=family,
         model_path=model.path,
         train=train,
         held_out=held_out,

@@ -25,6 +25,7 @@ from learner.ending import Ending, undisturbed_close
 from learner.evaluate import evaluate
 from learner.group import LearnerGroup
 from learner.metrics import step_record
+from learner.probe import Probe
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
 from learner.tower import FrozenTower
@@ -54,6 +55,7 @@ class Run:
     rewards: RewardPool
     learner: LearnerGroup
     publisher: Publisher
+    probe: Probe
     feed: PromptFeed
     tower: FrozenTower | None  # None: it is trained, or its engine takes no features
     checkpoints: Checkpointer
@@ -116,6 +118,13 @@ class Run:
         """Every serving engine holds the weights as they are now, as `version`."""
         self.publisher.publish(version)
         self.version = version
+        self.probe(version, self._first_prompts)
+
+    def _first_prompts(self) -> list[Prompt]:
+        """One for every engine and every rank: both deal them out evenly."""
+        train, config = self.admitted.train, self.config
+        count = min(len(train), max(config.rollout.engines, config.learner.ranks))
+        return self._encoded([train[index] for index in range(count)])
 
     def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
         """Log the step, and every so often some of its groups."""
@@ -232,6 +241,7 @@ def _started(
         rewards=rewards,
         learner=learner,
         publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
+        probe=Probe(fleet, learner, config, family=admitted.family, on_event=tracker.event),
         feed=feed,
         tower=FrozenTower(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
