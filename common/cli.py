@@ -51,6 +51,8 @@ def parse(argv: Sequence[str]) -> Invocation:
         name, text = _pair(word, words)
         if name == "--config":
             recipes.append(Path(text))
+        elif name == "--profile":
+            overrides += read_override("tracking.profile_steps", _steps(text))
         else:
             overrides += read_override(name.removeprefix("--").replace("-", "_"), text)
     merged = [setting for recipe in recipes or [DEFAULT_RECIPE] for setting in read_recipe(recipe)]
@@ -81,6 +83,15 @@ def _pair(word: str, rest: list[str]) -> tuple[str, str]:
     if not text:
         raise ConfigError(f"{name} has no value", got=" ".join([word, *rest]), remedy=f"write {name}=VALUE (or null)")
     return name, text
+
+
+def _steps(text: str) -> str:
+    """steps=3:5 as the key takes it."""
+    key, _, window = text.partition("=")
+    first, colon, end = window.partition(":")
+    if key != "steps" or not colon:
+        raise ConfigError("--profile takes a range of steps", got=text, remedy="write --profile steps=3:5")
+    return f"[{first}, {end}]"
 
 
 def _refuse_foreign(config: Config) -> None:

@@ -201,6 +201,9 @@ class TrackingConfig(_Section):
     """Steps between kept samples (prompt, image, completions, rewards)."""
     samples: Positive = 2
     """Groups kept each time."""
+    profile_steps: tuple[NonNegative, NonNegative] | None = None
+    """First step, and the one after the last, of which every process writes a torch trace into the run's `profile/`;
+    `--profile steps=3:5` sets it."""
 
 
 class ClusterConfig(_Section):
@@ -268,6 +271,9 @@ class Config(_Section):
         least, most = self.model.min_pixels, self.model.max_pixels
         if least is not None and most is not None and least > most:
             yield f"model.min_pixels = {least} is above model.max_pixels = {most}"
+        if self.tracking.profile_steps and self.tracking.profile_steps[0] >= self.tracking.profile_steps[1]:
+            first, end = self.tracking.profile_steps
+            yield f"tracking.profile_steps = [{first}, {end}] holds no step: the second is the one after the last"
         yield from self._trained_misfits()
 
     def _trained_misfits(self) -> Iterator[str]:

@@ -19,6 +19,9 @@ python -m learner.main [--config RECIPE] [KEY VALUE ...]
                    rollout.group_size=8; lists and mappings as YAML
   --dry-run        resolve and check everything, start nothing
   --plan           print the memory it would take, part by part
+  --profile steps=3:5
+                   writes what every rank, engine and Ray did in steps 3 and 4
+                   into the run's folder profile/, for Perfetto
   --print-config   print the resolved configuration, itself a recipe
   --help           this
 

@@ -126,6 +126,14 @@ class LearnerGroup:
         get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
         self._all("broadcast", timeout_s=timeout_s, what=f"the broadcast of weights version {version}")
 
+    def start_profile(self) -> None:
+        """Every rank records what it does from now on."""
+        self._all("start_profile", timeout_s=self._config.learner.step_timeout_s)
+
+    def stop_profile(self, folder: Path) -> None:
+        """Every rank writes it into `folder`; see `common.recorder`."""
+        self._all("stop_profile", folder, timeout_s=self._config.learner.step_timeout_s)
+
     def save(self, folder: Path) -> None:
         """Everything `load` needs, as one file or more a rank. Raises CheckpointError naming what was not written;
         training can go on."""

@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 from common.config import Config
 from common.errors import LearnerError
 from common.handles import opened, shared
+from common.recorder import Recorder
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
 from learner.forward import Scores, packed_logprobs
 from learner.lora import add_adapters, export_adapter, switched_off
@@ -62,6 +63,7 @@ class LearnerRank:
     ) -> None:
         self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
         self._tower_runs = tower_runs
+        self._recorder = Recorder()
         self._sampling: dict[str, Any] = {
             "temperature": config.rollout.temperature,
             "top_k": config.rollout.top_k,
@@ -169,6 +171,14 @@ class LearnerRank:
     def broadcast(self) -> None:
         """Send the weights to the engines; see NcclSender.broadcast."""
         self._nccl().broadcast()
+
+    def start_profile(self) -> None:
+        """Record what this process does from now on."""
+        self._recorder.start()
+
+    def stop_profile(self, folder: Path) -> None:
+        """Write it down as rank-N."""
+        self._recorder.stop(folder / f"rank-{self._rank}")
 
     def save(self, folder: Path) -> OSError | None:
         """What trains, its optimizer, the step counter and random states into `folder`; what could not be written."""

@@ -26,6 +26,7 @@ from learner.evaluate import evaluate
 from learner.group import LearnerGroup
 from learner.metrics import step_record
 from learner.probe import Probe
+from learner.profile import Profiler
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
 from learner.tower import FrozenTower
@@ -59,6 +60,7 @@ class Run:
     feed: PromptFeed
     tower: FrozenTower | None  # None: it is trained, or its engine takes no features
     checkpoints: Checkpointer
+    profiler: Profiler
     version: int = 0  # of the weights that learner and engines hold: optimizer steps done
 
     def restore(self, point: ResumePoint) -> None:
@@ -70,6 +72,7 @@ class Run:
 
     def next_prompts(self) -> list[Prompt]:
         """P prompts, different ones."""
+        self.profiler.at(self.version)
         return self._featured(self.feed.next_batch())
 
     def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[Group]:
@@ -199,17 +202,24 @@ def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
     with ending, undisturbed_close() as parts:
-        run = _started(admitted, tracker, store, parts, point)
+        run = _started(admitted, tracker, store, parts, point, profiles=folder.path / "profile")
         ending.run = run
         ending.startup_seconds = time.monotonic() - started
         tracker.phase("everything up", ending.startup_seconds)
         yield run
+        run.profiler.stop()
         if config.checkpoint.export:
             run.learner.export(folder.export)
 
 
 def _started(
-    admitted: Admitted, tracker: Tracker, store: CheckpointStore, parts: ExitStack, point: ResumePoint | None
+    admitted: Admitted,
+    tracker: Tracker,
+    store: CheckpointStore,
+    parts: ExitStack,
+    point: ResumePoint | None,
+    *,
+    profiles: Path,
 ) -> Run:
     """Start the parts side by side, wait for all, and bring every engine to the weights of the first step."""
     config = admitted.config
@@ -245,6 +255,7 @@ def _started(
         feed=feed,
         tower=FrozenTower(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
+        profiler=Profiler(config, profiles, (fleet, learner)),
     )
     with _phase(tracker, f"{config.learner.ranks} learner rank(s) up"):
         learner.ready(config.learner.start_timeout_s)

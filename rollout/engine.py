@@ -10,11 +10,13 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.handles import opened
+from common.recorder import Recorder
 from common.types import (
     Completion,
     FailedGroup,
@@ -45,6 +47,7 @@ class RolloutEngine:
         self._llm = build(spec)
         self._version: int | None = None
         self._requests = 0
+        self._recorder = Recorder()
         self._inbox = Inbox()
         self._startup_seconds = time.monotonic() - started
 
@@ -84,6 +87,14 @@ class RolloutEngine:
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
         return manifest.version
+
+    def start_profile(self) -> None:
+        """Record what this process does from now on."""
+        self._recorder.start()
+
+    def stop_profile(self, folder: Path) -> None:
+        """Write it down under this engine's name."""
+        self._recorder.stop(folder / self._id)
 
     def join(self, init_info: Mapping[str, Any]) -> None:
         """Enter the NCCL group the learner's rank 0 has opened; returns when every engine is in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common.config import Config
@@ -218,6 +219,18 @@ class RolloutFleet:
         calls = [member.handle.version.remote() for member in self._members]
         held = get(calls, what="the engines' versions", timeout_s=self._load_timeout_s)
         return {member.id: version for member, version in zip(self._members, held, strict=True)}
+
+    # -- profiling ---------------------------------------------------------------------------------------------
+
+    def start_profile(self) -> None:
+        """Every serving engine records what it does from now on."""
+        calls = [member.handle.start_profile.remote() for member in self.serving()]
+        get(calls, what="the engines to begin a profile", timeout_s=self._load_timeout_s)
+
+    def stop_profile(self, folder: Path) -> None:
+        """Every serving engine writes it into `folder`; one that came in between has nothing to write."""
+        calls = [member.handle.stop_profile.remote(folder) for member in self.serving()]
+        get(calls, what="the engines to write their profiles", timeout_s=self._load_timeout_s)
 
     # -- sampling ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -30,7 +31,7 @@ RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # notice after a min
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run left alone: one engine, one rank."""
-    return jobs.complete(tmp_path_factory.mktemp("runs") / "undisturbed")
+    return jobs.complete(tmp_path_factory.mktemp("runs") / "undisturbed", "--profile", "steps=8:20")
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -55,6 +56,21 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     lines = jobs.console(undisturbed).splitlines()
     assert str(undisturbed) in lines[0]
     assert str(undisturbed) in lines[-1]
+
+
+def test_a_profile_is_of_every_process_and_ends_with_the_run(undisturbed: Path) -> None:
+    """Steps 8 and 9: the window is longer than the run."""
+    folder = undisturbed / "profile"
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{process}.{ending}" for process in ("rank-0", "engine-0") for ending in ("json.gz", "txt")),
+        "ray-timeline.json",
+    }
+    for process, operator in (("rank-0", "Backward"), ("engine-0", "aten::")):
+        trace = json.loads(gzip.decompress((folder / f"{process}.json.gz").read_bytes()))
+        assert any(operator in str(event.get("name")) for event in trace["traceEvents"])
+        assert "Self CPU" in (folder / f"{process}.txt").read_text()
+    calls = [event["name"] for event in json.loads((folder / "ray-timeline.json").read_text())]
+    assert {"generate", "step", "publish"} <= set(calls)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -1,0 +1,37 @@
+"""One process's torch profile: from `start` to `stop`, as a trace and as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+ROWS = 20  # of the table
+
+
+class Recorder:
+    """Costs nothing until it is started. Start and stop it on the thread that computes."""
+
+    def __init__(self) -> None:
+        self._profile: Any = None
+
+    def start(self) -> None:
+        """Begin to record, afresh."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._profile = profile(activities=activities)
+        self._profile.start()
+
+    def stop(self, path: Path) -> None:
+        """Write `path`.json.gz, for Perfetto or chrome://tracing, and `path`.txt, the operators that took longest.
+        Nothing where nothing was started: a process may have come in between."""
+        if self._profile is None:
+            return
+        profile, self._profile = self._profile, None
+        profile.stop()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profile.export_chrome_trace(f"{path}.json.gz")
+        by = "self_cuda_time_total" if any(event.device_type.name == "CUDA" for event in profile.events()) else None
+        table = profile.key_averages().table(sort_by=by or "self_cpu_time_total", row_limit=ROWS)
+        path.with_suffix(".txt").write_text(table)
