@@ -46,7 +46,12 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
-    family = family_of(model_config)
+    family, size = family_of(model_config), config.rollout.group_size
+    if not family.shared_prefix:
+        say(
+            f"warning: nobody has tried {model_config.model_type} here: the learner reads every prompt {size} times "
+            f"instead of once, in up to {size} times the time and memory"
+        )
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)

@@ -42,6 +42,7 @@ def packed_logprobs(
     text = getattr(model, "module", model).config.get_text_config()
     draw = Draw(
         target=pack.target,
+        source=pack.source if pack.positions is None else None,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -51,12 +52,12 @@ def packed_logprobs(
         block_bytes=logits_mb * 2**20,
     )
     with scoring_head(model).scoring(draw) as seen:
+        shared = {"position_ids": pack.positions, "logits_to_keep": pack.source}
         output = model(
             input_ids=pack.ids,
-            position_ids=pack.positions,
+            **(shared if draw.source is None else {}),
             **pack.attention,
             **_image_inputs(pack),
-            logits_to_keep=pack.source,
             use_cache=False,
         )
     entropy, support = seen

@@ -24,6 +24,7 @@ class Draw:
     """The tokens that were drawn, and from which distribution of the logits."""
 
     target: Tensor  # (tokens,) int64
+    source: Tensor | None  # (tokens,) int64: which of all hidden states predict them; None: those given, in order
     temperature: float
     top_k: int  # 0 keeps all
     top_p: float
@@ -56,7 +57,10 @@ class ScoringHead(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's name
         if self._draw is None:
             return super().forward(input)
-        logp, *rest = cast("Any", _LogProbs.apply)(input[0], self.weight, self._draw)
+        states = input.flatten(0, 1)
+        if self._draw.source is not None:
+            states = states[self._draw.source]
+        logp, *rest = cast("Any", _LogProbs.apply)(states, self.weight, self._draw)
         self._seen += rest
         return cast("Tensor", logp)[None]
 

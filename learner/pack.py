@@ -32,8 +32,8 @@ Ints = npt.NDArray[np.int64]
 class Pack:
     """S tokens in, one log-prob out for each of all the groups' completion tokens, in order."""
 
-    ids: Tensor  # (1, S) int64
-    positions: Tensor  # (3, 1, S) int64: time, height, width; (1, S) in families with one axis
+    ids: Tensor  # (1, S) int64; rows of their own, without positions, where nothing is shared: see `learner.naive`
+    positions: Tensor | None  # (3, 1, S) int64: time, height, width; (1, S) in families with one axis
     attention: dict[str, Any]  # the model's inputs that say who sees whom
     images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
@@ -55,8 +55,8 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
     id, which would have log-prob -inf.
     """
     sampled = [c for scored in groups for c in scored.group.completions]
-    drawn = _Drawn.of(sampled)
-    _refuse_banned(drawn, groups, banned)
+    drawn = Drawn.of(sampled)
+    refuse_banned(drawn, groups, banned)
     ids, positions, spans, source = [], [], [], []
     known: dict[bytes, Tensor] = {}
     at = row = 0
@@ -94,8 +94,8 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
     )
 
 
-class _Drawn(NamedTuple):
-    """All completion tokens of a pack, one after the other."""
+class Drawn(NamedTuple):
+    """All completion tokens of some groups, one after the other."""
 
     target: Ints  # (tokens,) ids
     row: Ints  # (tokens,) its completion
@@ -104,7 +104,7 @@ class _Drawn(NamedTuple):
     edges: Ints  # (completions + 1,) where each begins
 
     @classmethod
-    def of(cls, completions: Sequence[Completion]) -> _Drawn:
+    def of(cls, completions: Sequence[Completion]) -> Drawn:
         lengths = np.array([len(c.token_ids) for c in completions])
         edges = np.concatenate([[0], np.cumsum(lengths)])
         target = np.fromiter(chain.from_iterable(c.token_ids for c in completions), np.int64, edges[-1])
@@ -114,7 +114,8 @@ class _Drawn(NamedTuple):
         return cls(target, np.repeat(np.arange(len(lengths)), lengths), place, fed, edges)
 
 
-def _refuse_banned(drawn: _Drawn, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:
+def refuse_banned(drawn: Drawn, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:
+    """DataError naming the prompt whose completion holds one, which would have log-prob -inf."""
     found = np.isin(drawn.target, np.array(banned, np.int64))
     if not found.any():
         return

@@ -71,15 +71,19 @@ def joined(prompts: Sequence[Prompt], model: Any) -> dict[str, Tensor]:
     smaller ones are padded with zeros, which the model cuts off again.
     """
     held = [prompt.features for prompt in prompts if prompt.features]
-    axis, taken = family_of(model.config).tile_axis, _inputs(type(model.model).forward)
+    axis, taken = family_of(model.config).tile_axis, forward_inputs(model) | {"image_embeds"}
     names = [name for name in (held[0] if held else ()) if name in taken]
     return {name: torch.from_numpy(_join([features[name] for features in held], axis)) for name in names}
 
 
+def forward_inputs(model: Any) -> frozenset[str]:
+    """Keywords of its forward."""
+    return _keywords(type(model.model).forward)
+
+
 @cache
-def _inputs(forward: Callable[..., Any]) -> frozenset[str]:
-    """Keywords of a model's forward, and the one that stands for pixels of a frozen tower."""
-    return frozenset(inspect.signature(forward).parameters) | {"image_embeds"}
+def _keywords(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _join(arrays: Sequence[npt.NDArray[Any]], axis: int) -> npt.NDArray[Any]:

@@ -17,12 +17,14 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config import Config
 from common.errors import LearnerError
+from common.families import family_of
 from common.handles import opened, shared
 from common.recorder import Recorder
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
 from learner.forward import Scores, packed_logprobs
 from learner.lora import add_adapters, export_adapter, switched_off
 from learner.model import base_identity, export_model, freeze_towers, load_model, require_base
+from learner.naive import build_rows
 from learner.objective import LOSSES, LossInputs
 from learner.pack import Pack, build_pack
 from learner.schedule import learning_rate
@@ -260,9 +262,9 @@ class LearnerRank:
         ]
 
     def _pack(self, pack: RankPack) -> Pack:
-        return build_pack(
-            pack.groups, self._engine.module, banned=self._sampling["banned"], tower_runs=self._tower_runs
-        )
+        model = self._engine.module
+        build = build_pack if family_of(model.config).shared_prefix else build_rows
+        return build(pack.groups, model, banned=self._sampling["banned"], tower_runs=self._tower_runs)
 
     def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
         return packed_logprobs(model, pack, **self._sampling, kept=kept)

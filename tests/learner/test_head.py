@@ -15,6 +15,7 @@ from learner.head import Draw, ScoringHead, scoring_head
 TOKENS, WIDTH, VOCABULARY = 13, 8, 30
 WHOLE, BLOCKS = 1e9, 4 * VOCABULARY * 5.0  # all tokens at once; five, five and three
 PLAIN = Draw(
+    source=None,
     target=torch.arange(TOKENS) + 3,
     temperature=1.0,
     top_k=0,
