@@ -157,7 +157,7 @@ class LearnerConfig(_Section):
     """Stop when engine and learner disagree by more than this on any sampled token; null only reports it."""
     probe_gap: Annotated[float, Field(gt=0)] | None = None
     """The same for a probe of a few tokens after each of the first two pushes, which always stops; null is 1e-3 in
-    float32 and 0.3 in bfloat16."""
+    float32 and 0.5 in bfloat16."""
     cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
     gpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
     start_timeout_s: Seconds = 900.0

@@ -64,7 +64,7 @@ def test_two_pushes_are_probed_and_no_more() -> None:
     assert max(one.sampling.max_tokens for one in sides.asked) <= 8
 
 
-@pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.4, "bfloat16"), (float("nan"), "float32")])
+@pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.6, "bfloat16"), (float("nan"), "float32")])
 def test_a_gap_stops_the_run(gap: float, dtype: str) -> None:
     with pytest.raises(EngineError, match="version 7") as caught:
         probe(Sides(gap), dtype=dtype)(7, prompts)
