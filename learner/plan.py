@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from common.config import Config, ModelConfig
 from common.families import family_of
 from common.processor import image_size, load_model_config, load_processor
 from common.prompts import PromptEncoder
-from common.types import Example, ImageFeatures, Prompt
+from common.types import Example, ImageFeatures, Prompt, ScoredGroup
 from learner.packing import packed_length
 from learner.rehearsal import learning_peak, made_up_group, weightless
 from learner.tower import TAKEN
@@ -27,7 +27,7 @@ from learner.tower import TAKEN
 GIB = 2**30
 BUCKET = 500_000_000  # elements: learner.zero.LARGEST_BUCKET, which cannot be read without DeepSpeed
 GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpeed's stage3_max_live_parameters
-RANK_ITSELF = {"cpu": 540 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
+RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
 KV_ON_CPU = 64 << 20  # rollout.engine's default
 SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
@@ -105,18 +105,26 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     counts = Counts.of(policy)
     prompt = _prompt(config, model, model_config)
     packs = [[made_up_group(prompt, **shape)] * number for shape, number in _packs(config, len(prompt.token_ids))]
-    peaks = {index: learning_peak(policy, pack, config) for index, pack in enumerate(packs)}
-    largest = packs[max(peaks, key=peaks.__getitem__)]
-    tokens = sum(packed_length(group) for group in largest)
-    predicted = sum(len(c.token_ids) for group in largest for c in group.group.completions)
+    try:
+        peaks = [learning_peak(policy, pack, config) for pack in packs]
+    except RuntimeError:  # torch's word for a forward that asks for values where there are only shapes
+        peaks, largest = [0], "this family's forward cannot be rehearsed: forward and backward are not counted"
+    else:
+        largest = _described(packs[peaks.index(max(peaks))])
     return Plan(
         config=config,
         counts=counts,
-        pack=f"{tokens} tokens, {len(largest)} prompt(s), {predicted} tokens predicted",
-        rank=rank_share(counts, max(peaks.values()), config),
+        pack=largest,
+        rank=rank_share(counts, max(peaks), config),
         engine=engine_share(counts, model_config, config),
         host=host_share(counts, config),
     )
+
+
+def _described(pack: Sequence[ScoredGroup]) -> str:
+    tokens = sum(packed_length(group) for group in pack)
+    predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
+    return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
 
 
 def rank_share(counts: Counts, peak: int, config: Config) -> Share:

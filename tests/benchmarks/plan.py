@@ -83,7 +83,7 @@ def predicted(config: Config) -> dict[str, float]:
     passing = {part.name: part.nbytes / 2**20 for part in share.passing}
     gradients = held["gradients"] if config.learner.zero_stage < 3 else 0.0  # stage 3 never lets go of them
     return {
-        "held between steps": sum(held.values()) - held["the process"] - gradients,
+        "held between steps": sum(held.values()) - gradients,
         "gradients": gradients,
         "forward, backward": max(passing["forward, backward"], passing["or reducing"]),
         "updating": passing["or updating"] + gradients,
@@ -102,7 +102,6 @@ def measured(config: Config) -> dict[str, float]:
         config, rank=0, model_path=config.model.path, banned=(), steps=config.steps, tower_runs=not config.towers_frozen
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
-    began = resident()
     rank.start(rank.open_store())
     pack = learner.rank.RankPack(groups=(featured(rank, scored),), real=True)
     update = zero.optimizer_step
@@ -126,7 +125,7 @@ def measured(config: Config) -> dict[str, float]:
         highest = max(highest, seen["peak"], seen["update"])
     gradients = max(0.0, seen["ready"] - held)
     return {
-        "held between steps": held - began,
+        "held between steps": held,
         "gradients": gradients,
         "forward, backward": seen["peak"] - held - gradients,
         "updating": seen["update"] - held,
