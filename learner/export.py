@@ -14,7 +14,7 @@ def write_model_card(folder: Path, *, config: Config, summary: Summary) -> Path:
     """Write `README.md`: base model, data, metrics before and after, configuration and source. Raises OSError."""
     base, data = _public(config.model.path), _public(config.data.path)
     front = {
-        "library_name": "transformers",
+        "library_name": "peft" if config.checkpoint.export == "adapter" else "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["rollcall", "grpo", "image-classification"],
     }

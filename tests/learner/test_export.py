@@ -49,3 +49,9 @@ def test_model_card(tmp_path: Path, model: str, data: str, front: dict[str, obje
     assert {key: parsed[key] for key in ("base_model", "datasets") if key in parsed} == front
     assert all(part in body for part in (model, "cars", "0.125", "0.950", "0123456789ab", "f" * 40))
     assert "secret" not in text
+
+
+def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
+    config = Config.model_validate({"lora": {"rank": 4}, "checkpoint": {"export": "adapter"}})
+    _, head, _ = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "peft"
