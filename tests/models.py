@@ -21,6 +21,7 @@ Architecture = Literal[
     "mistral3",
     "gemma3",
     "aria",
+    "llava",  # in no table: what is generic must do for it
 ]
 LABELS = ("one", "two", "three")
 QUESTION = "one or two?"
@@ -305,6 +306,29 @@ def _aria(processor: Any) -> Parts:
     return Parts(config, made)
 
 
+def _llava(processor: Any) -> Parts:
+    import transformers
+
+    tokenizer = _tokenizer(processor, image_token="<image>")
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "siglip_vision_model", **_TOWER, "image_size": 56, "patch_size": 14},
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        **_ALL,
+    )
+    made = transformers.LlavaProcessor(
+        image_processor=transformers.SiglipImageProcessor(size={"height": 56, "width": 56}),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        chat_template=_chat("<image>"),
+    )
+    return Parts(config, made)
+
+
 # -- what they share -------------------------------------------------------------------------------------------------
 
 _ALL: dict[str, Any] = {"tie_word_embeddings": True, "dtype": "float32"}
@@ -376,4 +400,5 @@ _BUILDERS: dict[Architecture, Callable[[Any], Parts]] = {
     "mistral3": _mistral3,
     "gemma3": _gemma3,
     "aria": _aria,
+    "llava": _llava,
 }

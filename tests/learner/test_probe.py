@@ -16,7 +16,7 @@ from common.types import Completion, FailedGroup, GenerationRequest, Group, Prom
 from learner.probe import Probe
 from tests import jobs
 from tests.learner import tiny
-from tests.models import build_random_model
+from tests.models import Architecture, build_random_model
 
 
 class Sides:
@@ -95,9 +95,11 @@ def test_a_refused_probe_says_why() -> None:
 
 
 @pytest.mark.engine
-def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path) -> None:
-    """InternVL through the entry point under ZeRO-3 with two engines: five steps, both probes, an export."""
-    folder = build_random_model(tmp_path / "internvl", seed=1, architecture="internvl")
+@pytest.mark.parametrize("family", ["internvl", "llava"])
+def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, family: Architecture) -> None:
+    """Through the entry point under ZeRO-3 with two engines: five steps, both probes, an export; LLaVA, which is in no
+    table, the plain way."""
+    folder = build_random_model(tmp_path / family, seed=1, architecture=family)
     recipe = yaml.safe_load((jobs.ROOT / "deploy/recipes/digits.yaml").read_text())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": {"path": str(folder), "dtype": "float32"}}))
     words = ["--config", str(tmp_path / "recipe.yaml"), "steps=5", "learner.zero_stage=3", "rollout.engines=2"]
@@ -110,3 +112,4 @@ def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path) -> N
     assert [row["step"] for row in metrics] == list(range(5))
     assert max(row["logprob_gap_max"] for row in metrics) < 2e-5
     assert (run / "export" / "model.safetensors").exists()
+    assert ("reads every prompt 4 times" in jobs.console(run)) == (family == "llava")
