@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.config import DataConfig, ModelConfig
-from common.errors import DataError
+from common.errors import DataError, ModelError
 from common.families import FAMILIES, OTHER, engine_name, family_of
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
@@ -107,3 +107,12 @@ def test_a_chat_template_that_begins_the_text_itself_is_not_begun_twice(tmp_path
     assert prompt.token_ids[:2] != (tokenizer.bos_token_id,) * 2
     assert prompt.text_ids[:2] != (tokenizer.bos_token_id,) * 2
     assert prompt.token_ids[0] == prompt.text_ids[0] == tokenizer.bos_token_id
+
+
+def test_a_missing_package_of_a_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.smolvlm import processing_smolvlm
+
+    model = ModelConfig(path=str(build_random_model(tmp_path, seed=1, architecture="smolvlm")))
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(ModelError, match="num2words"):
+        load_processor(model)
