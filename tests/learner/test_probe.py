@@ -104,6 +104,7 @@ def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, fami
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": {"path": str(folder), "dtype": "float32"}}))
     words = ["--config", str(tmp_path / "recipe.yaml"), "steps=5", "learner.zero_stage=3", "rollout.engines=2"]
     words += ["evaluation.limit=8", "data.max_prompt_tokens=400", "rollout.cpus_per_engine=0.25", "checkpoint.every=0"]
+    words.append("reward.functions={tests.rollout.hostile_rewards:length: 1.0}")  # random answers differ in that
     run = jobs.complete(tmp_path / "run", *words)
     probes = [row for row in jobs.rows(run, "events.jsonl") if row["kind"] == "probe"]
     assert [row["version"] for row in probes] == [0, 1]
@@ -111,5 +112,6 @@ def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, fami
     metrics = jobs.rows(run, "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(5))
     assert max(row["logprob_gap_max"] for row in metrics) < 2e-5
+    assert all(row["grad_norm"] > 0 for row in metrics)
     assert (run / "export" / "model.safetensors").exists()
     assert ("reads every prompt 4 times" in jobs.console(run)) == (family == "llava")
