@@ -131,7 +131,7 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("--profile=3:5", "write --profile steps=3:5"),
         ("--profile=steps=5", "write --profile steps=3:5"),
         ("--profile=steps=5:3", "tracking.profile_steps = [5, 3] holds no step"),
-        ("--profile=steps=a:3", "must be [integer >= 0...] or null"),
+        ("--profile=steps=a:3", "must be [integer >= 0, integer >= 0] or null"),
         ("steps=", "steps has no value"),
         ("model.path=Qwen/Qwen2-VL-2B-Instruct", "deploy/recipes/qwen2vl-2b.yaml"),
         ("data.path=photos", "data.path was changed but no recipe was given"),

@@ -79,12 +79,12 @@ def test_a_zero_byte_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     assert "circle/2.jpg: image has zero bytes" in printed
 
 
-def test_an_unsupported_family(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
+def test_a_model_that_reads_no_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
     printed = refusal(capsys, *recipe(tmp_path, path=str(pictures)), f"model.path={model}")
-    assert "model_type llava" in printed
+    assert "model_type llama" in printed
     assert "qwen2_vl, qwen2_5_vl" in printed
 
 
