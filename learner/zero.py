@@ -66,6 +66,7 @@ def trained(model: Any, config: Config) -> Any:
                 "eps": learner.eps,
                 "weight_decay": learner.weight_decay,
                 "torch_adam": True,  # DeepSpeed's own would be compiled first, offloaded or not, and is no faster
+                "fused": True,
             },
         },
     }
