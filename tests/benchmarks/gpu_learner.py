@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build()
     groups = {cell: cells.group(cell) for cell in CELLS}
     found: dict[str, dict[str, Any]] = {}
-    for way in ("naive", *arguments.ways):
+    for way in ("naive", *(way for way in WAYS if way in arguments.ways)):  # sdpa first: it undoes no other
         if way != "naive" and (refusal := _installed(model, way)):
             print(f"{way}: {refusal}")
             continue
@@ -119,7 +119,7 @@ def _installed(model: Any, way: str) -> str | None:
     from learner.attention import install
 
     try:
-        install(model, way)
+        install(model, way, cuda=True)
     except ModelError as error:
         return str(error)
     return None

@@ -12,7 +12,18 @@ import pytest
 
 from tests.benchmarks import default, flops, memory, report
 
-MODULES = ("step", "step_rollcall", "step_trl", "learner", "rollout", "publish", "memory", "gpu_learner", "default", "plan")
+MODULES = (
+    "step",
+    "step_rollcall",
+    "step_trl",
+    "learner",
+    "rollout",
+    "publish",
+    "memory",
+    "gpu_learner",
+    "default",
+    "plan",
+)
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(
     hidden_size=8,
