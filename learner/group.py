@@ -86,7 +86,8 @@ class LearnerGroup:
     def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """What the vision tower makes of each prompt's pictures, in order, as `learner.tower.embed` says."""
         ranks = len(self._ranks)
-        shares = [images[rank::ranks] or images[:1] for rank in range(ranks)]  # ZeRO-3 wants all ranks to take part
+        most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the tower equally often
+        shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
         refs = [rank.embed.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
         made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
         return [made[index % ranks][index // ranks] for index in range(len(images))]

@@ -41,21 +41,19 @@ class FrozenTower:
 
 
 def embed(model: Any, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
-    """What the tower of `model` makes of each prompt's pictures: image_embeds (image tokens, hidden), float32."""
-    grids = [features.values["image_grid_thw"] for features in images]
+    """What the tower of `model` makes of each prompt's pictures: image_embeds (image tokens, hidden), float32.
+
+    One prompt at a time: what else is new decides nothing, so a resumed run, which begins with no features, gets the
+    same bits.
+    """
+    return [_embed(model, features) for features in images]
+
+
+def _embed(model: Any, features: ImageFeatures) -> ImageFeatures:
+    pixels, grid = features.values["pixel_values"], features.values["image_grid_thw"]
     with torch.no_grad():
-        pieces = model.get_image_features(
-            torch.from_numpy(np.concatenate([features.values["pixel_values"] for features in images])).to(model.device),
-            torch.from_numpy(np.concatenate(grids)).to(model.device),
-        ).pooler_output
-    pieces = iter(pieces)  # one a picture
-    return [
-        ImageFeatures(
-            digest=f"{features.digest}-tower",
-            values={
-                "image_embeds": torch.cat([next(pieces) for _ in grid]).float().cpu().numpy(),
-                "image_grid_thw": grid,
-            },
+        made = model.get_image_features(
+            torch.from_numpy(np.array(pixels)).to(model.device), torch.from_numpy(np.array(grid)).to(model.device)
         )
-        for features, grid in zip(images, grids, strict=True)
-    ]
+    embeds = torch.cat(list(made.pooler_output)).float().cpu().numpy()
+    return ImageFeatures(digest=f"{features.digest}-tower", values={"image_embeds": embeds, "image_grid_thw": grid})

@@ -19,10 +19,12 @@ from torch import Tensor
 from common.checksum import checksum
 from common.config import CheckpointConfig, Config, LoraConfig
 from common.errors import CheckpointError, LearnerError
-from common.types import ScoredGroup, StepResult, WeightManifest
+from common.types import ImageFeatures, ScoredGroup, StepResult, WeightManifest
 from learner.group import LearnerGroup
 from learner.lora import add_adapters
+from learner.model import load_model
 from learner.schedule import learning_rate
+from learner.tower import embed
 from learner.weights import WeightSource
 from tests.learner import oracle, tiny
 
@@ -354,3 +356,17 @@ def oracle_norm() -> float:
     policy = tiny.model()
     torch.autograd.backward(oracle.loss(policy, policy, batch(0), SETTINGS, beta=0.0))
     return float(oracle.gradient(policy).norm())
+
+
+def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:
+    """Under ZeRO-3 all ranks run it equally often, whatever the number of pictures."""
+    images = [scored.prompt.images for scored in tiny.ragged() if isinstance(scored.prompt.images, ImageFeatures)]
+    config = settings(model_path, ranks=2, stage=3, freeze_vision=True)
+    wanted = embed(load_model(str(model_path), config), images)
+    with opened(config) as group:
+        found = {count: group.embed(images[:count]) for count in (1, 3, 4)}
+    for count, made in found.items():
+        assert len(made) == count
+        for one, other in zip(made, wanted, strict=False):
+            assert isinstance(one, ImageFeatures) and one.digest == other.digest
+            assert np.array_equal(one.values["image_embeds"], other.values["image_embeds"])
