@@ -43,10 +43,13 @@ class Profiler:
         self._running = False
         import ray
 
-        self._folder.mkdir(exist_ok=True)
         self._all("stop_profile", self._folder)
         logging.getLogger("ray._private.state").setLevel(logging.ERROR)  # it announces a change that is to come
-        ray.timeline(str(self._folder / "ray-timeline.json"))
+        try:
+            self._folder.mkdir(exist_ok=True)
+            ray.timeline(str(self._folder / "ray-timeline.json"))
+        except OSError as error:
+            print(f"the profile is not complete: {error}", file=sys.stderr)
 
     def _all(self, method: str, *args: Path) -> None:
         import ray

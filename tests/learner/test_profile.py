@@ -86,6 +86,19 @@ def test_a_lost_engine_does_not_end_the_run(tmp_path: Path, capsys: pytest.Captu
     assert "an engine is lost" in capsys.readouterr().err
 
 
+def test_a_full_disk_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def full(path: str) -> None:
+        raise OSError(28, "No space left on device", path)
+
+    monkeypatch.setattr(ray, "timeline", full)
+    assert told(settings(1, 2), range(4), tmp_path / "profile")[-1] == "end"
+    assert "No space left" in capsys.readouterr().err
+
+
 def test_a_recorder_writes_a_trace_and_a_table(tmp_path: Path) -> None:
     import torch
 
