@@ -56,8 +56,8 @@ def _block_size(spec: EngineSpec) -> int:
 
     vLLM's default of 128 is longer than many prompts. It declares 32 the least, but its kernels for blocks of 16 are
     there, for heads of odd sizes: the embedded default's prompt of 17 tokens is computed once a group with them, and G
-    times without. Measured: with heads of 64 as fast at 272 tokens and a quarter slower at 1024, with heads of 128 a quarter
-    slower at 272, so 512 is a compromise; AMX has none.
+    times without. Measured, they are as fast with heads of 64 at 272 tokens, a quarter slower at 1024 and with heads of
+    128 at 272: 512 is a compromise. AMX has none.
     """
     import torch
     from vllm.v1.attention.backend import MultipleOf
