@@ -7,71 +7,126 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
-Mode = Literal["no_think", "think"]
+Mode = Literal["no_think", "think", "think_after_answer", "adaptive"]
 Variant = Literal["strict", "lenient"]
+Aliases = Mapping[str, Sequence[str]]  # label -> other names that count as it
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+NO_ALIASES: Aliases = MappingProxyType({})
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<reason>", "</reason>")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_THOUGHT_THEN_ANSWER = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
+_THOUGHT_FIRST = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
+_ANSWER_FIRST = re.compile(r"<answer>(.*?)</answer>\s*<reason>(.*?)</reason>", re.DOTALL)
+_SHAPES: Mapping[Mode, tuple[re.Pattern[str], ...]] = {
+    "no_think": (),
+    "think": (_THOUGHT_FIRST,),
+    "think_after_answer": (_ANSWER_FIRST,),
+    "adaptive": (_THOUGHT_FIRST, _ANSWER),
+}
 
 
-def is_right(completion: str, label: str, *, mode: Mode, variant: Variant = "strict") -> bool:
-    """Whether the completion gives the label.
+def is_right(
+    completion: str, label: str, *, mode: Mode, variant: Variant = "strict", aliases: Iterable[str] = ()
+) -> bool:
+    """Whether the completion gives the label, or one of its aliases.
 
-    strict: no-think, the whole completion equals the label, case and spaces included; think, the one answer equals it,
-    stripped and in any case. lenient (the seed's evaluation): the label occurs in the first answer block, else in the
-    whole completion, in any case, with `_` read as a space: "tiger shark" passes for "tiger".
+    strict: no-think, the whole completion equals the label, case and spaces included; other modes, the one answer
+    (`extract`) equals it, stripped and in any case. lenient (the seed's evaluation): the label occurs in the first
+    answer block, else in the whole completion, in any case, with `_` read as a space: "tiger shark" passes for "tiger".
     """
-    return _VARIANTS[variant](completion, label, mode)
+    return any(_VARIANTS[variant](completion, name, mode) for name in (label, *aliases))
 
 
-def is_valid(completion: str, mode: Mode, candidates: Sequence[str] | None = None) -> bool:
+def named(completion: str, candidates: Iterable[str], *, mode: Mode, aliases: Aliases = NO_ALIASES) -> str | None:
+    """The candidate that the completion strictly gives, itself or by an alias; None for an answer out of the list."""
+    return next((one for one in candidates if is_right(completion, one, mode=mode, aliases=aliases.get(one, ()))), None)
+
+
+def is_valid(
+    completion: str, mode: Mode, candidates: Sequence[str] | None = None, aliases: Aliases = NO_ALIASES
+) -> bool:
     """Whether the completion strictly gives one of the candidates; with none known, whether it is well formed."""
     if not candidates:
         return is_well_formed(completion, mode)
-    return any(is_right(completion, candidate, mode=mode) for candidate in candidates)
+    return named(completion, candidates, mode=mode, aliases=aliases) is not None
 
 
 def extract(completion: str, mode: Mode) -> str | None:
-    """The answer given: no-think, the completion as it is; think, the text of the one answer block, stripped.
+    """The answer given: no-think, the completion as it is; other modes, the text of the one answer block, stripped.
 
-    A think completion without answer tags is its own answer, as in the seed; one with more than a single block, or a
-    broken one, gives none, so that naming many classes wins nothing.
+    There must be exactly one block, and it must stand where the mode wants it: nothing after it, or nothing before it
+    in think-after-answer. So naming many classes, or saying the answer in passing, wins nothing. Adaptive also takes a
+    bare answer: a completion without any tag.
     """
     if mode == "no_think":
         return completion
-    counts = completion.count("<answer>"), completion.count("</answer>")
-    if counts == (0, 0):
+    if mode == "adaptive" and _untagged(completion):
         return completion.strip()
-    block = _ANSWER.search(completion) if counts == (1, 1) else None
-    return block[1].strip() if block else None
+    if (completion.count("<answer>"), completion.count("</answer>")) != (1, 1):
+        return None
+    before, _, rest = completion.partition("<answer>")
+    answer, closed, after = rest.partition("</answer>")
+    beyond = before if mode == "think_after_answer" else after
+    return answer.strip() if closed and not beyond.strip() else None
+
+
+def thought(completion: str, mode: Mode) -> str | None:
+    """What stands in the thinking (or, after the answer, reason) block of a well-formed completion; None without."""
+    shape = _ANSWER_FIRST if mode == "think_after_answer" else _THOUGHT_FIRST
+    if mode == "no_think" or not is_well_formed(completion, mode) or not (blocks := shape.fullmatch(completion)):
+        return None
+    return blocks[2 if shape is _ANSWER_FIRST else 1]
 
 
 def is_well_formed(completion: str, mode: Mode) -> bool:
-    """No-think: one line, not blank, without tags. Think: one thought, then one answer, neither blank, nothing else."""
-    if mode == "no_think":
-        one_line = completion.splitlines() == [completion] and bool(completion.strip())
-        return one_line and not any(tag in completion for tag in TAGS)
-    if any(completion.count(tag) != 1 for tag in TAGS):
-        return False
-    blocks = _THOUGHT_THEN_ANSWER.fullmatch(completion)
-    return blocks is not None and all(text.strip() for text in blocks.groups())
+    """Whether the completion is nothing but what its mode asks for, and no part of it is blank.
+
+    No-think: one line without tags. Think: one thought, then one answer. Think-after-answer: one answer, then one
+    reason. Adaptive: a thought and an answer, an answer alone, or a line as in no-think.
+    """
+    if _untagged(completion):
+        return mode in ("no_think", "adaptive") and completion.splitlines() == [completion] and bool(completion.strip())
+    matches = (shape.fullmatch(completion) for shape in _SHAPES[mode])
+    blocks = next((match.groups() for match in matches if match), ())
+    return bool(blocks) and all(text.strip() and _untagged(text) for text in blocks)
+
+
+def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = None) -> int:
+    """The third variant, closed-set: index of the candidate with the highest log-prob, the first of equals.
+
+    Args:
+        logprobs: (K,) of each candidate as a whole answer.
+        lengths: (K,) in tokens: the mean log-prob of a token decides. Sums favour short labels, means long ones.
+    """
+    if lengths is None:
+        return max(range(len(logprobs)), key=logprobs.__getitem__)
+    means = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+    return closed_choice(means)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are one and the same but for case, Unicode form and the space around them."""
+    return _caseless(one) == _caseless(other)
 
 
 def _strict(completion: str, label: str, mode: Mode) -> bool:
     answer = extract(completion, mode)
     if answer is None:
         return False
-    return _nfc(answer) == _nfc(label) if mode == "no_think" else _caseless(answer) == _caseless(label)
+    return _nfc(answer) == _nfc(label) if mode == "no_think" else same_name(answer, label)
 
 
 def _lenient(completion: str, label: str, mode: Mode) -> bool:
     block = _ANSWER.search(completion)
     answer = block[1] if block else completion
     return _caseless(label.replace("_", " ")) in _caseless(answer.replace("_", " "))
+
+
+def _untagged(text: str) -> bool:
+    return not any(tag in text for tag in TAGS)
 
 
 def _nfc(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The class list a question offers, read back from its text."""
+"""The class list a question offers, or its options, read back from its text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import re
 from collections.abc import Iterable
 
 _LIST = re.compile(r"\blist\s*\[(.+?)\]", re.DOTALL)
+_OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+\S", re.MULTILINE)
 
 
 def candidates(problem: str) -> list[str] | None:
-    """Labels of the question's own list, `… choose one from list [ a, b, c].`; None where it has no such list."""
-    found = _LIST.search(problem)
-    return [item.strip() for item in found[1].split(",")] if found else None
+    """Labels of the question's own list, `… choose one from list [ a, b, c].`, or letters of its options.
+
+    Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
+    where the question has neither: it is open-ended.
+    """
+    if found := _LIST.search(problem):
+        return [item.strip() for item in found[1].split(",")]
+    letters: list[str] = _OPTION.findall(problem)
+    in_turn = [chr(ord("A") + place) for place in range(len(letters))]
+    return letters if len(letters) > 1 and [letter.strip("()") for letter in letters] == in_turn else None
 
 
 def with_candidates(question: str, labels: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from common.answers import Mode
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -74,8 +76,14 @@ class DataConfig(_Section):
     """Share of `split` held out, stratified by label, where no split of its own is. 0: use `eval_split`."""
     image_size: Positive | None = 384
     """Every image is resized to this square (LANCZOS), as the seed does; null keeps its size."""
-    mode: Literal["no_think", "think"] = "no_think"
-    """Ask for the bare label, or for `<think>` and `<answer>` blocks."""
+    mode: Mode = "no_think"
+    """Ask for the bare label; for a `<think>` and an `<answer>` block; for `<answer>`, then `<reason>`; or let the
+    model choose whether to think."""
+    template: str | None = None
+    """Your own wording of the prompt, which holds {problem} once; null is the mode's. The mode still says what a
+    completion must look like."""
+    aliases: dict[str, list[str]] = {}
+    """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
     question: str = "What type of object is in the photo?"
     """Asked about image folders, which carry no question of their own; the class list is added."""
     max_prompt_tokens: Positive = 2048
@@ -274,6 +282,8 @@ class Config(_Section):
         if self.tracking.profile_steps and self.tracking.profile_steps[0] >= self.tracking.profile_steps[1]:
             first, end = self.tracking.profile_steps
             yield f"tracking.profile_steps = [{first}, {end}] holds no step: the second is the one after the last"
+        if self.data.template is not None and (times := self.data.template.count("{problem}")) != 1:
+            yield f"data.template = {self.data.template!r} holds {{problem}} {times} times: it must be there once"
         yield from self._trained_misfits()
 
     def _trained_misfits(self) -> Iterator[str]:

@@ -24,10 +24,19 @@ if TYPE_CHECKING:
 
     from common.data.sources import ExampleSource
 
+PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
+# The first two are the seed's. The others are those of its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
 TEMPLATES: Mapping[str, str] = {
     "no_think": "{problem}\n Please directly output the answer.",
     "think": "{problem}\n Please output the thinking process in <think> </think> "
     "and final answer in <answer> </answer> tags.",
+    "think_after_answer": "{problem}\n Please first output the answer in <answer> </answer> tags "
+    "and then output a brief reasoning process in <reason> </reason> tags.",
+    "adaptive": "{problem}\n Please first identify whether this problem requires intermediate thinking or calculation. "
+    "If the problem requires thinking or calculation, output the thinking and calculation process inside "
+    "<think> </think> tags and the final answer inside <answer> </answer> tags. If no thinking or calculation is "
+    "required, directly output the final answer inside <answer> </answer> tags. Your output should follow one of two "
+    "cases: (1) '<answer> ... </answer>', (2) '<think> ... </think> <answer> ... </answer>'.",
 }
 SYSTEM = (
     "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
@@ -36,16 +45,19 @@ SYSTEM = (
 OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})  # the learner makes its own
 
 
-def messages(example: Example, mode: str) -> list[dict[str, Any]]:
-    """The example as a chat: one user turn [image, text]; without an image, the problem under a system prompt."""
-    return _chat(example.problem, mode, with_image=example.image is not None)
+def messages(example: Example, mode: str, template: str | None = None) -> list[dict[str, Any]]:
+    """The example as a chat: one user turn [image, text], worded by `template` or else as the mode is.
+
+    Without an image the turn is text alone; think mode then asks in a system prompt, as the seed does.
+    """
+    return _chat(example.problem, mode, template, with_image=example.image is not None)
 
 
-def _chat(problem: str, mode: str, *, with_image: bool) -> list[dict[str, Any]]:
-    if not with_image:
+def _chat(problem: str, mode: str, template: str | None, *, with_image: bool) -> list[dict[str, Any]]:
+    if not with_image and mode == "think" and template is None:
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem}]
-    text = TEMPLATES[mode].format(problem=problem)
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    text = (TEMPLATES[mode] if template is None else template).replace(PROBLEM, problem)
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}] if with_image else text}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +79,10 @@ class PromptEncoder:
         family: Family = Family(),  # noqa: B008  # frozen
         share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
     ) -> None:
-        """`share` makes the handle under which image features travel; see `common.handles`."""
+        """`share` makes the handle under which image features travel; see `common.handles`.
+
+        Raises DataError for a `data.template` with special tokens of the model.
+        """
         self._processor = processor
         self._data = data
         self._family = family
@@ -78,6 +93,12 @@ class PromptEncoder:
         self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
         added = processor.tokenizer.added_tokens_decoder.values()
         self._special = tuple(token.content for token in added if token.special)
+        if found := self._special_in(data.template or ""):
+            raise DataError(
+                f"data.template holds {found}, a special token of the model",
+                got=data.template,
+                remedy="take it out: the chat template adds such tokens, and the picture, by itself",
+            )
 
     def encode(self, example: Example) -> Prompt:
         """Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut."""
@@ -143,9 +164,9 @@ class PromptEncoder:
         return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
 
     def _render(self, problem: str, *, with_image: bool) -> str:
-        if found := next((token for token in self._special if token in problem), None):
+        if found := self._special_in(problem):
             raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
-        chat = _chat(problem, self._data.mode, with_image=with_image)
+        chat = _chat(problem, self._data.mode, self._data.template, with_image=with_image)
         text: str = self._processor.apply_chat_template(
             chat,
             tokenize=False,
@@ -153,6 +174,9 @@ class PromptEncoder:
             processor_kwargs={"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
         )
         return text
+
+    def _special_in(self, text: str) -> str | None:
+        return next((token for token in self._special if token in text), None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._processor.tokenizer(text, add_special_tokens=self._unbegun(text))["input_ids"])

@@ -59,6 +59,8 @@ def kind(schema: Schema) -> str:
         return " or ".join(kind(option) for option in schema["anyOf"])
     if "enum" in schema:
         return " | ".join(schema["enum"])
+    if "items" in schema:
+        return f"[{kind(schema['items'])}, ...]"
     if schema["type"] == "array":
         return "[" + ", ".join(kind(item) for item in schema["prefixItems"]) + "]"
     if schema["type"] == "object":

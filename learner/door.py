@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common.aliases import check_aliases
+from common.candidates import candidates
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
@@ -44,6 +46,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
+    _check_aliases(config, [source for source in (train, held_out) if source], say)
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
     family, size = family_of(model_config), config.rollout.group_size
@@ -67,6 +70,14 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     )
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
+
+
+def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:
+    problems = {outline.problem for source in sources for outline in source.outlines}
+    offered = {label for problem in problems for label in candidates(problem) or ()}
+    labels = offered.union(*(source.labels for source in sources))
+    if strange := check_aliases(config.data.aliases, sorted(labels)):
+        say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
 
 
 def resolved(config: Config) -> ModelConfig:

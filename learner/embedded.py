@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from common.prompts import PromptEncoder
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
+VOCABULARY_MODES = ("no_think", "think")
 MANIFEST = "built.sha256"  # no .json: an export takes those over from its base model
 RECIPE: dict[str, Any] = {
     "version": 2,  # raise it when the code below changes what is built
@@ -120,11 +121,11 @@ def _texts(examples: Sequence[Example]) -> Iterator[str]:
     """Prompts of both modes and the pieces of their answers: knowing think mode costs a no-think prompt no token."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    from common.prompts import TEMPLATES, messages
+    from common.prompts import messages
     from learner.vocabulary import CHAT_TEMPLATE
 
     for example in {example.problem: example for example in examples}.values():
-        chats = [messages(example, mode) for mode in TEMPLATES]
+        chats = [messages(example, mode) for mode in VOCABULARY_MODES]
         yield from render_jinja_template(chats, chat_template=CHAT_TEMPLATE, add_generation_prompt=True)[0]
     yield from sorted({example.label for example in examples})
     yield from ("<think>", "</think>", "<answer>", "</answer>")
@@ -206,7 +207,8 @@ def _fingerprint(examples: Sequence[Example]) -> str:
     from common import prompts
     from learner.vocabulary import CHAT_TEMPLATE
 
-    content = hashlib.sha256(json.dumps([RECIPE, dict(prompts.TEMPLATES), CHAT_TEMPLATE], sort_keys=True).encode())
+    templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
+    content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())
         content.update(b"" if example.image is None else repr(example.image.shape).encode() + example.image.tobytes())

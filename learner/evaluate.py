@@ -53,12 +53,14 @@ def evaluate(
     """
     right: Counter[str] = Counter()
     rows: Counter[str] = Counter()
-    invalid = 0
+    invalid, data = 0, config.data
     for prompt, answer in _answers(fleet, held_out, encode, config):
         example = prompt.example
         rows[example.label] += 1
-        right[example.label] += is_right(answer, example.label, mode=config.data.mode)
-        invalid += not is_valid(answer, config.data.mode, candidates(example.problem))
+        right[example.label] += is_right(
+            answer, example.label, mode=data.mode, aliases=data.aliases.get(example.label, ())
+        )
+        invalid += not is_valid(answer, data.mode, candidates(example.problem), data.aliases)
     return Evaluation(
         rows=rows.total(),
         right=right.total(),

@@ -238,7 +238,7 @@ def _started(
     spec = engine_spec(config, model_path=admitted.model_path, banned=admitted.banned)
     fleet = RolloutFleet(config, spec, on_event=tracker.event)
     parts.callback(fleet.close)
-    rewards = RewardPool(config.reward, config.data.mode)
+    rewards = RewardPool(config.reward, config.data)
     parts.callback(rewards.close)
     feed = PromptFeed(admitted.stream(), admitted.encoder)
     parts.callback(feed.close)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from common.answers import Mode
 from rollout.rewards.loading import load_function
 
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
@@ -51,9 +50,10 @@ class _Running:
 class RewardActor:
     """Holds the functions and runs them in a thread of its own, watched over from the caller's."""
 
-    def __init__(self, functions: Sequence[str], mode: Mode, timeout_s: float) -> None:
+    def __init__(self, functions: Sequence[str], constants: Mapping[str, Any], timeout_s: float) -> None:
+        """`constants`: what every function is given by name, whatever the row."""
         self._functions = {name: load_function(name) for name in functions}
-        self._mode = mode
+        self._constants = constants
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._running = _Running(index=0, function="", since=0.0)
@@ -94,12 +94,12 @@ class RewardActor:
                 break
 
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
-        ours = {"prompt_id": task.prompt_id, "problem": task.problem, "label": task.label, "mode": self._mode}
+        ours = {"prompt_id": task.prompt_id, "problem": task.problem, "label": task.label}
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
             self._running = _Running(index=index, function=name, since=time.monotonic())
             try:
-                values = self._functions[name](task.completions, **{**task.columns, **ours})
+                values = self._functions[name](task.completions, **{**task.columns, **self._constants, **ours})
                 scores[name] = _checked(values, len(task.completions))
             except BaseException as error:  # noqa: BLE001 - a stranger's function may raise anything, SystemExit too
                 return RewardFault(function=name, reason=_reason(error))

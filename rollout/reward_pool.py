@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.answers import Mode
-from common.config import RewardConfig
+from common.config import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
 from common.types import Dropped, Group, Prompt, ScoredGroup
@@ -71,9 +70,9 @@ class RewardPool:
     `restarts` counts replaced actors and `rescored` groups that were sent again, over the pool's life.
     """
 
-    def __init__(self, config: RewardConfig, mode: Mode) -> None:
+    def __init__(self, config: RewardConfig, data: DataConfig) -> None:
         self._config = config
-        self._mode = mode
+        self._constants = {"mode": data.mode, "aliases": data.aliases}
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
         self.restarts = 0
@@ -119,7 +118,7 @@ class RewardPool:
         import ray
 
         actor: Any = ray.remote(num_cpus=self._config.cpus_per_worker)(RewardActor)
-        handle = actor.remote(tuple(self._config.functions), self._mode, self._config.timeout_s)
+        handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s)
         return _Worker(handle, starting=handle.pid.remote())
 
     def _replace(self, worker: _Worker) -> None:

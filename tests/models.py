@@ -44,7 +44,8 @@ def build_random_model(folder: Path, *, seed: int, architecture: Architecture = 
     import transformers
 
     texts = [
-        f"<|im_start|>user\n<|vision_end|>{TEMPLATES[mode].format(problem=QUESTION)}<|im_end|>" for mode in TEMPLATES
+        f"<|im_start|>user\n<|vision_end|>{TEMPLATES[mode].format(problem=QUESTION)}<|im_end|>"
+        for mode in ("no_think", "think")
     ]
     config, processor = _BUILDERS[architecture](build_processor([*texts, *LABELS], size_limit=512))
     tokenizer = processor.tokenizer

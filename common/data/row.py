@@ -16,7 +16,7 @@ from common.types import Example
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
 
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)\s*>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
 
 
 def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig) -> Example:

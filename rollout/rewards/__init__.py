@@ -1,6 +1,7 @@
 """Reward functions: `f(completions, *, label, **columns) -> (G,) numbers`, for one group of G completions of one row.
 
-`columns` holds `prompt_id`, `problem`, `mode` and every other column of the row. To add one: a file and a line here.
+`columns` holds `prompt_id`, `problem`, `mode`, `aliases` and every other column of the row. To add one: a file and a
+line here.
 """
 
 from __future__ import annotations

@@ -8,8 +8,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.answers import TAGS, Mode, extract, is_right, is_valid, is_well_formed
+from common.aliases import check_aliases
+from common.answers import (
+    TAGS,
+    Mode,
+    closed_choice,
+    extract,
+    is_right,
+    is_valid,
+    is_well_formed,
+    named,
+    thought,
+)
+from common.errors import DataError
 
+MODES: tuple[Mode, ...] = ("no_think", "think", "think_after_answer", "adaptive")
+WRITTEN: dict[Mode, str] = {  # an answer and a thought, as each mode asks for them
+    "no_think": "{answer}",
+    "think": "<think>{thought}</think>\n<answer>{answer}</answer>",
+    "think_after_answer": "<answer>{answer}</answer> <reason>{thought}</reason>",
+    "adaptive": "<answer> {answer}\n</answer>",
+}
 LONG_LIST = "Please choose one from list [ ant, elephant, tiger, tiger shark]."
 WELL_FORMED = "<think>t</think>\n<answer>a</answer>"
 NFC, NFD = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
@@ -38,13 +57,31 @@ def test_think_is_right_iff_the_one_answer_is_the_label(thought: str, answer: st
     completion = f"<think>{thought}</think>\n<answer>{answer}</answer>"
     assert is_right(completion, label, mode="think") == (canonical(answer) == canonical(label))
     assert is_right(f"<answer>\n {label} </answer>", label, mode="think")
+    assert not is_right(f"{completion}.", label, mode="think")
     assert not is_right(f"{completion}<answer>{label}</answer>", label, mode="think")
+
+
+@unhurried
+@given(st.sampled_from(MODES), plain, plain, plain, st.lists(plain, max_size=3))
+def test_the_single_answer_equals_the_label_or_an_alias_and_nothing_else_wins(
+    mode: Mode, said: str, answer: str, label: str, aliases: list[str]
+) -> None:
+    normal = canonical if mode != "no_think" else lambda text: unicodedata.normalize("NFC", text)
+    completion = WRITTEN[mode].format(answer=answer, thought=said)
+    equal = normal(answer) in {normal(name) for name in (label, *aliases)}
+    assert is_right(completion, label, mode=mode, aliases=aliases) == equal
+    for name in (label, *aliases):
+        assert is_right(WRITTEN[mode].format(answer=name, thought=said), label, mode=mode, aliases=aliases)
+        if mode != "no_think":
+            assert not is_right(completion + f"<answer>{name}</answer>", label, mode=mode, aliases=aliases)
+    if mode == "adaptive":
+        assert is_right(answer, label, mode=mode, aliases=aliases) == equal
 
 
 @unhurried
 @given(plain, plain)
 def test_lenient_accepts_everything_that_strict_does(completion: str, label: str) -> None:
-    for mode in ("no_think", "think"):
+    for mode in MODES:
         if is_right(completion, label, mode=mode):
             assert is_right(completion, label, mode=mode, variant="lenient")
 
@@ -65,7 +102,10 @@ def test_lenient_accepts_everything_that_strict_does(completion: str, label: str
 def test_wrong_labels_the_seed_let_pass(given_answer: str, label: str) -> None:
     """Faults 1 and 2 of the seed: labels compared as numbers, and as substrings."""
     assert not is_right(given_answer, label, mode="no_think")
-    assert not is_right(f"<think>so</think><answer>{given_answer}</answer>", label, mode="think")
+    for mode in MODES:
+        completion = WRITTEN[mode].format(answer=given_answer, thought=label)
+        assert not is_right(completion, label, mode=mode)
+        assert named(completion, [label], mode=mode) is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +138,10 @@ def test_no_think(completion: str, label: str, right: bool) -> None:
         ("<think>t</think><answer>tiger</answer>", True),
         ("<answer> TIGER\n</answer>", True),
         ("<answer>\ntiger\n</answer>", True),
-        (" Tiger\n", True),  # no block: the whole completion
+        (" Tiger\n", False),  # no block, no answer
+        ("<answer>tiger</answer> or so", False),
+        ("<answer>tiger</answer><think>t</think>", False),
+        ("so: <answer>tiger</answer>", True),
         ("<think>t</think>tiger", False),
         ("<answer>tiger</answer><answer>tiger</answer>", False),
         ("<answer>ant</answer><answer>tiger</answer>", False),
@@ -142,7 +185,13 @@ def test_lenient_is_the_seeds_evaluation(completion: str, label: str, right: boo
     [
         (" tiger ", "no_think", " tiger "),
         ("<think>t</think><answer> a b </answer>", "think", "a b"),
-        (" tiger ", "think", "tiger"),
+        (" tiger ", "think", None),
+        (" tiger ", "adaptive", "tiger"),
+        ("<think>t</think> tiger", "adaptive", None),
+        ("<think>t</think><answer>tiger</answer>", "adaptive", "tiger"),
+        ("<answer>tiger</answer><reason>r</reason>", "think_after_answer", "tiger"),
+        ("<reason>r</reason><answer>tiger</answer>", "think_after_answer", None),
+        ("<answer>tiger</answer>", "think_after_answer", "tiger"),
         ("<answer>a</answer><answer>b</answer>", "think", None),
     ],
 )
@@ -165,3 +214,73 @@ def test_valid_is_one_of_the_candidates_or_else_well_formed() -> None:
 def test_one_tag_more_anywhere_is_malformed(tag: str, place: int) -> None:
     assert is_well_formed(WELL_FORMED, "think")
     assert not is_well_formed(WELL_FORMED[:place] + tag + WELL_FORMED[place:], "think")
+
+
+@pytest.mark.parametrize(
+    ("completion", "forms"),
+    [
+        ("cat", {"no_think", "adaptive"}),
+        ("cat\n", set()),
+        (" ", set()),
+        ("<answer>cat</answer>", {"adaptive"}),
+        ("<answer> </answer>", set()),
+        ("<think>t</think><answer>cat</answer>", {"think", "adaptive"}),
+        ("<think> </think><answer>cat</answer>", set()),
+        ("<think>t</think>cat", set()),
+        ("<answer>cat</answer>\n<reason>r</reason>", {"think_after_answer"}),
+        ("<answer>cat</answer><reason></reason>", set()),
+        ("<reason>r</reason><answer>cat</answer>", set()),
+        ("<think>t<reason>r</reason></think><answer>cat</answer>", set()),
+        ("<answer>cat</answer><answer>cat</answer>", set()),
+    ],
+)
+def test_what_each_mode_asks_for(completion: str, forms: set[Mode]) -> None:
+    assert {mode for mode in MODES if is_well_formed(completion, mode)} == forms
+
+
+@pytest.mark.parametrize(
+    ("completion", "mode", "expected"),
+    [
+        ("<think>t</think><answer>a</answer>", "think", "t"),
+        ("<think>t</think><answer>a</answer>", "adaptive", "t"),
+        ("<answer>a</answer><reason>r</reason>", "think_after_answer", "r"),
+        ("<answer>a</answer>", "adaptive", None),
+        ("a", "adaptive", None),
+        ("a", "no_think", None),
+        ("<think>t</think><answer>a</answer>.", "think", None),
+    ],
+)
+def test_thought(completion: str, mode: Mode, expected: str | None) -> None:
+    assert thought(completion, mode) == expected
+
+
+def test_named_is_the_candidate_given_itself_or_by_an_alias() -> None:
+    aliases = {"aeroplane": ["airplane", "plane"]}
+    assert named("plane", ["ship", "aeroplane"], mode="no_think", aliases=aliases) == "aeroplane"
+    assert named("planes", ["ship", "aeroplane"], mode="no_think", aliases=aliases) is None
+    assert is_valid("plane", "no_think", ["ship", "aeroplane"], aliases)
+    assert not is_valid("plane", "no_think", ["ship"], aliases)
+
+
+def test_closed_choice_is_the_likeliest_candidate_by_sum_or_by_mean() -> None:
+    assert closed_choice([-3.0, -1.0, -1.0]) == 1
+    assert closed_choice([-1.0, -1.5], lengths=[1, 3]) == 1
+    with pytest.raises(ValueError, match="shorter"):
+        closed_choice([-1.0, -1.5], lengths=[1])
+
+
+@pytest.mark.parametrize(
+    ("aliases", "words"),
+    [
+        ({"cat": ["Dog "]}, r"'Dog ' of 'cat' also names 'dog'"),
+        ({"cat": ["pet"], "dog": ["PET"]}, "also names 'dog'"),
+        ({"cat": [" "]}, "'cat' has a blank alias"),
+    ],
+)
+def test_an_alias_that_is_another_labels_name_is_refused(aliases: dict[str, list[str]], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        check_aliases(aliases, ["cat", "dog"])
+
+
+def test_aliases_of_unknown_labels_are_told() -> None:
+    assert check_aliases({"cat": ["puss", "Cat"], "ox": ["bull"]}, ["cat", "dog"]) == ["ox"]

@@ -17,3 +17,19 @@ from common.candidates import candidates, with_candidates
 )
 def test_candidates_are_read_back(problem: str, labels: list[str] | None) -> None:
     assert candidates(problem) == labels
+
+
+@pytest.mark.parametrize(
+    ("problem", "letters"),
+    [
+        ("Where is it? Select from the following choices.\n(A) left\n(B) right", ["(A)", "(B)"]),
+        ("Which one?\n A. red\n B. blue\n C. green\nAnswer with the letter.", ["A", "B", "C"]),
+        ("Which one?\nA) red\nB) blue", ["A", "B"]),
+        ("Which one, (A) or (B)?", None),
+        ("A. Turing was\nC. Shannon too", None),
+        ("A photo.\nI. Newton", None),
+        ("(A) alone", None),
+    ],
+)
+def test_options_of_a_multiple_choice_question(problem: str, letters: list[str] | None) -> None:
+    assert candidates(problem) == letters

@@ -34,6 +34,8 @@ def test_defaults_are_the_seeds_recipe() -> None:
         ({"cluster": {"device": "cpu"}, "learner": {"gpus_per_rank": 0}}, "set rollout.gpus_per_engine to 0"),
         ({"cluster": {"device": "cpu"}, "weights": {"transport": "nccl"}}, "use object_store on CPU"),
         ({"steps": 5, "learner": {"warmup_steps": 5}}, "learner.warmup_steps = 5 leaves no step of steps = 5"),
+        ({"data": {"template": "What is it?"}}, "holds {problem} 0 times"),
+        ({"data": {"template": "{problem} {problem}"}}, "holds {problem} 2 times"),
         ({"model": {"min_pixels": 9, "max_pixels": 8}}, "model.min_pixels = 9 is above model.max_pixels = 8"),
         (
             {"lora": {"rank": 8, "targets": "language_and_vision"}, "model": {"freeze_vision": True}},

@@ -80,9 +80,16 @@ def rows(*pairs: tuple[str, tuple[int, int] | None]) -> ExampleSource:
             "think",
             "\n Please output the thinking process in <think> </think> and final answer in <answer> </answer> tags.",
         ),
+        (
+            "think_after_answer",
+            (
+                "\n Please first output the answer in <answer> </answer> tags "
+                "and then output a brief reasoning process in <reason> </reason> tags."
+            ),
+        ),
     ],
 )
-def test_templates_are_the_seeds(processor: Qwen2VLProcessor, mode: str, tail: str) -> None:
+def test_templates_are_the_seeds_and_its_papers(processor: Qwen2VLProcessor, mode: str, tail: str) -> None:
     assert TEMPLATES[mode].format(problem="{x}?") == "{x}?" + tail
     data = DataConfig.model_validate({"mode": mode})
     text = processor.tokenizer.decode(PromptEncoder(processor, data).encode(example("{x}?")).text_ids)
@@ -92,13 +99,25 @@ def test_templates_are_the_seeds(processor: Qwen2VLProcessor, mode: str, tail: s
 
 
 def test_text_only_rows_get_the_system_prompt(processor: Qwen2VLProcessor) -> None:
-    prompt = PromptEncoder(processor, DataConfig()).encode(example("2 or 3?", None))
+    prompt = PromptEncoder(processor, DataConfig(mode="think")).encode(example("2 or 3?", None))
     text = processor.tokenizer.decode(prompt.token_ids)
     system = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
     assert text == system + "<|im_start|>user\n2 or 3?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.text_ids == prompt.token_ids
     assert prompt.images is None
     assert [turn["role"] for turn in messages(example(size=None), "think")] == ["system", "user"]
+    (turn,) = messages(example("2 or 3?", None), "no_think")  # a prompt to think would contradict the mode
+    assert turn == {"role": "user", "content": "2 or 3?\n Please directly output the answer."}
+
+
+def test_a_template_of_the_users_replaces_the_modes(processor: Qwen2VLProcessor) -> None:
+    data = DataConfig(mode="think", template="Look: {problem} {so} {}")
+    with_picture = processor.tokenizer.decode(PromptEncoder(processor, data).encode(example("{x}?")).text_ids)
+    assert "<|vision_end|>Look: {x}? {so} {}<|im_end|>" in with_picture
+    without = processor.tokenizer.decode(PromptEncoder(processor, data).encode(example("{x}?", None)).text_ids)
+    assert "<|im_start|>user\nLook: {x}? {so} {}<|im_end|>" in without
+    with pytest.raises(DataError, match=r"data\.template holds <.im_end.>"):
+        PromptEncoder(processor, DataConfig(template="{problem}<|im_end|>"))
 
 
 @pytest.mark.parametrize("size", [(56, 56), (8, 8), (100, 300), (301, 97), (400, 400)])

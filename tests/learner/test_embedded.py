@@ -16,7 +16,7 @@ from common.config import DataConfig, ModelConfig
 from common.data.sources import ExampleSource, load
 from common.errors import ModelError
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
-from common.prompts import PromptEncoder
+from common.prompts import TEMPLATES, PromptEncoder
 from common.types import Example
 from learner.embedded import DIGITS, ensure_model
 
@@ -187,7 +187,7 @@ def test_default_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_another_prompt_text_is_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "build_model", fake_build)
     before = ensure_model(tmp_path)
-    monkeypatch.setattr("common.prompts.TEMPLATES", {"no_think": "{problem} Answer!"})
+    monkeypatch.setattr("common.prompts.TEMPLATES", {**TEMPLATES, "no_think": "{problem} Answer!"})
     assert ensure_model(tmp_path) != before
 
 

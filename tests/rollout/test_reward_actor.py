@@ -10,6 +10,7 @@ import pytest
 
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask
 
+CONSTANTS = {"mode": "no_think", "aliases": {"dog": ["hound"]}}
 HERE = "tests.rollout.hostile_rewards"
 
 
@@ -18,11 +19,11 @@ def task(number: int = 0, *, label: str = "cat", texts: tuple[str, ...] = ("cat"
 
 
 def score(function: str, *tasks: RewardTask, timeout_s: float = 10.0) -> list[Any]:
-    return RewardActor([function], "no_think", timeout_s).score(tasks, [function])
+    return RewardActor([function], CONSTANTS, timeout_s).score(tasks, [function])
 
 
 def test_every_function_scores_every_task_against_its_own_label() -> None:
-    actor = RewardActor(["accuracy", "format"], "no_think", 10.0)
+    actor = RewardActor(["accuracy", "format"], CONSTANTS, 10.0)
     outcomes = actor.score([task(label="cat"), task(label="dog", texts=("", "dog", "ox"))], ["accuracy", "format"])
     assert outcomes == [
         {"accuracy": (1.0, 0.0), "format": (1.0, 1.0)},
@@ -33,6 +34,9 @@ def test_every_function_scores_every_task_against_its_own_label() -> None:
 def test_other_columns_of_the_row_are_handed_over_and_cannot_replace_ours() -> None:
     assert score(f"{HERE}:bonus", task(bonus=0.25)) == [{f"{HERE}:bonus": (0.25, 0.25)}]
     assert score("accuracy", task(label="dog"), task(label="dog", mode="think")) == [{"accuracy": (0.0, 1.0)}] * 2
+    assert score("accuracy", task(label="dog", texts=("hound", "cat"), aliases={"dog": ["cat"]})) == [
+        {"accuracy": (1.0, 0.0)}
+    ]
     assert score("accuracy", task(label="dog", prompt_id=3, problem="")) == [{"accuracy": (0.0, 1.0)}]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from common.config import RewardConfig
+from common.config import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
 from common.types import Dropped, Group, Prompt, ScoredGroup
@@ -28,7 +28,7 @@ HERE = "tests.rollout.hostile_rewards"
 
 @contextmanager
 def open_pool(config: RewardConfig) -> Iterator[RewardPool]:
-    pool = RewardPool(config, "no_think")
+    pool = RewardPool(config, DataConfig())
     try:
         yield pool
     finally:
