@@ -10,7 +10,7 @@ import yaml
 
 from common.config import Config
 from common.errors import ConfigError
-from common.recipe import read_override, read_recipe
+from common.recipe import read_override, read_recipes
 from common.settings import Setting, resolve
 
 DEFAULT_RECIPE = Path(__file__).parents[1] / "deploy/recipes/digits.yaml"
@@ -55,8 +55,7 @@ def parse(argv: Sequence[str]) -> Invocation:
             overrides += read_override("tracking.profile_steps", _steps(text))
         else:
             overrides += read_override(name.removeprefix("--").replace("-", "_"), text)
-    merged = [setting for recipe in recipes or [DEFAULT_RECIPE] for setting in read_recipe(recipe)]
-    config = resolve([*merged, *overrides])
+    config = resolve([*read_recipes(recipes or [DEFAULT_RECIPE]), *overrides])
     if not recipes:
         _refuse_foreign(config)
     return Invocation(
@@ -70,7 +69,8 @@ def parse(argv: Sequence[str]) -> Invocation:
 
 def dump(config: Config) -> str:
     """The whole configuration as a recipe: given back by `--config`, it makes an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json", exclude={"steps"} if config.epochs else None)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _pair(word: str, rest: list[str]) -> tuple[str, str]:

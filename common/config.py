@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.answers import Mode
+from common.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -231,6 +233,8 @@ class Config(_Section):
 
     seed: int = 1
     steps: Positive = 250
+    epochs: Positive | None = None
+    """In place of `steps`: passes over the training rows, turned into steps once they are counted."""
     run_dir: Path | None = None
     """Folder of the run; by default `runs/<date>-<name>`."""
     name: str = "run"
@@ -254,6 +258,24 @@ class Config(_Section):
         """Nothing that stands before the language model is trained."""
         return self.model.freeze_vision or (self.lora.rank > 0 and self.lora.targets == "language")
 
+    def counted(self, rows: int) -> Config:
+        """With `epochs` turned into the steps they take over `rows` training rows, the last one filled up.
+
+        Raises:
+            ConfigError: what is said in steps does not fit them.
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(rows * self.epochs / self.rollout.prompts_per_step)
+        config = self.model_copy(update={"steps": steps, "epochs": None})
+        if misfits := list(config._misfits()):  # noqa: SLF001  # its own kind
+            raise ConfigError(
+                f"epochs = {self.epochs} over {rows} rows are {steps} steps, and another key does not fit them",
+                got="; ".join(misfits),
+                remedy="correct the key named, or raise epochs",
+            )
+        return config
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if misfits := list(self._misfits()):
@@ -274,7 +296,9 @@ class Config(_Section):
                 yield f"cluster.device = cpu with {key} = {count:g}: set {key} to 0"
         if on_cpu and self.weights.transport == "nccl":
             yield "weights.transport = nccl needs cluster.device = cuda: use object_store on CPU"
-        if learner.warmup_steps >= self.steps:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            yield f"steps = {self.steps} with epochs = {self.epochs}: leave one out"
+        if self.epochs is None and learner.warmup_steps >= self.steps:
             yield f"learner.warmup_steps = {learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
         least, most = self.model.min_pixels, self.model.max_pixels
         if least is not None and most is not None and least > most:

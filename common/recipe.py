@@ -1,8 +1,8 @@
-"""YAML to settings: recipe files and values of the command line."""
+"""YAML to settings: recipe files, with the recipes they extend, and values of the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from common.errors import ConfigError
 from common.settings import Setting, keys, sections
 
+_EXTENDS = "extends"
 _NULLS = ("null", "~")
 
 
@@ -50,12 +51,60 @@ class _TextLoader(yaml.SafeLoader):
                 yield Setting(key=key, value=value, origin=origin(key_node))
 
 
-def read_recipe(path: Path) -> list[Setting]:
-    """Settings of one recipe file, each with its line.
+def read_recipes(paths: Iterable[Path]) -> list[Setting]:
+    """Settings of recipe files, each with its line; of two for one key the later is to hold.
+
+    A recipe may begin with `extends: base.yaml`, or a list of such: files beside it or below, whose settings come
+    before its own. One that several extend is read for the first of them only, or it would undo what that one changed.
 
     Raises:
-        ConfigError: unreadable file, bad YAML (with its line), or something else than a mapping.
+        ConfigError: unreadable file, bad YAML (with its line), something else than a mapping, or a recipe that extends
+            itself or what lies outside its folder.
     """
+    read: set[Path] = set()
+    return [setting for path in paths for setting in _with_bases(path, read, ())]
+
+
+def _with_bases(path: Path, read: set[Path], extenders: tuple[Path, ...]) -> Iterator[Setting]:
+    """`extenders`: the recipes, resolved, by which we came here, which `path` must not extend."""
+    own = _read_file(path, extender=extenders[-1] if extenders else None)
+    read.add(path.resolve())
+    chain = (*extenders, path.resolve())
+    for setting in own:
+        if setting.key == _EXTENDS:
+            for base in _bases(setting, path):
+                if base.resolve() in chain:
+                    raise ConfigError(
+                        f"recipe {path} extends itself",
+                        got=" -> ".join(file.name for file in (*chain, base)),
+                        remedy=f"break the circle at {setting.origin}",
+                    )
+                if base.resolve() not in read:
+                    yield from _with_bases(base, read, chain)
+    yield from (setting for setting in own if setting.key != _EXTENDS)
+
+
+def _bases(setting: Setting, path: Path) -> Iterator[Path]:
+    names = setting.value if isinstance(setting.value, list) else [setting.value]
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{_EXTENDS} in recipe {path} takes a file name or a list of them",
+                got=setting,
+                remedy=f"write {_EXTENDS}: base.yaml",
+            )
+        base = path.parent / name
+        if not base.resolve().is_relative_to(path.parent.resolve()):
+            raise ConfigError(
+                f"recipe {path} extends a file outside its folder",
+                got=setting,
+                remedy="name one that lies beside it or below, or give both with --config",
+            )
+        yield base
+
+
+def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
+    by = f" (extended by {extender.name})" if extender else ""
     try:
         loader = _TextLoader(path.read_bytes())
         root = loader.get_single_node()
@@ -65,9 +114,9 @@ def read_recipe(path: Path) -> list[Setting]:
             raise yaml.constructor.ConstructorError(None, None, "a recipe is a mapping of keys", root.start_mark)
         return list(loader.settings(root, "", lambda node: f"{path}:{node.start_mark.line + 1}"))
     except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read", got=error.strerror, remedy="check the path") from error
+        raise ConfigError(f"recipe {path}{by} cannot be read", got=error.strerror, remedy="check the path") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path} is not valid", got=_where(error), remedy="correct that line") from error
+        raise ConfigError(f"recipe {path}{by} is not valid", got=_where(error), remedy="correct that line") from error
 
 
 def read_override(key: str, text: str) -> list[Setting]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Schema = Mapping[str, Any]  # a JSON schema
 
+_LENGTHS = ("steps", "epochs")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -77,7 +79,7 @@ def resolve(settings: Iterable[Setting]) -> Config:
     Raises:
         ConfigError: unknown keys, wrong values and impossible combinations, all of them, one line each.
     """
-    given = {setting.key: setting for setting in settings}
+    given = _last(settings)
     problems = [f"{setting}: {_unknown(key)}" for key, setting in given.items() if key not in keys()]
     try:
         config = Config.model_validate(_nested(setting for key, setting in given.items() if key in keys()))
@@ -91,6 +93,23 @@ def resolve(settings: Iterable[Setting]) -> Config:
         got="\n          ".join(problems),
         remedy="correct the keys named; `python -m learner.main --help` lists every key, its type and its default",
     )
+
+
+def _last(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """The setting that holds for each key, in the order they were made.
+
+    `steps` and `epochs` say the same thing: of two recipes, or a recipe and the command line, the later one's holds.
+    """
+    given: dict[str, Setting] = {}
+    for setting in settings:
+        given.pop(setting.key, None)
+        given[setting.key] = setting
+    lengths = [
+        setting for setting in given.values() if setting.key in ("steps", "epochs") and setting.value is not None
+    ]
+    if len({setting.origin.rpartition(":")[0] for setting in lengths}) == 2:
+        del given[lengths[0].key]
+    return given
 
 
 def nearest(key: str) -> list[str]:

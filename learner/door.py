@@ -46,6 +46,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
+    if config.epochs is not None:
+        passes, config = config.epochs, config.counted(len(train))
+        say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
     _check_aliases(config, [source for source in (train, held_out) if source], say)
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)

@@ -168,6 +168,70 @@ def test_mistake_in_a_recipe(text: str, told: str, tmp_path: Path) -> None:
     assert told in refusal(["--config", str(recipe(tmp_path, text))])
 
 
+def test_a_recipe_extends_others_that_lie_beside_it_or_below(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    recipe(
+        tmp_path / "below", "steps: 5\nlearner: {lr: 1e-3, eps: 1e-7}\nreward: {functions: {format: 1}}", "base.yaml"
+    )
+    path = recipe(tmp_path, "extends: below/base.yaml\nlearner: {lr: 2e-3}\nreward: {functions: {accuracy: 1}}")
+    config = parse(["--config", str(path)]).config
+    assert (config.steps, config.learner.lr, config.learner.eps) == (5, 2e-3, 1e-7)
+    assert config.reward.functions == {"accuracy": 1.0}
+
+
+def test_a_base_that_several_extend_is_read_once(tmp_path: Path) -> None:
+    recipe(tmp_path, "seed: 1\nname: base", "base.yaml")
+    data = recipe(tmp_path, "extends: base.yaml\nseed: 2", "data.yaml")
+    mode = recipe(tmp_path, "extends: base.yaml\ndata: {mode: think}", "mode.yaml")
+    both = recipe(tmp_path, "extends: [data.yaml, mode.yaml]", "both.yaml")
+    for argv in (["--config", str(both)], ["--config", str(data), "--config", str(mode)]):
+        config = parse(argv).config
+        assert (config.name, config.seed, config.data.mode) == ("base", 2, "think")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("extends: recipe.yaml", "recipe.yaml extends itself"),
+        ("extends: back.yaml", "recipe.yaml -> back.yaml -> recipe.yaml"),
+        ("extends: none.yaml", "none.yaml (extended by recipe.yaml) cannot be read\n  got:    No such file"),
+        ("extends: list.yaml", "list.yaml (extended by recipe.yaml) is not valid\n  got:    line 1: a recipe is"),
+        ("extends: ../other.yaml", "extends a file outside its folder"),
+        ("extends: link.yaml", "extends a file outside its folder"),
+        ("extends: /etc/passwd", "extends a file outside its folder"),
+        ("\nextends: ../other.yaml", "recipe.yaml:2)"),
+        ("extends:", "takes a file name or a list of them"),
+        ("extends: {a: b}", "takes a file name or a list of them"),
+        ("extends: [[a]]", "takes a file name or a list of them"),
+        ("data: {extends: back.yaml}", "data.extends = back.yaml"),
+    ],
+)
+def test_mistake_in_what_a_recipe_extends(text: str, told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    recipe(tmp_path, "steps: 5", "other.yaml")
+    recipe(folder, "extends: recipe.yaml", "back.yaml")
+    recipe(folder, "- steps", "list.yaml")
+    (folder / "link.yaml").symlink_to("../other.yaml")
+    assert told in refusal(["--config", str(recipe(folder, text))])
+
+
+def test_of_steps_and_epochs_the_later_place_holds(tmp_path: Path) -> None:
+    steps = recipe(tmp_path, "steps: 300\nlearner: {warmup_steps: 299}", "steps.yaml")
+    epochs = recipe(tmp_path, "extends: steps.yaml\nepochs: 50", "epochs.yaml")
+    assert parse(["--config", str(epochs)]).config.epochs == 50
+    for words in (["--config", str(epochs), "steps=400"], ["--config", str(epochs), "--config", str(steps)]):
+        config = parse(words).config
+        assert config.epochs is None and config.steps in (300, 400)
+    assert parse(["steps=20", "epochs=null"]).config.steps == 20
+    assert parse(["epochs=null"]).config.steps == 200
+    assert "steps = 5 with epochs = 2: leave one out (steps: command line, epochs: command line)" in refusal(
+        ["steps=5", "epochs=2"]
+    )
+    both = recipe(tmp_path, "steps: 5\nepochs: 2")
+    assert f"steps = 5 with epochs = 2: leave one out (steps: {both}:1" in refusal(["--config", str(both)])
+
+
 def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
     assert f"recipe {tmp_path}/none.yaml cannot be read" in refusal(["--config", f"{tmp_path}/none.yaml"])
     assert f"recipe {tmp_path} cannot be read" in refusal(["--config", str(tmp_path)])

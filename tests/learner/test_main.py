@@ -56,6 +56,12 @@ def test_a_command_line_that_cannot_work(capsys: pytest.CaptureFixture[str], wor
     assert named in refusal(capsys, "--dry-run", *words)
 
 
+def test_epochs_are_turned_into_steps_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "epochs=2"]) == 0
+    assert "epochs: 2 of them are 88 steps of 32 prompts" in capsys.readouterr().out
+    assert "are 88 steps" in refusal(capsys, "--dry-run", "epochs=2", "learner.warmup_steps=88")
+
+
 def recipe(folder: Path, **data: object) -> list[str]:
     path = folder / "recipe.yaml"
     settings = {
