@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.aliases import check_aliases
 from common.candidates import candidates
+from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
@@ -28,6 +29,7 @@ class Admitted:
     train: ExampleSource
     held_out: ExampleSource | None
     encoder: PromptEncoder
+    closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
     tower_frozen: bool  # the vision tower is not trained, and engines of this family take what it makes of a picture
 
@@ -61,6 +63,8 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
+    ends = eos_token_ids(model)
+    banned = banned_token_ids(model_config, processor.tokenizer, ends)
     admitted = Admitted(
         config=config,
         family=family,
@@ -68,7 +72,8 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         train=train,
         held_out=held_out,
         encoder=encoder,
-        banned=banned_token_ids(model_config, processor.tokenizer, eos_token_ids(model)),
+        closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
+        banned=banned,
         tower_frozen=config.towers_frozen and model_config.model_type in TAKEN,
     )
     admitted.stream()  # refuses fewer rows than a step takes

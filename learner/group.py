@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.closed_set import Answer
 from common.config import Config
 from common.errors import CheckpointError
 from common.placement import get, reserve
-from common.types import ImageFeatures, ScoredGroup, SharedFeatures, StepResult, WeightManifest
+from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.packing import Micro, deal, packed_cost, packed_length
 from learner.rank import LearnerRank, RankPack, RankStats
+from learner.written import unscored
 
 
 class LearnerGroup:
@@ -69,9 +71,27 @@ class LearnerGroup:
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
         """The policy's log-probs of every token, by group and completion, under the sampling settings."""
+        return self._logprobs(scored, cut=True)
+
+    def candidate_logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]
+    ) -> list[list[tuple[float, ...]]]:
+        """The policy's log-probs of every token of given answers, by prompt and answer: each prompt is read once.
+
+        They are of the whole distribution at `rollout.temperature`: neither top-k nor top-p leaves anything out.
+
+        Args:
+            answers: of each prompt, as `common.closed_set` writes them; the end of turn is an answer's last token.
+        """
+        return self._logprobs([unscored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False)
+
+    def _logprobs(self, scored: Sequence[ScoredGroup], *, cut: bool) -> list[list[tuple[float, ...]]]:
+        if not scored:
+            return []
         dealt = self._deal(scored)
         refs = [
-            rank.logprobs.remote(packs) for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
+            rank.logprobs.remote(packs, cut=cut)
+            for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
         ]
         answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
         by_group: dict[int, list[tuple[float, ...]]] = {}

@@ -148,10 +148,14 @@ class LearnerRank:
             lr=lr,
         )
 
-    def logprobs(self, packs: Sequence[RankPack]) -> list[list[float]]:
-        """The policy's log-prob of every completion token, one flat list a pack."""
+    def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
+        """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
+        sampling = self._sampling if cut else self._sampling | {"top_k": 0, "top_p": 1.0}
         with torch.no_grad():
-            return [self._score(self._engine, self._pack(pack)).logp.tolist() for pack in self._opened(packs)]
+            return [
+                packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist()
+                for pack in self._opened(packs)
+            ]
 
     def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """What the tower makes of each prompt's pictures."""

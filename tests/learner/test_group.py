@@ -24,7 +24,7 @@ from learner.group import LearnerGroup
 from learner.lora import add_adapters
 from learner.model import load_model
 from learner.schedule import learning_rate
-from learner.tower import embed
+from learner.tower import FrozenTower, embed
 from learner.weights import WeightSource
 from tests.learner import oracle, tiny
 
@@ -66,8 +66,10 @@ def settings(model: Path, *, ranks: int, stage: int, **model_keys: Any) -> Confi
 
 
 @contextmanager
-def opened(config: Config) -> Iterator[LearnerGroup]:
-    group = LearnerGroup(config, model_path=config.model.path, banned=tiny.BANNED, steps=config.steps)
+def opened(config: Config, *, tower_runs: bool = True) -> Iterator[LearnerGroup]:
+    group = LearnerGroup(
+        config, model_path=config.model.path, banned=tiny.BANNED, steps=config.steps, tower_runs=tower_runs
+    )
     try:
         group.ready(180)
         yield group
@@ -356,6 +358,30 @@ def oracle_norm() -> float:
     policy = tiny.model()
     torch.autograd.backward(oracle.loss(policy, policy, batch(0), SETTINGS, beta=0.0))
     return float(oracle.gradient(policy).norm())
+
+
+@pytest.mark.parametrize(("stage", "adapted"), [(1, True), (2, False), (3, False), (3, True)])
+def test_given_answers_are_scored_over_their_prompt(
+    ray_session: None, model_path: Path, stage: int, adapted: bool
+) -> None:
+    """By several ranks, adapters, and with features of a frozen tower: as a plain model scores each row, uncut."""
+    config = settings(model_path, ranks=2, stage=stage)
+    if adapted:
+        config = config.model_copy(update={"lora": LORA})
+    groups, plain = tiny.ragged(), tiny.model()
+    answers = [tuple(completion.token_ids for completion in scored.group.completions) for scored in groups]
+    with opened(config, tower_runs=not adapted) as group:
+        prompts = [scored.prompt for scored in groups]
+        if adapted:
+            prompts = FrozenTower(group, cache_bytes=1 << 20).featured(prompts)
+        found = group.candidate_logprobs(prompts, answers)
+        assert group.candidate_logprobs([], []) == []
+    whole = SETTINGS._replace(top_k=0, top_p=1.0)
+    for scored, rows in zip(groups, found, strict=True):
+        assert len(rows) == len(scored.group.completions)
+        for index, row in enumerate(rows):
+            wanted = oracle.row_logprobs(plain, plain, scored, index, whole)[0].detach()
+            np.testing.assert_allclose(row, wanted, atol=1e-5)
 
 
 def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:
