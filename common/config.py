@@ -190,6 +190,16 @@ class EvaluationConfig(_Section):
     """0: only before and after."""
     limit: Positive | None = None
     """Evaluate the first rows only."""
+    closed_set: bool | None = None
+    """Also choose the candidate with the highest log-prob, by the learner. null: in no-think mode, of sets in which
+    every question offers a list; true refuses a set in which one does not."""
+    sets: dict[str, str] = {}
+    """Further sets, evaluated at the same times, as in {cars: some/folder@test, new: "@new_test"}: PATH[@SPLIT], and
+    without a path a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
+    samples: NonNegative = 0
+    """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
+    at: list[Positive] = []
+    """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
 
 
 class CheckpointConfig(_Section):
@@ -198,7 +208,10 @@ class CheckpointConfig(_Section):
     every: NonNegative = 50
     """Steps between checkpoints; 0 keeps none."""
     keep: Positive = 2
-    """Newest ones kept, beside the best by held-out accuracy."""
+    """Newest ones kept, beside the best by `best_by`."""
+    best_by: str = "accuracy"
+    """Measure of the held-out rows that the best checkpoint has most of: accuracy, lenient, closed_set, macro_f1; of
+    another set, `SET/accuracy`; or H."""
     export: bool | Literal["merged", "adapter"] = True
     """Write the final weights in Hugging Face layout, adapters `merged` into them (as `true` does), or the `adapter`
     alone in PEFT's."""
@@ -309,6 +322,7 @@ class Config(_Section):
         if self.data.template is not None and (times := self.data.template.count("{problem}")) != 1:
             yield f"data.template = {self.data.template!r} holds {{problem}} {times} times: it must be there once"
         yield from self._trained_misfits()
+        yield from self._measured_misfits()
 
     def _trained_misfits(self) -> Iterator[str]:
         """Those of what is trained and where it lies."""
@@ -330,6 +344,12 @@ class Config(_Section):
             yield "model.freeze_vision = true with lora.targets = language_and_vision: choose one"
         if not self.lora.rank and self.checkpoint.export == "adapter":
             yield "checkpoint.export = adapter with lora.rank = 0: there is no adapter to write"
+
+    def _measured_misfits(self) -> Iterator[str]:
+        """Those of what is evaluated."""
+        at, samples = self.evaluation.at, self.evaluation.samples
+        if max(at, default=0) > samples:
+            yield f"evaluation.at = {at} with evaluation.samples = {samples}: no k above the samples can be measured"
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.

@@ -15,8 +15,21 @@ from common.families import Family, family_of
 from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
+from learner.sets import EvaluationSet, check_best_by, read_sets, with_closed_set
 from learner.tower import TAKEN
 from rollout.rewards.loading import check_functions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadModel:
+    """What the driver knows of a model: its files but for the weights."""
+
+    kind: str  # model_type
+    family: Family
+    path: str  # folder or hub id: `embedded:tiny` has been made
+    encoder: PromptEncoder
+    closed_set: ClosedSet
+    banned: tuple[int, ...]  # token ids neither side gives any probability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +41,7 @@ class Admitted:
     model_path: str  # folder or hub id: `embedded:tiny` has been made
     train: ExampleSource
     held_out: ExampleSource | None
+    sets: tuple[EvaluationSet, ...]  # the held-out rows first, if there are any
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
@@ -46,38 +60,60 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     """
     check_functions(config.reward)
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
+    sets = read_sets(config, held_out)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     if config.epochs is not None:
         passes, config = config.epochs, config.counted(len(train))
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
-    _check_aliases(config, [source for source in (train, held_out) if source], say)
-    model = resolved(config)
-    model_config, processor = load_model_config(model), load_processor(model)
-    family, size = family_of(model_config), config.rollout.group_size
-    if not family.shared_prefix:
+    _check_aliases(config, [train, *(one.source for one in sets)], say)
+    model, size = read_model(config), config.rollout.group_size
+    if not model.family.shared_prefix:
         say(
-            f"warning: nobody has tried {model_config.model_type} here: the learner reads every prompt {size} times "
+            f"warning: nobody has tried {model.kind} here: the learner reads every prompt {size} times "
             f"instead of once, in up to {size} times the time and memory"
         )
-    encoder = PromptEncoder(processor, config.data, family=family, share=shared)
-    for source in filter(None, (train, held_out)):
-        encoder.check(source)
-    ends = eos_token_ids(model)
-    banned = banned_token_ids(model_config, processor.tokenizer, ends)
+    model.encoder.check(train)
     admitted = Admitted(
         config=config,
-        family=family,
+        family=model.family,
         model_path=model.path,
         train=train,
         held_out=held_out,
-        encoder=encoder,
-        closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
-        banned=banned,
-        tower_frozen=config.towers_frozen and model_config.model_type in TAKEN,
+        sets=admit_sets(config, sets, model, say=say),
+        encoder=model.encoder,
+        closed_set=model.closed_set,
+        banned=model.banned,
+        tower_frozen=config.towers_frozen and model.kind in TAKEN,
     )
+    check_best_by(config, admitted.sets)
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
+
+
+def read_model(config: Config) -> ReadModel:
+    """Raises ModelError when it cannot be read."""
+    model = resolved(config)
+    model_config, processor = load_model_config(model), load_processor(model)
+    family, ends = family_of(model_config), eos_token_ids(model)
+    banned = banned_token_ids(model_config, processor.tokenizer, ends)
+    return ReadModel(
+        kind=model_config.model_type,
+        family=family,
+        path=model.path,
+        encoder=PromptEncoder(processor, config.data, family=family, share=shared),
+        closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
+        banned=banned,
+    )
+
+
+def admit_sets(
+    config: Config, sets: Sequence[EvaluationSet], model: ReadModel, *, say: Callable[[str], None]
+) -> tuple[EvaluationSet, ...]:
+    """The sets, each prompt of them measured. Raises DataError for what the model cannot be asked."""
+    for one in sets:
+        model.encoder.check(one.source)
+    return tuple(with_closed_set(one, model.closed_set, config, say=say) for one in sets)
 
 
 def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from common.prompts import PromptEncoder
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
+SEEN = {(DIGITS.path, "base_train"): ("base_train", "new_train")}
 VOCABULARY_MODES = ("no_think", "think")
 MANIFEST = "built.sha256"  # no .json: an export takes those over from its base model
 RECIPE: dict[str, Any] = {
@@ -50,6 +51,8 @@ RECIPE: dict[str, Any] = {
 def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Path:
     """Folder of the model made for `data.split`, in Hugging Face layout: built by the first call, found by later ones.
 
+    For the base half of the digits it is made of both halves: a pretrained model has seen what its users call new.
+
     Builds on one machine are equal to the last bit, so any number of processes may call this at once, and a folder
     that lost a file or a byte is made whole again.
 
@@ -58,8 +61,8 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
     """
     from common.data.sources import load
 
-    source = load(data, split=data.split)
-    examples = [source[row] for row in range(len(source))]
+    sources = [load(data, split=split) for split in SEEN.get((data.path, data.split), (data.split,))]
+    examples = [source[row] for source in sources for row in range(len(source))]
     home = (cache_dir or _default_cache()) / f"tiny-{_fingerprint(examples)}"
     if _is_sound(home):
         return home

@@ -22,8 +22,8 @@ from learner.checkpoint_store import CheckpointStore, verify
 from learner.console import open_console
 from learner.door import Admitted
 from learner.ending import Ending, undisturbed_close
-from learner.evaluate import evaluate
 from learner.group import LearnerGroup
+from learner.judging import Judge
 from learner.metrics import step_record
 from learner.probe import Probe
 from learner.profile import Profiler
@@ -151,13 +151,22 @@ class Run:
             self.tracker.samples(step, scored[: config.tracking.samples])
 
     def evaluate(self) -> None:
-        """Held-out accuracy of the weights as they are: first, last and every so often."""
-        version, held_out, every = self.version, self.admitted.held_out, self.config.evaluation.every
+        """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""
+        version, sets, every = self.version, self.admitted.sets, self.config.evaluation.every
         due = version in (0, self.config.steps) or (every and version % every == 0)
-        if held_out is None or not due or version in self.tracker.history.accuracies:
-            return
-        result = evaluate(self.fleet, held_out, self._encoded, self.config)
-        self.tracker.evaluation(version, result.row())
+        if sets and due and version not in self.tracker.history.evaluations:
+            self.tracker.evaluation(version, *self.judge.lines(sets))
+
+    @property
+    def judge(self) -> Judge:
+        """Of what the engines serve and the learner holds."""
+        return Judge(
+            config=self.config,
+            fleet=self.fleet,
+            learner=self.learner,
+            closed_set=self.admitted.closed_set,
+            encode=self._encoded,
+        )
 
     def _encoded(self, examples: Sequence[Example]) -> list[Prompt]:
         return self._featured([self.admitted.encoder.encode(example) for example in examples])
@@ -171,7 +180,7 @@ class Run:
             self.version,
             save=self._write_state,
             due=self.version == self.config.steps,
-            accuracy=self.tracker.history.accuracies.get(self.version),
+            score=self.tracker.history.measured(self.version, self.config.checkpoint.best_by),
         )
 
     def _write_state(self, folder: Path) -> DriverState:
@@ -195,7 +204,7 @@ def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator
         started: `time.monotonic()` at the start of the process, for the summary.
     """
     config = admitted.config
-    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
     point = _resume_point(config, folder, store)
     folder.begin(config)
     first_step = point.state.step if point else 0

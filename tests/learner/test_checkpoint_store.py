@@ -21,7 +21,7 @@ from learner.checkpoint_store import CheckpointStore, verify
 
 
 def save(store: CheckpointStore, step: int, *, accuracy: float | None = None, size: int = 3000) -> None:
-    with store.writing(step, accuracy=accuracy) as folder:
+    with store.writing(step, score=accuracy) as folder:
         (folder / "rank0").mkdir()
         (folder / "rank0" / "weights").write_bytes(step.to_bytes(4, "big") * (size // 4))
         (folder / "state.json").write_text(json.dumps({"step": step}))
@@ -108,7 +108,7 @@ def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, accuracy in ((10, 0.5), (20, 0.8), (30, None), (40, 0.8), (50, 0.7)):
         save(store, step, accuracy=accuracy)
     assert names(tmp_path) == ["best.json", "step-000020", "step-000040", "step-000050"]
-    assert (store.best(), store.best_accuracy()) == (20, 0.8)
+    assert (store.best(), store.best_score()) == (20, 0.8)
 
 
 def test_a_lost_future_goes_when_a_new_one_is_written(tmp_path: Path) -> None:
