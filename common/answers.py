@@ -119,9 +119,14 @@ def _strict(completion: str, label: str, mode: Mode) -> bool:
     return _nfc(answer) == _nfc(label) if mode == "no_think" else same_name(answer, label)
 
 
-def _lenient(completion: str, label: str, mode: Mode) -> bool:
+def first_answer(completion: str) -> str:
+    """What the seed's evaluation reads: the first answer block, else the whole completion."""
     block = _ANSWER.search(completion)
-    answer = block[1] if block else completion
+    return block[1] if block else completion
+
+
+def _lenient(completion: str, label: str, mode: Mode) -> bool:
+    answer = first_answer(completion)
     return _caseless(label.replace("_", " ")) in _caseless(answer.replace("_", " "))
 
 

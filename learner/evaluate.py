@@ -1,38 +1,112 @@
-"""Entry point: `python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] ... [--config recipe.yaml] [key=value]`
+"""Entry point: `python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] ... [--config RECIPE] [KEY=VALUE]...`
 
-Several models and several sets make a matrix. A model is a run folder (its export, read with the run's configuration),
-a Hugging Face folder or hub id, or `embedded:tiny`; the untrained model is the zero-shot baseline. Nothing is trained:
-engines serve the model's own weights, and a learner that only scores is there where candidates are.
+Nothing is trained: engines serve each model's own weights, and where candidates are scored a learner only scores. The
+untrained model is the zero-shot baseline, and its closed-set column the closed-set one.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import RollcallError
-from learner.main import FAILED, REFUSED, stoppable
+from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
-    from learner.door import ReadModel
-    from learner.invocation import Evaluation
     from learner.judging import Judge
-    from learner.sets import EvaluationSet
+    from learner.subject import Subject
+
+RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(asked: Evaluation) -> None:
-    """Every set by every model, one model after the other."""
+def evaluate(subjects: Sequence[Subject], *, out: Any, seed_format: Any) -> None:
+    """Every set by every model, one model after the other, written and shown."""
     from common.cluster import connected
-    from learner.evaluation_folder import EvaluationFolder
+    from learner.findings import Findings
+    from learner.run_folder import RunFolder
 
-    candidates = [admit(one) for one in asked.models]  # all of it is read and checked before anything starts
-    with closing(EvaluationFolder.open(asked, now=datetime.now().astimezone())) as folder:
-        with connected(candidates[0].config.cluster):
-            for one in candidates:
-                with judge(one) as judging:
-                    folder.add(one, judging.judged(one.sets))
-        folder.finish()
+    config = subjects[0].config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
+    with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
+        findings = Findings(folder.path)
+        with connected(config.cluster):
+            for subject in subjects:
+                with _judge(subject) as judge:
+                    for one, rows in judge.judged(subject.sets):
+                        findings.add(subject, one, rows)
+        print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
+
+
+@contextmanager
+def _judge(subject: Subject) -> Iterator[Judge]:
+    """Engines that serve the subject's own weights, and a learner that scores if a set wants it."""
+    from common.cluster import require
+    from learner.ending import undisturbed_close
+    from learner.group import LearnerGroup
+    from learner.judging import Judge
+    from rollout.fleet import OWN_WEIGHTS, RolloutFleet
+    from rollout.spec import engine_spec
+
+    config, model, learner = subject.config, subject.model, None
+    with undisturbed_close() as parts:
+        require(_demand(subject), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
+        if subject.scores:
+            learner = LearnerGroup(config, model_path=model.path, banned=model.banned, steps=0)
+            parts.callback(learner.close)
+        spec = engine_spec(config, model_path=model.path, banned=model.banned)
+        fleet = RolloutFleet(config, spec, on_event=_tell)
+        parts.callback(fleet.close)
+        if learner:
+            learner.ready(config.learner.start_timeout_s)
+        fleet.ready()
+        fleet.load(OWN_WEIGHTS)
+        yield Judge(
+            config=config,
+            fleet=fleet,
+            learner=learner,
+            closed_set=model.closed_set,
+            encode=lambda examples: [model.encoder.encode(example) for example in examples],
+        )
+
+
+def _demand(subject: Subject) -> dict[str, float]:
+    from common.cluster import demand
+
+    nobody: dict[str, Any] = {"reward": subject.config.reward.model_copy(update={"workers": 0})}
+    if not subject.scores:
+        nobody["learner"] = subject.config.learner.model_copy(update={"ranks": 0})
+    return demand(subject.config.model_copy(update=nobody))
+
+
+def _tell(kind: str, **fields: Any) -> None:
+    from learner.console import QUIET, event_line
+
+    if kind not in QUIET:
+        print("event " + event_line(kind, fields), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 stopped by a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = REFUSED
+    try:
+        from learner.subject import admit, parse
+
+        asked = parse(sys.argv[1:] if argv is None else argv)
+        models = asked.models.items()
+        subjects = [admit(config, name, held_out=asked.held_out, say=print) for name, config in models]
+        code = FAILED
+        evaluate(subjects, out=asked.out, seed_format=asked.seed_format)
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

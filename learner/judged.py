@@ -50,6 +50,7 @@ class Judged:
     """One row of a set and all that was answered to it."""
 
     id: str
+    problem: str
     label: str
     listed: bool  # its question offers a list
     greedy: Answer
@@ -74,6 +75,7 @@ def judge(
     offered = listed or labels
     return Judged(
         id=example.id,
+        problem=example.problem,
         label=example.label,
         listed=listed is not None,
         greedy=_answer(greedy, example.label, offered, data),

@@ -103,7 +103,7 @@ class LearnerRank:
         policy = self._policy()
         self._base = base_identity(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
-        self._engine = zero.trained(policy, config)
+        self._engine = zero.trained(policy, config) if self._steps else zero.scoring(policy, config)
         self._reference = self._make_reference()
         self._gathered = zero.gatherer(config)
         self._source = WeightSource(

@@ -68,12 +68,17 @@ class RolloutEngine:
     def load(self, manifest: WeightManifest) -> int:
         """Replace every weight by those of the manifest, reset the caches, return the version now served.
 
+        A manifest without any serves those of the checkpoint, before others were loaded.
+
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
         from rollout.weights import load_weights, receive_nccl
 
+        if not manifest.buckets and self._version is None:
+            self._version = manifest.version
+            return manifest.version
         keep = manifest.vision_unchanged and self._version is not None
         tensors = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
         self._version = None  # half-loaded weights must never serve
