@@ -9,6 +9,8 @@ from common.aliases import check_aliases
 from common.candidates import candidates
 from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
+from common.data.labels import settle, untellable
+from common.data.lint import lint_sources
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
 from common.families import Family, family_of
@@ -51,7 +53,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     if config.epochs is not None:
         passes, config = config.epochs, config.counted(len(train))
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
-    _check_aliases(config, [source for source in (train, held_out) if source], say)
+    sources = [source for source in (train, held_out) if source]
+    _check_aliases(config, sources, say)
+    settle(config.data.path, lint_sources(sources, mode=config.data.mode), say=say)
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
     family, size = family_of(model_config), config.rollout.group_size
@@ -61,8 +65,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
             f"instead of once, in up to {size} times the time and memory"
         )
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
-    for source in filter(None, (train, held_out)):
+    for source in sources:
         encoder.check(source)
+    _check_lengths(config, sources, encoder.count, say)
     ends = eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
     admitted = Admitted(
@@ -86,6 +91,15 @@ def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callab
     labels = offered.union(*(source.labels for source in sources))
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
+
+
+def _check_lengths(
+    config: Config, sources: Sequence[ExampleSource], count: Callable[[str], int], say: Callable[[str], None]
+) -> None:
+    """Raises DataError naming the labels that a completion is too short for: their reward would always be 0."""
+    labels = sorted({label for source in sources for label in source.labels})
+    limit = config.rollout.max_completion_tokens
+    settle(config.data.path, [untellable(labels, config.data.aliases, count, limit)], say=say)
 
 
 def resolved(config: Config) -> ModelConfig:
