@@ -112,11 +112,19 @@ def same_name(one: str, other: str) -> bool:
     return _caseless(one) == _caseless(other)
 
 
+def compared(name: str, mode: Mode) -> str:
+    """What the strict metric sees of a name: labels that are equal here cannot be told apart."""
+    return _nfc(name) if mode == "no_think" else _caseless(name)
+
+
+def searched(text: str) -> str:
+    """What the lenient metric sees of a label and of an answer: it looks for the one in the other."""
+    return _caseless(text.replace("_", " "))
+
+
 def _strict(completion: str, label: str, mode: Mode) -> bool:
     answer = extract(completion, mode)
-    if answer is None:
-        return False
-    return _nfc(answer) == _nfc(label) if mode == "no_think" else same_name(answer, label)
+    return answer is not None and compared(answer, mode) == compared(label, mode)
 
 
 def first_answer(completion: str) -> str:
@@ -126,8 +134,7 @@ def first_answer(completion: str) -> str:
 
 
 def _lenient(completion: str, label: str, mode: Mode) -> bool:
-    answer = first_answer(completion)
-    return _caseless(label.replace("_", " ")) in _caseless(answer.replace("_", " "))
+    return searched(label) in searched(first_answer(completion))
 
 
 def _untagged(text: str) -> bool:

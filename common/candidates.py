@@ -25,3 +25,13 @@ def candidates(problem: str) -> list[str] | None:
 def with_candidates(question: str, labels: Iterable[str]) -> str:
     """The question followed by its class list, as CLS-RL words it."""
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
+
+
+def relisted(problem: str, labels: Iterable[str]) -> str:
+    """The question with other labels in its list, and every other character as it was."""
+    return _LIST.sub(lambda found: found[0].replace(found[1], f" {', '.join(labels)}"), problem, count=1)
+
+
+def breaks_list(label: str) -> bool:
+    """Whether a list that holds the label cannot be read back: commas separate labels, a bracket ends the list."""
+    return candidates(with_candidates("", [label])) != [label]

@@ -115,6 +115,10 @@ class PromptEncoder:
                 self._cache.put(key, features, features.nbytes)
         return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
 
+    def count(self, text: str) -> int:
+        """Tokens of a piece of text alone."""
+        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def check(self, source: ExampleSource) -> None:
         """Measure every prompt of `source` without touching a pixel.
 

@@ -9,6 +9,8 @@ from common.aliases import check_aliases
 from common.candidates import candidates
 from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
+from common.data.labels import settle, untellable
+from common.data.lint import lint_sources
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
 from common.families import Family, family_of
@@ -66,7 +68,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     if config.epochs is not None:
         passes, config = config.epochs, config.counted(len(train))
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
-    _check_aliases(config, [train, *(one.source for one in sets)], say)
+    sources = [source for source in (train, held_out) if source]
+    _check_aliases(config, [*sources, *(one.source for one in sets)], say)
+    settle(config.data.path, lint_sources(sources, mode=config.data.mode), say=say)
     model, size = read_model(config), config.rollout.group_size
     if not model.family.shared_prefix:
         say(
@@ -74,19 +78,21 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
             f"instead of once, in up to {size} times the time and memory"
         )
     model.encoder.check(train)
+    sets = admit_sets(config, sets, model, say=say)
+    check_lengths(config, sources, model.encoder.count, say)
     admitted = Admitted(
         config=config,
         family=model.family,
         model_path=model.path,
         train=train,
         held_out=held_out,
-        sets=admit_sets(config, sets, model, say=say),
+        sets=tuple(sets),
         encoder=model.encoder,
         closed_set=model.closed_set,
         banned=model.banned,
         tower_frozen=config.towers_frozen and model.kind in TAKEN,
     )
-    check_best_by(config, admitted.sets)
+    check_best_by(config, sets)
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
 
@@ -109,11 +115,11 @@ def read_model(config: Config) -> ReadModel:
 
 def admit_sets(
     config: Config, sets: Sequence[EvaluationSet], model: ReadModel, *, say: Callable[[str], None]
-) -> tuple[EvaluationSet, ...]:
+) -> list[EvaluationSet]:
     """The sets, each prompt of them measured. Raises DataError for what the model cannot be asked."""
     for one in sets:
         model.encoder.check(one.source)
-    return tuple(with_closed_set(one, model.closed_set, config, say=say) for one in sets)
+    return [with_closed_set(one, model.closed_set, config, say=say) for one in sets]
 
 
 def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:
@@ -122,6 +128,15 @@ def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callab
     labels = offered.union(*(source.labels for source in sources))
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
+
+
+def check_lengths(
+    config: Config, sources: Sequence[ExampleSource], count: Callable[[str], int], say: Callable[[str], None]
+) -> None:
+    """Raises DataError naming the labels that a completion is too short for: their reward would always be 0."""
+    labels = sorted({label for source in sources for label in source.labels})
+    limit = config.rollout.max_completion_tokens
+    settle(config.data.path, [untellable(labels, config.data.aliases, count, limit)], say=say)
 
 
 def resolved(config: Config) -> ModelConfig:

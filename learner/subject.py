@@ -9,9 +9,10 @@ from pathlib import Path
 
 from common import cli
 from common.config import Config, LoraConfig
+from common.data.lint import lint_sources, settle
 from common.data.sources import load_held_out
 from common.errors import ConfigError, ModelError
-from learner.door import ReadModel, admit_sets, read_model
+from learner.door import ReadModel, admit_sets, check_lengths, read_model
 from learner.sets import EvaluationSet, read_sets, split_place
 
 USAGE = """\
@@ -96,7 +97,10 @@ def admit(config: Config, name: str, *, held_out: bool, say: Callable[[str], Non
             "there is nothing to evaluate on", got="no --data, and data.eval_split = null", remedy="pass --data PLACE"
         )
     model = read_model(config)
-    return Subject(name=name, config=config, model=model, sets=admit_sets(config, sets, model, say=say))
+    for one in sets:
+        settle(one.name, lint_sources([one.source], mode=config.data.mode), say=say)
+        check_lengths(config, [one.source], model.encoder.count, say)
+    return Subject(name=name, config=config, model=model, sets=tuple(admit_sets(config, sets, model, say=say)))
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -41,6 +41,12 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
     return _hub(path)
 
 
+def place_and_split(text: str) -> tuple[str, str | None]:
+    """Path and split of `PATH[@SPLIT]`, a place of data on a command line; None where it names no split."""
+    path, at, split = text.rpartition("@")
+    return (path, split) if at and split and not Path(text).exists() else (text, None)
+
+
 def _folder(place: Path, question: str) -> dict[str, Opener]:
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return _saved(place)
