@@ -9,7 +9,8 @@ from pathlib import Path
 
 from common import cli
 from common.config import Config, LoraConfig
-from common.data.lint import lint_sources, settle
+from common.data.labels import settle
+from common.data.lint import lint_sources
 from common.data.sources import load_held_out
 from common.errors import ConfigError, ModelError
 from learner.door import ReadModel, admit_sets, check_lengths, read_model
@@ -115,7 +116,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         if word in ("--closed-set", "--no-closed-set"):
             rest.append(f"evaluation.closed_set={'false' if word.startswith('--no') else 'true'}")
         elif flag in own:
-            if not equals and not words:
+            if not equals and (not words or words[0].startswith("--")):
                 raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
             own[flag].append(value if equals else words.pop(0))
         else:
