@@ -109,7 +109,12 @@ def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = Non
 
 def same_name(one: str, other: str) -> bool:
     """Whether two names are one and the same but for case, Unicode form and the space around them."""
-    return _caseless(one) == _caseless(other)
+    return caseless(one) == caseless(other)
+
+
+def caseless(text: str) -> str:
+    """`text` as names are compared in any case: NFC, case folded, without the space around it."""
+    return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
 def _strict(completion: str, label: str, mode: Mode) -> bool:
@@ -122,7 +127,7 @@ def _strict(completion: str, label: str, mode: Mode) -> bool:
 def _lenient(completion: str, label: str, mode: Mode) -> bool:
     block = _ANSWER.search(completion)
     answer = block[1] if block else completion
-    return _caseless(label.replace("_", " ")) in _caseless(answer.replace("_", " "))
+    return caseless(label.replace("_", " ")) in caseless(answer.replace("_", " "))
 
 
 def _untagged(text: str) -> bool:
@@ -131,10 +136,6 @@ def _untagged(text: str) -> bool:
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _caseless(text: str) -> str:
-    return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
 _VARIANTS: Mapping[Variant, Callable[[str, str, Mode], bool]] = {"strict": _strict, "lenient": _lenient}
