@@ -16,7 +16,8 @@ from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from learner.tower import TAKEN
-from rollout.rewards.loading import check_functions
+from rollout.rewards.door import check_rewards
+from rollout.rewards.loading import asking, check_functions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         passes, config = config.epochs, config.counted(len(train))
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
     _check_aliases(config, [source for source in (train, held_out) if source], say)
+    check_rewards(config, train.outlines)
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
     family, size = family_of(model_config), config.rollout.group_size
@@ -76,16 +78,22 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         banned=banned,
         tower_frozen=config.towers_frozen and model_config.model_type in TAKEN,
     )
+    if asking(config.reward.functions, "beliefs"):
+        admitted.closed_set.answers(_offered(train))  # refuses what this model cannot say
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
 
 
 def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:
-    problems = {outline.problem for source in sources for outline in source.outlines}
-    offered = {label for problem in problems for label in candidates(problem) or ()}
-    labels = offered.union(*(source.labels for source in sources))
+    labels = {label for source in sources for label in (*_offered(source), *source.labels)}
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
+
+
+def _offered(source: ExampleSource) -> list[str]:
+    """Every candidate of any row."""
+    problems = {outline.problem for outline in source.outlines}
+    return sorted({label for problem in problems for label in candidates(problem) or ()})
 
 
 def resolved(config: Config) -> ModelConfig:
