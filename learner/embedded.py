@@ -123,8 +123,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
 
 
 def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
-    """Prompts of both modes, and of the data's own, and the pieces of answers. A no-think prompt is no longer for knowing
-    think mode."""
+    """Prompts of both modes and of the data's own, and the pieces of answers. No-think prompts are as short as alone."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from common.prompts import messages
