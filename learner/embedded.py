@@ -37,6 +37,7 @@ FORMS: Mapping[Mode, tuple[str, ...]] = {  # what the warm-up teaches to say in 
     "think_after_answer": ("<answer>{label}</answer>\n<reason>it looks like {label}</reason>",),
     "adaptive": (_THOUGHT, "<answer>{label}</answer>"),
 }
+MORE_STEPS: Mapping[Mode, int] = {"no_think": 0, "think": 13, "think_after_answer": 13, "adaptive": 13}  # more to say
 MANIFEST = "built.sha256"  # no .json: an export takes those over from its base model
 RECIPE: dict[str, Any] = {
     "version": 2,  # raise it when the code below changes what is built
@@ -112,7 +113,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
             model = Qwen2VLForConditionalGeneration(_config(tokenizer))
-            _warm_up(model, tokenizer, encoder, examples, FORMS[data.mode])
+            _warm_up(model, tokenizer, encoder, examples, data.mode)
     finally:
         torch.set_num_threads(threads)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -123,7 +124,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
 
 
 def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
-    """Prompts of both modes and of the data's own, and the pieces of answers. No-think prompts are as short as alone."""
+    """Prompts of both modes and of the data's own, and the pieces of answers. No-think prompts are no longer for it."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from common.prompts import messages
@@ -164,18 +165,18 @@ def _warm_up(
     tokenizer: PreTrainedTokenizerFast,
     encoder: PromptEncoder,
     examples: Sequence[Example],
-    forms: Sequence[str],
+    mode: Mode,
 ) -> None:
-    """A few supervised steps on right answers, said in each of `forms` in turn."""
+    """A few supervised steps on right answers, said in each form of the mode in turn."""
     import torch
 
     plan = RECIPE["warm_up"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan["lr"], betas=plan["betas"], weight_decay=0.0)
     ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / plan["ramp"]))
     model.train()
-    for _ in range(plan["steps"]):
+    for _ in range(plan["steps"] + MORE_STEPS[mode]):
         drawn = [examples[row] for row in torch.randint(len(examples), (plan["batch"],)).tolist()]
-        said = [form.replace(LABEL, example.label) for form, example in zip(cycle(forms), drawn)]
+        said = [form.replace(LABEL, example.label) for form, example in zip(cycle(FORMS[mode]), drawn)]
         answers = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(said)["input_ids"]]
         batch = _batch([encoder.encode(example) for example in drawn], answers, tokenizer)
         optimizer.zero_grad()
@@ -225,7 +226,8 @@ def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
     from learner.vocabulary import CHAT_TEMPLATE
 
     templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
-    own = [] if _is_plain(data) else [data.template or prompts.TEMPLATES[data.mode], prompts.SYSTEM, FORMS[data.mode]]
+    wording = data.template or prompts.TEMPLATES[data.mode]
+    own = [] if _is_plain(data) else [wording, prompts.SYSTEM, FORMS[data.mode], MORE_STEPS[data.mode]]
     content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())
