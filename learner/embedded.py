@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -37,7 +38,7 @@ FORMS: Mapping[Mode, tuple[str, ...]] = {  # what the warm-up teaches to say in 
     "think_after_answer": ("<answer>{label}</answer>\n<reason>it looks like {label}</reason>",),
     "adaptive": (_THOUGHT, "<answer>{label}</answer>"),
 }
-MORE_STEPS: Mapping[Mode, int] = {"no_think": 0, "think": 13, "think_after_answer": 13, "adaptive": 13}  # more to say
+MORE_STEPS: Mapping[Mode, int] = {"no_think": 0, "think": 13, "think_after_answer": 6, "adaptive": 13}  # more to say
 MANIFEST = "built.sha256"  # no .json: an export takes those over from its base model
 RECIPE: dict[str, Any] = {
     "version": 2,  # raise it when the code below changes what is built
@@ -137,7 +138,13 @@ def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
         yield from render_jinja_template(chats, chat_template=CHAT_TEMPLATE, add_generation_prompt=True)[0]
     yield from sorted({example.label for example in examples})
     yield from ("<think>", "</think>", "<answer>", "</answer>")
-    yield from (piece for form in FORMS[data.mode] for piece in form.split(LABEL) if piece)
+    yield from _pieces(data.mode)
+
+
+def _pieces(mode: Mode) -> list[str]:
+    """What stands around the labels; an answer ends with a token, because candidates are scored up to there."""
+    ends = re.compile(rf"{re.escape(LABEL)}|(?<=</answer>)")
+    return [piece for form in FORMS[mode] for piece in ends.split(form) if piece]
 
 
 def _is_plain(data: DataConfig) -> bool:
@@ -227,7 +234,7 @@ def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
 
     templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
     wording = data.template or prompts.TEMPLATES[data.mode]
-    own = [] if _is_plain(data) else [wording, prompts.SYSTEM, FORMS[data.mode], MORE_STEPS[data.mode]]
+    own = [] if _is_plain(data) else [wording, prompts.SYSTEM, _pieces(data.mode), MORE_STEPS[data.mode]]
     content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())
