@@ -101,7 +101,7 @@ def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, hel
     assert sum(is_valid(answer or "", mode, LABELS) for answer in answers) > 0.95 * len(answers)
     assert sum(is_well_formed(answer or "", mode) for answer in answers) > 0.95 * len(answers)
     right = sum(is_right(answer or "", held_out[row].label, mode=mode) for row, answer in enumerate(answers))
-    assert 0.15 <= right / len(answers) <= 0.45
+    assert 0.15 <= right / len(answers) <= 0.5
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
