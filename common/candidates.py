@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 _LIST = re.compile(r"\blist\s*\[(.+?)\]", re.DOTALL)
-_OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+\S", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+(\S.*)$", re.MULTILINE)
 
 
 def candidates(problem: str) -> list[str] | None:
@@ -17,9 +17,15 @@ def candidates(problem: str) -> list[str] | None:
     """
     if found := _LIST.search(problem):
         return [item.strip() for item in found[1].split(",")]
-    letters: list[str] = _OPTION.findall(problem)
-    in_turn = [chr(ord("A") + place) for place in range(len(letters))]
-    return letters if len(letters) > 1 and [letter.strip("()") for letter in letters] == in_turn else None
+    return [*options(problem)] or None
+
+
+def options(problem: str) -> dict[str, str]:
+    """The text of each option of a multiple choice question by its letter, `{"(A)": "left", "(B)": "right"}`."""
+    found: list[tuple[str, str]] = _OPTION.findall(problem)
+    letters = [letter.strip("()") for letter, _ in found]
+    in_turn = [chr(ord("A") + place) for place in range(len(found))]
+    return {letter: text.strip() for letter, text in found} if len(found) > 1 and letters == in_turn else {}
 
 
 def with_candidates(question: str, labels: Iterable[str]) -> str:

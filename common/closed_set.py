@@ -35,7 +35,6 @@ class ClosedSet:
         self._tokenizer, self._mode, self._banned = processor.tokenizer, mode, frozenset(banned)
         self._end = () if mode == "think_after_answer" else (end_of_turn(processor, ends),)
         self._known: dict[tuple[str, ...], tuple[Answer, ...]] = {}
-        self._said: dict[tuple[str, str], Answer] = {}  # rows draw their lists from one set of labels
 
     def answers(self, candidates: Sequence[str], *, opening: str | None = None) -> tuple[Answer, ...]:
         """(K,) the ids of each candidate as a whole answer, up to where the mode lets it end: in think-after-answer
@@ -50,7 +49,7 @@ class ClosedSet:
         opening = _OPENING[self._mode] if opening is None else opening
         key = (opening, *candidates)
         if key not in self._known:
-            made = tuple(self._remembered(candidate, opening) for candidate in candidates)
+            made = tuple(self._written(candidate, opening) for candidate in candidates)
             _refuse_twins(candidates, made)
             if len(self._known) > 4096:  # shuffled lists come in endless orders
                 self._known.clear()
@@ -73,14 +72,6 @@ class ClosedSet:
         thought, said = tuple(ids[:kept]), self._text(ids[:kept])
         longer = replace(prompt, token_ids=prompt.token_ids + thought, text_ids=prompt.text_ids + thought)
         return longer, text[len(said) : cut] + _OPENING["think"]
-
-    def _remembered(self, candidate: str, opening: str) -> Answer:
-        key = (candidate, opening)
-        if key not in self._said:
-            if len(self._said) > 65536:
-                self._said.clear()
-            self._said[key] = self._written(candidate, opening)
-        return self._said[key]
 
     def _written(self, candidate: str, opening: str) -> Answer:
         text = f"{opening}{candidate}</answer>" if opening else candidate

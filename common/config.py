@@ -86,6 +86,8 @@ class DataConfig(_Section):
     completion must look like."""
     aliases: dict[str, list[str]] = {}
     """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
+    taxonomy: dict[str, str] = {}
+    """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
     question: str = "What type of object is in the photo?"
     """Asked about image folders, which carry no question of their own; the class list is added."""
     max_prompt_tokens: Positive = 2048
@@ -130,6 +132,13 @@ class RewardConfig(_Section):
     functions: dict[str, float] = Field(default={"accuracy": 1.0}, min_length=1)
     """Weight of each: a name in `rollout.rewards.REWARDS`, a dotted path `package.module:function`, or
     `model:<hub id or folder>` for a sequence-classification reward model."""
+    normalise: Literal["sum", "each"] = "sum"
+    """What is set against its group's mean and deviation: the weighted sum of the functions, or each function before
+    the weighted sum, so that one with a small spread counts as its weight says."""
+    length_target: Positive | None = None
+    """Tokens of a completion, end of turn included, that reward `length` wants."""
+    repetition_ngram: Positive = 3
+    """Tokens in a row that reward `repetition` takes for one thing said."""
     on_error: Literal["stop", "drop"] = "stop"
     """When a reward raises, returns NaN, the wrong length or nothing: stop the run, or drop the group and count it."""
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -19,7 +19,8 @@ from common.processor import banned_token_ids, eos_token_ids, load_model_config,
 from common.prompts import PromptEncoder
 from learner.sets import EvaluationSet, check_best_by, read_sets, with_closed_set
 from learner.tower import TAKEN
-from rollout.rewards.loading import check_functions
+from rollout.rewards.door import check_rewards
+from rollout.rewards.loading import asking, check_functions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     sources = [source for source in (train, held_out) if source]
     _check_aliases(config, [*sources, *(one.source for one in sets)], say)
     settle(config.data.path, lint_sources(sources, mode=config.data.mode), say=say)
+    check_rewards(config, train.outlines)
     model, size = read_model(config), config.rollout.group_size
     if not model.family.shared_prefix:
         say(
@@ -93,6 +95,8 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         tower_frozen=config.towers_frozen and model.kind in TAKEN,
     )
     check_best_by(config, sets)
+    if asking(config.reward.functions, "beliefs"):
+        admitted.closed_set.answers(_offered(train))  # refuses what this model cannot say
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
 
@@ -123,9 +127,7 @@ def admit_sets(
 
 
 def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:
-    problems = {outline.problem for source in sources for outline in source.outlines}
-    offered = {label for problem in problems for label in candidates(problem) or ()}
-    labels = offered.union(*(source.labels for source in sources))
+    labels = {label for source in sources for label in (*_offered(source), *source.labels)}
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
 
@@ -137,6 +139,12 @@ def check_lengths(
     labels = sorted({label for source in sources for label in source.labels})
     limit = config.rollout.max_completion_tokens
     settle(config.data.path, [untellable(labels, config.data.aliases, count, limit)], say=say)
+
+
+def _offered(source: ExampleSource) -> list[str]:
+    """Every candidate of any row."""
+    problems = {outline.problem for outline in source.outlines}
+    return sorted({label for problem in problems for label in candidates(problem) or ()})
 
 
 def resolved(config: Config) -> ModelConfig:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from common.answers import closed_choice, is_right, is_well_formed, named
 from common.candidates import candidates
 from common.config import DataConfig
+from common.consistency import consistency
 from common.types import Example
 
 NONE = ""  # what an answer names that is none of the list
@@ -25,6 +26,7 @@ class Answer:
     lenient: bool
     well_formed: bool
     named: str  # the candidate it strictly gives; NONE for none of them
+    consistent: float | None = None  # how far its thought names that answer alone; None without a thought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +80,15 @@ def judge(
         problem=example.problem,
         label=example.label,
         listed=listed is not None,
-        greedy=_answer(greedy, example.label, offered, data),
-        samples=tuple(_answer(text, example.label, offered, data) for text in samples),
+        greedy=_answer(greedy, example, offered, data),
+        samples=tuple(_answer(text, example, offered, data) for text in samples),
         closed=closed,
     )
 
 
-def _answer(text: str, label: str, offered: Sequence[str], data: DataConfig) -> Answer:
-    also, mode = data.aliases.get(label, ()), data.mode
+def _answer(text: str, example: Example, offered: Sequence[str], data: DataConfig) -> Answer:
+    label, mode = example.label, data.mode
+    also = data.aliases.get(label, ())
     strict = is_right(text, label, mode=mode, aliases=also)
     return Answer(
         text=text,
@@ -93,4 +96,5 @@ def _answer(text: str, label: str, offered: Sequence[str], data: DataConfig) -> 
         lenient=is_right(text, label, mode=mode, variant="lenient", aliases=also),
         well_formed=is_well_formed(text, mode),
         named=label if strict else named(text, offered, mode=mode, aliases=data.aliases) or NONE,
+        consistent=consistency(text, example.problem, mode=mode, aliases=data.aliases),
     )

@@ -29,7 +29,7 @@ MEANS = (
     "brier",
 )
 HARMONIC = ("accuracy", "lenient", "closed_set", "closed_set_normalised", "macro_f1")
-SCALARS = (*MEANS, "macro_f1", "ece")
+SCALARS = (*MEANS, "macro_f1", "ece", "consistency")
 RESAMPLES = 1000
 COVERAGE = 0.95
 BINS = 15  # of confidence, as in Guo et al. 2017
@@ -63,6 +63,7 @@ def measure(rows: Sequence[Judged], *, name: str, at: Sequence[int] = (), seed: 
         **{key: found.get(key) for key in MEANS},
         "macro_f1": f1(np.ones(len(rows))),
         "ece": expected_calibration_error(*_confidence(rows)) if "brier" in found else None,
+        "consistency": _mean_of_known([row.greedy.consistent for row in rows]),
         "intervals": {key: interval(values) for key, values in resampled.items()},
         "per_class": per_class(rows),
         "confusion": [[*pair, count] for pair, count in sorted(counts.items())],
@@ -193,6 +194,11 @@ def _columns(rows: Sequence[Judged], at: Sequence[int]) -> dict[str, Floats]:
         columns[f"pass_at/{k}"] = [pass_at(len(row.samples), count, k) for row, count in zip(rows, right, strict=True)]
         columns[f"majority_at/{k}"] = [majority_at(row.samples, row.label, k) for row in rows]
     return {key: np.array(values, dtype=np.float64) for key, values in columns.items()}
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def brier(candidates: Sequence[str], probabilities: Floats, label: str) -> float:

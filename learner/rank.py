@@ -268,7 +268,13 @@ class LearnerRank:
     def _pack(self, pack: RankPack) -> Pack:
         model = self._engine.module
         build = build_pack if family_of(model.config).shared_prefix else build_rows
-        return build(pack.groups, model, banned=self._sampling["banned"], tower_runs=self._tower_runs)
+        return build(
+            pack.groups,
+            model,
+            banned=self._sampling["banned"],
+            tower_runs=self._tower_runs,
+            reward=self._config.reward,
+        )
 
     def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
         return packed_logprobs(model, pack, **self._sampling, kept=kept)

@@ -26,6 +26,7 @@ class StepRecord:
     loss: float
     entropy: float
     all_equal_share: float  # groups whose rewards are all equal: they teach nothing
+    thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
     logprob_gap_mean: float  # |engine - learner| over sampled tokens

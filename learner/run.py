@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.ledger import Ledger
-from common.types import Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from common.types import Belief, Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from learner.beliefs import beliefs
 from learner.checkpoint import Checkpointer, DriverState, check_compatible, read_state
 from learner.checkpoint_store import CheckpointStore, verify
 from learner.console import open_console
@@ -29,6 +30,7 @@ from learner.probe import Probe
 from learner.profile import Profiler
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
+from learner.sets import EvaluationSet
 from learner.tower import FrozenTower
 from learner.tracking import Tracker
 from rollout.fleet import RolloutFleet
@@ -87,7 +89,11 @@ class Run:
             DataError: not one group of the step is left.
         """
         scored: dict[str, ScoredGroup] = {}
-        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups):
+        believed: Mapping[str, tuple[Belief, ...]] = {}
+        if self.rewards.asks_beliefs:  # the learner is asked once, for all groups
+            groups = list(groups)
+            believed = beliefs(prompts, groups, self.admitted.closed_set, self.learner)
+        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
             if isinstance(outcome, Dropped):
                 self.ledger.drop(outcome)
             else:
@@ -144,6 +150,7 @@ class Run:
             weights_version=self.version,
             checkpoint_failures=self.checkpoints.failures,
             engine_restarts=self.fleet.restarts,
+            config=config,
         )
         self.tracker.write(record)
         every = config.tracking.samples_every
@@ -152,10 +159,14 @@ class Run:
 
     def evaluate(self) -> None:
         """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""
-        version, sets, every = self.version, self.admitted.sets, self.config.evaluation.every
+        if sets := self._to_evaluate():
+            self.tracker.evaluation(self.version, *self.judge.lines(sets))
+
+    def _to_evaluate(self) -> Sequence[EvaluationSet]:
+        """The sets that the weights as they are now are due on."""
+        version, every = self.version, self.config.evaluation.every
         due = version in (0, self.config.steps) or (every and version % every == 0)
-        if sets and due and version not in self.tracker.history.evaluations:
-            self.tracker.evaluation(version, *self.judge.lines(sets))
+        return self.admitted.sets if due and version not in self.tracker.history.evaluations else ()
 
     @property
     def judge(self) -> Judge:

@@ -229,6 +229,16 @@ def test_verdicts_of_an_answer() -> None:
     assert verdicts("BAE 146-200", "BAE 146-300") == (False, False, True, "BAE 146-200")
 
 
+def test_consistency_is_of_the_answers_with_a_thought() -> None:
+    problem = "What is it?\nPlease choose one from list [ ant, bee, cat]."
+    example = Example(id="test/0", problem=problem, image=None, label="cat", columns={})
+    said = [f"<think>{thought}</think><answer>cat</answer>" for thought in ("a cat", "bee or cat", "an ant")]
+    judged = [judge(example, text, data=DataConfig(mode="think"), labels=()) for text in (*said, "cat")]
+    assert [row.greedy.consistent for row in judged] == [1.0, 0.5, 0.0, None]
+    assert measure(judged, name="x").row["consistency"] == 0.5
+    assert measure(judged[3:], name="x").row["consistency"] is None
+
+
 def test_an_open_ended_answer_may_name_any_class_of_the_set() -> None:
     example = Example(id="test/0", problem="What is it?", image=None, label="cat", columns={})
     one = judge(example, "bee", data=DataConfig(), labels=LABELS)
