@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import RollcallError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(subjects: Sequence[Subject], *, out: Any, seed_format: Any) -> None:
+def evaluate(subjects: Sequence[Subject], *, out: Path | None, seed_format: Path | None) -> None:
     """Every set by every model, one model after the other, written and shown."""
     from common.cluster import connected
     from learner.findings import Findings
