@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +18,26 @@ from common.errors import RollcallError
 from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
+    from common.config import Config
     from learner.judging import Judge
+    from learner.run_folder import RunFolder
     from learner.subject import Subject
 
 RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(subjects: Sequence[Subject], *, out: Path | None, seed_format: Path | None) -> None:
+def evaluate(subjects: Sequence[Subject], folder: RunFolder, *, seed_format: Path | None) -> None:
     """Every set by every model, one model after the other, written and shown."""
     from common.cluster import connected
     from learner.findings import Findings
-    from learner.run_folder import RunFolder
 
-    config = subjects[0].config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
-    with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
-        findings = Findings(folder.path)
-        with connected(config.cluster):
-            for subject in subjects:
-                with _judge(subject) as judge:
-                    for one, rows in judge.judged(subject.sets):
-                        findings.add(subject, one, rows)
-        print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
+    findings = Findings(folder.path)
+    with connected(subjects[0].config.cluster):
+        for subject in subjects:
+            with _judge(subject) as judge:
+                for one, rows in judge.judged(subject.sets):
+                    findings.add(subject, one, rows)
+    print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
 
 
 @contextmanager
@@ -73,6 +72,14 @@ def _judge(subject: Subject) -> Iterator[Judge]:
         )
 
 
+def _opened(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
+    """`out`, or `runs/<date>-evaluate`."""
+    from learner.run_folder import RunFolder
+
+    place = config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
+    return closing(RunFolder.open(place, now=datetime.now().astimezone()))
+
+
 def _demand(subject: Subject) -> dict[str, float]:
     from common.cluster import demand
 
@@ -99,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
         subjects = [admit(config, name, held_out=asked.held_out, say=print) for name, config in models]
-        code = FAILED
-        evaluate(subjects, out=asked.out, seed_format=asked.seed_format)
+        with _opened(subjects[0].config, asked.out) as folder:
+            code = FAILED
+            evaluate(subjects, folder, seed_format=asked.seed_format)
     except RollcallError as error:
         print(f"error: {error}", file=sys.stderr)
         return code

@@ -128,8 +128,10 @@ def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
     path, recipe = _located(name)
     recipes = [] if recipe is None or any(word.startswith("--config") for word in words) else ["--config", str(recipe)]
     config = cli.parse([*recipes, *words, f"model.path={path}"]).config
+    of_run = {"revision": None} if recipe else {}  # that of what it was trained from
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update=of_run),
             "lora": LoraConfig(),  # adapters are merged into what is evaluated
             "learner": config.learner.model_copy(update={"beta": 0.0}),  # no reference
             "evaluation": config.evaluation.model_copy(update={"sets": sets or config.evaluation.sets}),

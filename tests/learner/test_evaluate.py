@@ -64,6 +64,13 @@ def test_refused_at_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").touch()
+    assert main([*TINY, "--data", "@test", f"--out={tmp_path}"]) == 2
+    assert "the run folder is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def empty(file: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -81,7 +88,7 @@ def test_a_run_brings_its_export_and_its_configuration(tmp_path: Path) -> None:
         (config,) = asked.models.values()
         assert config.model.path == str(tmp_path / "run/export")
         assert (config.data.image_size, config.seed, config.evaluation.samples) == (77, 3, 8)
-        assert (config.lora.rank, config.learner.beta) == (0, 0.0)
+        assert (config.lora.rank, config.learner.beta, config.model.revision) == (0, 0.0, None)
         assert config.evaluation.sets == {"x": "a/b@c"} and not asked.held_out
 
 
