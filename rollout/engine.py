@@ -68,7 +68,7 @@ class RolloutEngine:
     def load(self, manifest: WeightManifest) -> int:
         """Replace every weight by those of the manifest, reset the caches, return the version now served.
 
-        A manifest without any serves those of the checkpoint, before others were loaded.
+        A manifest without buckets (`OWN_WEIGHTS`) leaves those the engine started with.
 
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
@@ -76,16 +76,13 @@ class RolloutEngine:
         """
         from rollout.weights import load_weights, receive_nccl
 
-        if not manifest.buckets and self._version is None:
-            self._version = manifest.version
-            return manifest.version
         keep = manifest.vision_unchanged and self._version is not None
         tensors = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
         self._version = None  # half-loaded weights must never serve
         try:
             if tensors is None:
                 receive_nccl(self._llm, manifest, keep_image_features=keep)
-            else:
+            elif manifest.buckets:
                 load_weights(self._llm, tensors, keep_image_features=keep)
         except Exception as error:
             raise self._broken("loading weights", error) from error
