@@ -15,11 +15,17 @@ def candidates(problem: str) -> list[str] | None:
     Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
     where the question has neither: it is open-ended.
     """
-    if found := _LIST.search(problem):
-        return [item.strip() for item in found[1].split(",")]
+    if offered := listed(problem):
+        return offered
     letters: list[str] = _OPTION.findall(problem)
     in_turn = [chr(ord("A") + place) for place in range(len(letters))]
     return letters if len(letters) > 1 and [letter.strip("()") for letter in letters] == in_turn else None
+
+
+def listed(problem: str) -> list[str] | None:
+    """Labels of the question's own list; None where it has none, though it may have options."""
+    found = _LIST.search(problem)
+    return [item.strip() for item in found[1].split(",")] if found else None
 
 
 def with_candidates(question: str, labels: Iterable[str]) -> str:
@@ -29,7 +35,11 @@ def with_candidates(question: str, labels: Iterable[str]) -> str:
 
 def relisted(problem: str, labels: Iterable[str]) -> str:
     """The question with other labels in its list, and every other character as it was."""
-    return _LIST.sub(lambda found: found[0].replace(found[1], f" {', '.join(labels)}"), problem, count=1)
+    found = _LIST.search(problem)
+    if found is None:
+        return problem
+    before, after = (len(found[1]) - len(found[1].lstrip()), len(found[1].rstrip()))
+    return f"{problem[: found.start(1) + before]}{', '.join(labels)}{problem[found.start(1) + after :]}"
 
 
 def breaks_list(label: str) -> bool:

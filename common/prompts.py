@@ -22,6 +22,7 @@ from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 if TYPE_CHECKING:
     from PIL import Image
 
+    from common.data.reshuffle import Reshuffle
     from common.data.sources import ExampleSource
 
 PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
@@ -119,33 +120,36 @@ class PromptEncoder:
         """Tokens of a piece of text alone."""
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def check(self, source: ExampleSource) -> None:
-        """Measure every prompt of `source` without touching a pixel.
+    def check(self, source: ExampleSource, reshuffle: Reshuffle | None = None) -> None:
+        """Measure every prompt of `source` without touching a pixel; with `reshuffle` as long as it could become.
 
         Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
         tokens of the model, or whose image is too narrow for it.
         """
-        measure = cache(self._length)  # many rows share one question
+        measure, size = cache(self._length), cache(self.count)  # many rows share one question
         faults: list[tuple[str, BadRowError]] = []
         for outline in source.outlines:
             try:
                 measure(outline.problem, outline.image_size)
+                if reshuffle:
+                    emptied, labels = reshuffle.longest(outline.problem, size)
+                    measure(emptied, outline.image_size, sum(size(f", {label}") for label in labels))
             except BadRowError as fault:
                 faults.append((outline.id, fault))
         refuse(source.name, len(source), faults)
 
-    def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
-        """T of the prompt, from its text and the image's (height, width)."""
-        length = len(self._ids(self._render(problem, with_image=image_size is not None)))
+    def _length(self, problem: str, image_size: tuple[int, int] | None, more: int = 0) -> int:
+        """T of the prompt, from its text and the image's (height, width), and `more` tokens that are to come."""
+        length = more + len(self._ids(self._render(problem, with_image=image_size is not None)))
         if image_size is not None:
             length += self._added_tokens(image_size)
-        self._insist_short(length)
+        self._insist_short(length, "prompt that data.reshuffle may bring to" if more else "prompt of")
         return length
 
-    def _insist_short(self, length: int) -> None:
+    def _insist_short(self, length: int, what: str = "prompt of") -> None:
         if length > self._data.max_prompt_tokens:
             raise BadRowError(
-                f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
+                f"{what} {length} tokens is over {self._data.max_prompt_tokens}",
                 remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
             )
 

@@ -11,6 +11,7 @@ from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
 from common.data.labels import settle, untellable
 from common.data.lint import lint_sources
+from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
 from common.families import Family, family_of
@@ -30,6 +31,7 @@ class Admitted:
     model_path: str  # folder or hub id: `embedded:tiny` has been made
     train: ExampleSource
     held_out: ExampleSource | None
+    reshuffle: Reshuffle | None
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
@@ -37,7 +39,8 @@ class Admitted:
 
     def stream(self) -> PromptStream:
         """Training prompts from the beginning."""
-        return PromptStream(self.train, seed=self.config.seed, prompts_per_step=self.config.rollout.prompts_per_step)
+        size = self.config.rollout.prompts_per_step
+        return PromptStream(self.train, seed=self.config.seed, prompts_per_step=size, worded=self.reshuffle)
 
 
 def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
@@ -55,7 +58,10 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
     sources = [source for source in (train, held_out) if source]
     _check_aliases(config, sources, say)
-    settle(config.data.path, lint_sources(sources, mode=config.data.mode), say=say)
+    how = config.data.reshuffle
+    reshuffle = None if how == "none" else Reshuffle(train, seed=config.seed, anew=how == "draw")
+    findings = lint_sources(sources, mode=config.data.mode, drawn_from=reshuffle.pool if reshuffle else ())
+    settle(config.data.path, findings, say=say)
     model = resolved(config)
     model_config, processor = load_model_config(model), load_processor(model)
     family, size = family_of(model_config), config.rollout.group_size
@@ -66,7 +72,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         )
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in sources:
-        encoder.check(source)
+        encoder.check(source, reshuffle if source is train else None)
     _check_lengths(config, sources, encoder.count, say)
     ends = eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
@@ -76,6 +82,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         model_path=model.path,
         train=train,
         held_out=held_out,
+        reshuffle=reshuffle,
         encoder=encoder,
         closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
         banned=banned,

@@ -12,7 +12,8 @@ import pytest
 
 from common.config import DataConfig, ModelConfig
 from common.data.digits import PROBLEM
-from common.data.sources import ExampleSource, Outline
+from common.data.reshuffle import Reshuffle
+from common.data.sources import ExampleSource, Outline, load
 from common.errors import DataError, ModelError
 from common.families import FAMILIES
 from common.processor import banned_token_ids, eos_token_ids, image_size, load_model_config, load_processor
@@ -250,3 +251,17 @@ def test_unreachable_hub_says_so_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         load_processor(ModelConfig(path="nobody/absent"))
     assert "HF_HUB_OFFLINE=1" in caught.value.remedy
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_reshuffled_question_never_outgrows_what_the_door_measured(processor: Qwen2VLProcessor, anew: bool) -> None:
+    source = load(DataConfig(image_size=56), split="test")
+    reshuffle = Reshuffle(source, seed=1, anew=anew)
+    encoder = PromptEncoder(processor, DataConfig(image_size=56))
+    own = len(encoder.encode(source[0]).token_ids)
+    longest = max(len(encoder.encode(reshuffle(source[0], visit)).token_ids) for visit in range(50))
+    assert own < longest
+    short = PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=longest - 1))
+    with pytest.raises(DataError, match=r"prompt that data.reshuffle may bring to"):
+        short.check(source, reshuffle)
+    PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=longest + 20)).check(source, reshuffle)
