@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("source", type=Path, help="image folder (class = sub-folder), .csv or .jsonl of path, label and perhaps split")
     add("--layout", choices=sorted(LAYOUTS), help="SOURCE is the root of the data sets as CoOp lays them out")
     add("--out", type=Path, required=True, help="folder to write, new or empty")
-    add("--shots", type=_shots, required=True, help="training pictures of each class, or all")
+    add("--shots", type=_number(1, none="all"), required=True, help="training pictures of each class, or all")
     add("--seed", type=int, default=1, help="of pictures, lists and order (default 1)")
     add(
         "--candidates",
@@ -127,30 +127,35 @@ def _parser() -> argparse.ArgumentParser:
         "most often confused with the right one (default seed)",
     )
     add("--confusion", type=Path, metavar="FILE", help="of hard: an evaluation's JSON or evaluations.jsonl")
-    add("--list-length", type=_at_least(2), metavar="N", help="of hard: classes a question lists")
+    add("--list-length", type=_number(2), metavar="N", help="of hard: classes a question lists")
     add("--base-new", action="store_true", help="add base_train, base_test and new_test, by CoOp's rule")
-    add("--test-fraction", type=_fraction, help="taken for test where the source has none (default 0.2; 0: none)")
+    add("--test-fraction", type=_share, help="taken for test where the source has none (default 0.2; 0: none)")
     add("--question", help="asked about every picture, before the list")
-    add("--max-side", type=_at_least(1), metavar="PIXELS", help="larger pictures are scaled down to it")
+    add(
+        "--max-side",
+        type=_number(1, none="any"),
+        default=1024,
+        metavar="PIXELS",
+        help="larger pictures are scaled down (default 1024), or any",
+    )
     add("--max-megapixels", type=float, default=DataConfig().max_image_megapixels, help="larger pictures are refused")
     return parser
 
 
-def _shots(text: str) -> int | None:
-    return None if text == "all" else _at_least(1)(text)
+def _number(least: int, *, none: str | None = None) -> Callable[[str], int | None]:
+    """A type of argparse: whole numbers from `least` on, or the word that means no number."""
 
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    def number(text: str) -> int | None:
+        if text == none:
+            return None
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
         return value
 
     return number
 
 
-def _fraction(text: str) -> float:
+def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")

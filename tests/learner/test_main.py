@@ -47,7 +47,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["model.path=Qwen/Qwen2-VL-2B-Instruct"], "deploy/recipes/qwen2vl-2b.yaml"),
         (["rollout.prompts_per_step=2000"], "1397 rows"),
         (["data.max_prompt_tokens=16"], "prompt of 17 tokens is over 16"),
-        (["data.reshuffle=draw"], "prompt that data.reshuffle may bring to"),
         (["reward.functions={acuracy: 1.0}"], "accuracy"),
         (["reward.functions={no_such_package:f: 1.0}"], "no_such_package"),
     ],
@@ -84,6 +83,32 @@ def test_a_zero_byte_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     (pictures / "circle" / "2.jpg").write_bytes(b"")
     printed = refusal(capsys, *recipe(tmp_path, path=str(pictures)))
     assert "circle/2.jpg: image has zero bytes" in printed
+
+
+def test_labels_are_linted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Doubts are said, and what the metric of the mode cannot tell apart stops."""
+    shapes = draw_shapes(tmp_path / "pictures", each=4)
+    (shapes / "square").rename(shapes / "Circle")
+    words = recipe(tmp_path, path=str(shapes))
+    assert main(words) == 0
+    assert "warning: labels that differ only in case" in capsys.readouterr().out
+    assert "'Circle' / 'circle'" in refusal(capsys, *words, "data.mode=think")
+
+
+def test_a_label_that_no_completion_can_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path, random_qwen2vl: Path
+) -> None:
+    words = [*recipe(tmp_path, path=str(pictures)), f"model.path={random_qwen2vl}", "rollout.max_completion_tokens=2"]
+    printed = refusal(capsys, *words)
+    assert "labels of more tokens than the 2 of rollout.max_completion_tokens (3): 'circle' has " in printed
+    assert main([*words, "rollout.max_completion_tokens=20"]) == 0
+
+
+@pytest.mark.parametrize("how", ["order", "draw"])
+def test_lists_that_change_must_fit_the_prompt(capsys: pytest.CaptureFixture[str], how: str) -> None:
+    words = ["--dry-run", f"data.reshuffle={how}"]
+    assert "prompt that data.reshuffle may bring to" in refusal(capsys, *words, "data.max_prompt_tokens=20")
+    assert main(words) == 0
 
 
 def test_a_model_that_reads_no_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:

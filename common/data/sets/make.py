@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.candidates import with_candidates
 from common.data.draws import generator
-from common.data.faults import BadRowError, refuse
+from common.data.faults import refuse
 from common.data.halves import base_and_new
 from common.data.sets.card import card
 from common.data.sets.collection import Collection, Picture
 from common.data.sets.fewshot import few_shot, shuffled, train_and_test
 from common.data.sets.questions import Choose, Policy
-from common.data.sets.stored import stored
+from common.data.sets.stored import Reader
 from common.data.sets.write import Row, Written, write_split
 from common.errors import DataError
 
@@ -33,7 +32,7 @@ class Plan:
     choose: Choose
     test_fraction: float  # where the source has no test split
     base_new: bool
-    max_side: int | None
+    max_side: int | None  # of stored pictures; None: any
     max_megapixels: float
 
 
@@ -70,8 +69,8 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch) / "set"
         made.mkdir()
-        written = _written(made, splits, plan)
-        built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes))
+        written, rewritten = _written(made, splits, plan)
+        built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes, *rewritten))
         offered = {name: len(split.labels) for name, split in splits.items()}
         (made / "README.md").write_text(card(plan.name, argv, _made(plan, built), written, offered), encoding="utf-8")
         made.replace(out)
@@ -100,15 +99,15 @@ def _halves(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterat
             yield name, Split(pictures=found, labels=kept)
 
 
-def _written(folder: Path, splits: dict[str, Split], plan: Plan) -> dict[str, Written]:
-    read = partial(stored, max_side=plan.max_side, max_megapixels=plan.max_megapixels)
-    faults: dict[str, BadRowError] = {}  # by path: a picture may be in two splits
-    written = {
-        name: write_split(folder, name, list(_rows(name, split, plan)), read, faults) for name, split in splits.items()
-    }
+def _written(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
+    """Files by split, and notes."""
+    read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
+    written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
     pictures = {picture.path for split in splits.values() for picture in split.pictures}
-    refuse(plan.name, len(pictures), sorted(faults.items()))
-    return written
+    refuse(plan.name, len(pictures), sorted(read.faults.items()))
+    how = f"scaled down to {plan.max_side} pixels or " if plan.max_side else ""
+    count = len(read.rewritten)
+    return written, [f"{count} of {len(pictures)} pictures were {how}written anew as PNG or JPEG"] if count else []
 
 
 def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:

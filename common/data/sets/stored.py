@@ -23,24 +23,40 @@ class Stored:
     height: int
 
 
-def stored(picture: Picture, *, max_side: int | None, max_megapixels: float) -> Stored:
-    """The file's bytes as they are; as PNG (JPEG where it was one) when it is another format or over `max_side`.
+class Reader:
+    """Pictures to what is stored of them. Counts by path, for a picture may be in two splits; any number of threads."""
 
-    Raises BadRowError for what cannot be read to the end, and for a file outside the picture's root.
-    """
-    file = confined(picture.path, picture.root)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise BadRowError(f"cannot be read: {error.strerror}", remedy="make the file readable") from error
-    cell = {"bytes": data, "path": None}
-    pixels = read_image(cell, None, size=None, max_megapixels=max_megapixels)
-    with Image.open(BytesIO(data), formats=FORMATS) as opened:
-        form = _KEPT.get(opened.format or "")
-    height, width = pixels.shape[:2]
-    if form and (max_side is None or max(width, height) <= max_side):
-        return Stored(data=data, width=width, height=height)
-    return _encoded(Image.fromarray(pixels), form or "PNG", max_side or max(width, height))
+    def __init__(self, *, max_side: int | None, max_megapixels: float) -> None:
+        """Pictures over `max_side` are scaled down to it, those over `max_megapixels` are faults."""
+        self._max_side, self._max_megapixels = max_side, max_megapixels
+        self.rewritten: set[str] = set()
+        self.faults: dict[str, BadRowError] = {}
+
+    def __call__(self, picture: Picture) -> Stored | None:
+        """The file's bytes as they are; as PNG (JPEG where it was one) when it is another format or over `max_side`.
+
+        None for what cannot be read to the end, and for a file outside the picture's root: it is among the faults.
+        """
+        try:
+            return self._read(picture)
+        except BadRowError as fault:
+            self.faults[picture.path] = fault
+            return None
+
+    def _read(self, picture: Picture) -> Stored:
+        file = confined(picture.path, picture.root)
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise BadRowError(f"cannot be read: {error.strerror}", remedy="make the file readable") from error
+        pixels = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            form = _KEPT.get(opened.format or "")
+        height, width = pixels.shape[:2]
+        if form and (self._max_side is None or max(width, height) <= self._max_side):
+            return Stored(data=data, width=width, height=height)
+        self.rewritten.add(picture.path)
+        return _encoded(Image.fromarray(pixels), form or "PNG", self._max_side or max(width, height))
 
 
 def _encoded(image: Image.Image, form: str, side: int) -> Stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from common.data.faults import BadRowError
 from common.data.sets.collection import Picture
-from common.data.sets.stored import Stored
+from common.data.sets.stored import Reader, Stored
 
 _ROWS = 256  # of one row group: what is held in memory at a time
 _THREADS = min(8, os.cpu_count() or 1)
@@ -38,37 +37,26 @@ class Written:
     sha256: str
 
 
-def write_split(
-    folder: Path, name: str, rows: Sequence[Row], read: Callable[[Picture], Stored], faults: dict[str, BadRowError]
-) -> Written:
-    """Write `<name>-00000-of-00001.parquet`. Pictures that cannot be read are added to `faults` by their path."""
+def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> Written:
+    """Write `<name>-00000-of-00001.parquet`, without the rows that are then among the reader's faults."""
     import pyarrow.parquet as pq
 
     file = folder / f"{name}-00000-of-00001.parquet"
     schema = _schema()
     with pq.ParquetWriter(file, schema) as writer:
-        for group in _groups(rows, read, faults):
+        for group in _groups(rows, read):
             writer.write_batch(_batch(group, schema))
     with file.open("rb") as written:
         return Written(file=file.name, rows=len(rows), sha256=hashlib.file_digest(written, "sha256").hexdigest())
 
 
-def _groups(
-    rows: Sequence[Row], read: Callable[[Picture], Stored], faults: dict[str, BadRowError]
-) -> Iterator[list[dict[str, Any]]]:
-    def attempt(row: Row) -> Stored | BadRowError:
-        try:
-            return read(row.picture)
-        except BadRowError as fault:
-            return fault
-
+def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]:
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "read") as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_image_megapixels decides
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
         for start in range(0, len(rows), _ROWS):
             group = rows[start : start + _ROWS]
-            outcomes = list(zip(group, pool.map(attempt, group), strict=True))
-            faults |= {row.picture.path: found for row, found in outcomes if isinstance(found, BadRowError)}
-            yield [_cells(row, found) for row, found in outcomes if isinstance(found, Stored)]
+            images = pool.map(read, [row.picture for row in group])
+            yield [_cells(row, image) for row, image in zip(group, images, strict=True) if image]
 
 
 def _cells(row: Row, image: Stored) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_mnist_in_a_list_with_few_of_one_class(tmp_path: Path, capsys: pytest.Ca
     assert "seven (2)" in (out / "README.md").read_text()
 
 
-def test_bytes_are_kept_or_written_as_png_or_jpeg(tmp_path: Path) -> None:
+def test_bytes_are_kept_or_written_as_png_or_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pyarrow.parquet as pq
 
     folder = tmp_path / "pictures/a"
@@ -156,6 +156,7 @@ def test_bytes_are_kept_or_written_as_png_or_jpeg(tmp_path: Path) -> None:
         (folder / name).write_bytes(data)
     words = ("--shots", "all", "--test-fraction", "0", "--max-side", "32")
     out = made(folder.parent, tmp_path / "set", *words)
+    assert "note: 3 of 6 pictures were scaled down to 32 pixels or written anew" in capsys.readouterr().out
     rows = pq.read_table(out / "train-00000-of-00001.parquet").to_pylist()
     kept = {row["image"]["path"].removeprefix("a/"): row for row in rows}
     for name in ("0.jpg", "1.png", "3.jpg"):
