@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,7 @@ from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 if TYPE_CHECKING:
     from PIL import Image
 
-    from common.data.reshuffle import Reshuffle
-    from common.data.sources import ExampleSource
+    from common.data.sources import ExampleSource, Outline
 
 PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
 # The first two are the seed's. The others are those of its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
@@ -120,36 +119,33 @@ class PromptEncoder:
         """Tokens of a piece of text alone."""
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def check(self, source: ExampleSource, reshuffle: Reshuffle | None = None) -> None:
-        """Measure every prompt of `source` without touching a pixel; with `reshuffle` as long as it could become.
+    def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
+        """Measure every prompt of `source`, or of `outlines` of its rows, without touching a pixel.
 
         Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
         tokens of the model, or whose image is too narrow for it.
         """
-        measure, size = cache(self._length), cache(self.count)  # many rows share one question
-        faults: list[tuple[str, BadRowError]] = []
-        for outline in source.outlines:
+        measure = lru_cache(4096)(self._length)  # many rows share one question
+        faults: dict[str, BadRowError] = {}
+        for outline in source.outlines if outlines is None else outlines:
             try:
                 measure(outline.problem, outline.image_size)
-                if reshuffle:
-                    emptied, labels = reshuffle.longest(outline.problem, size)
-                    measure(emptied, outline.image_size, sum(size(f", {label}") for label in labels))
             except BadRowError as fault:
-                faults.append((outline.id, fault))
-        refuse(source.name, len(source), faults)
+                faults[outline.id] = fault
+        refuse(source.name, len(source), list(faults.items()))
 
-    def _length(self, problem: str, image_size: tuple[int, int] | None, more: int = 0) -> int:
-        """T of the prompt, from its text and the image's (height, width), and `more` tokens that are to come."""
-        length = more + len(self._ids(self._render(problem, with_image=image_size is not None)))
+    def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
+        """T of the prompt, from its text and the image's (height, width)."""
+        length = len(self._ids(self._render(problem, with_image=image_size is not None)))
         if image_size is not None:
             length += self._added_tokens(image_size)
-        self._insist_short(length, "prompt that data.reshuffle may bring to" if more else "prompt of")
+        self._insist_short(length)
         return length
 
-    def _insist_short(self, length: int, what: str = "prompt of") -> None:
+    def _insist_short(self, length: int) -> None:
         if length > self._data.max_prompt_tokens:
             raise BadRowError(
-                f"{what} {length} tokens is over {self._data.max_prompt_tokens}",
+                f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
                 remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
             )
 

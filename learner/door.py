@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,10 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         )
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in sources:
-        encoder.check(source, reshuffle if source is train else None)
+        encoder.check(source)
+    if reshuffle:
+        visits = math.ceil(config.steps * config.rollout.prompts_per_step / len(train))
+        encoder.check(train, reshuffle.visits(train, visits))
     _check_lengths(config, sources, encoder.count, say)
     ends = eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)

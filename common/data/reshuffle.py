@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Iterator
 from dataclasses import replace
-from heapq import nlargest
 
 from common.candidates import listed, relisted
 from common.data.draws import generator
-from common.data.sources import ExampleSource
+from common.data.sources import ExampleSource, Outline
 from common.errors import DataError
 from common.types import Example
 
@@ -38,19 +37,22 @@ class Reshuffle:
 
     def __call__(self, example: Example, visit: int) -> Example:
         """The example as it is asked at this visit, an epoch's number."""
-        offered = listed(example.problem)
-        if offered is None:
-            return example
-        draw = generator("reshuffle", self._seed, visit, example.id)
-        if self.pool:
-            offered = self._redrawn(offered, example.label, draw.permutation(len(self.pool)).tolist())
-        mixed = [offered[place] for place in draw.permutation(len(offered)).tolist()]
-        return replace(example, problem=relisted(example.problem, mixed))
+        return replace(example, problem=self._problem(example, visit))
 
-    def longest(self, problem: str, size: Callable[[str], int]) -> tuple[str, Collection[str]]:
-        """The question with an empty list, and the largest labels by `size` that it could come to offer."""
-        offered = listed(problem) or []
-        return relisted(problem, ()), nlargest(len(offered), self.pool or offered, key=size)
+    def visits(self, source: ExampleSource, count: int) -> Iterator[Outline]:
+        """The rows of `source` as their first `count` visits ask them."""
+        for visit in range(count):
+            for outline in source.outlines:
+                yield replace(outline, problem=self._problem(outline, visit))
+
+    def _problem(self, row: Example | Outline, visit: int) -> str:
+        offered = listed(row.problem)
+        if offered is None:
+            return row.problem
+        draw = generator("reshuffle", self._seed, visit, row.id)
+        if self.pool:
+            offered = self._redrawn(offered, row.label, draw.permutation(len(self.pool)).tolist())
+        return relisted(row.problem, [offered[place] for place in draw.permutation(len(offered)).tolist()])
 
     def _redrawn(self, offered: list[str], label: str, order: list[int]) -> list[str]:
         """As many labels as before, the right one kept where it was offered."""

@@ -254,14 +254,19 @@ def test_unreachable_hub_says_so_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_a_reshuffled_question_never_outgrows_what_the_door_measured(processor: Qwen2VLProcessor, anew: bool) -> None:
+def test_reshuffled_questions_are_measured_at_every_visit(processor: Qwen2VLProcessor, anew: bool) -> None:
     source = load(DataConfig(image_size=56), split="test")
     reshuffle = Reshuffle(source, seed=1, anew=anew)
     encoder = PromptEncoder(processor, DataConfig(image_size=56))
     own = len(encoder.encode(source[0]).token_ids)
-    longest = max(len(encoder.encode(reshuffle(source[0], visit)).token_ids) for visit in range(50))
+    longest = max(
+        len(encoder.encode(reshuffle(source[row], visit)).token_ids) for row in range(len(source)) for visit in (0, 1)
+    )
     assert own < longest
-    short = PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=longest - 1))
-    with pytest.raises(DataError, match=r"prompt that data.reshuffle may bring to"):
-        short.check(source, reshuffle)
-    PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=longest + 20)).check(source, reshuffle)
+    fits, short = (
+        PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=limit)) for limit in (longest, longest - 1)
+    )
+    fits.check(source, reshuffle.visits(source, 2))
+    short.check(source)
+    with pytest.raises(DataError, match=f"prompt of {longest} tokens is over {longest - 1}"):
+        short.check(source, reshuffle.visits(source, 2))

@@ -107,7 +107,7 @@ def test_a_label_that_no_completion_can_hold(
 @pytest.mark.parametrize("how", ["order", "draw"])
 def test_lists_that_change_must_fit_the_prompt(capsys: pytest.CaptureFixture[str], how: str) -> None:
     words = ["--dry-run", f"data.reshuffle={how}"]
-    assert "prompt that data.reshuffle may bring to" in refusal(capsys, *words, "data.max_prompt_tokens=20")
+    assert "tokens is over 20" in refusal(capsys, *words, "data.max_prompt_tokens=20")
     assert main(words) == 0
 
 
