@@ -21,6 +21,11 @@ class Picture:
     path: str  # below `root`
     label: str
 
+    @property
+    def name(self) -> str:
+        """For messages: train/cats/3.jpg."""
+        return str(Path(self.root.name) / self.path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:

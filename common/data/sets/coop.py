@@ -73,10 +73,8 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
     """variants.txt, a name a line in the order of ids, beside images_variant_{train,val,test}.txt of `number name`."""
     splits: Splits = {}
     for split in ("train", "val", "test"):
-        lines = (file.parent / f"images_variant_{split}.txt").read_text().splitlines()
-        splits[split] = [
-            Picture(root=images, path=f"{number}.jpg", label=name) for number, name in map(_first_word, lines)
-        ]
+        pairs = _pairs(file.parent / f"images_variant_{split}.txt")
+        splits[split] = [Picture(root=images, path=f"{number}.jpg", label=name) for number, name in pairs]
     labels = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     _check_known((picture.label for pictures in splits.values() for picture in pictures), labels, file)
     return splits, labels
@@ -84,7 +82,7 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
 
 def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
     """classnames.txt, `synset name` a line, beside images/{train,val}/synset. Ids follow the sorted synsets."""
-    names = dict(map(_first_word, filter(str.strip, file.read_text().splitlines())))
+    names = dict(_pairs(file))
     by_synset = {split: pictures for split, pictures in folder_splits(images).items() if split in ("train", "val")}
     synsets = sorted({picture.label for pictures in by_synset.values() for picture in pictures})
     _check_known(synsets, names, file)
@@ -95,9 +93,12 @@ def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
     return splits, [names[synset] for synset in synsets]
 
 
-def _first_word(line: str) -> tuple[str, str]:
-    first, name = line.strip().split(maxsplit=1)
-    return first, name
+def _pairs(file: Path) -> list[tuple[str, str]]:
+    """First word and rest of every line."""
+    pairs = [line.strip().partition(" ") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if nameless := [first for first, _, name in pairs if not name.strip()]:
+        raise ValueError(f"{file.name} gives {nameless[0]} no name")
+    return [(first, name.strip()) for first, _, name in pairs]
 
 
 def _check_known(found: Iterable[str], known: Iterable[str], file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,10 +61,22 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
         argv: arguments of the command, for the card.
 
     Raises:
-        DataError: `out` is taken, or pictures cannot be read, all of them counted; nothing is written then.
+        DataError: `out` is taken or cannot be written, or pictures cannot be read, all of them counted; nothing is
+            left behind then.
     """
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise DataError(f"{out} is there already", got="a file or folder with something in it", remedy="choose another")
+    try:
+        return _built(collection, plan, out, argv)
+    except OSError as error:  # pictures that cannot be read are no such errors
+        raise DataError(
+            f"{out} cannot be written",
+            got=error.strerror or error,
+            remedy="free space there, or choose a folder you can write",
+        ) from error
+
+
+def _built(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
     splits, notes = _drawn(collection, plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -103,8 +116,9 @@ def _written(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[s
     """Files by split, and notes."""
     read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
     written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
-    pictures = {picture.path for split in splits.values() for picture in split.pictures}
-    refuse(plan.name, len(pictures), sorted(read.faults.items()))
+    pictures = {picture for split in splits.values() for picture in split.pictures}
+    faults = sorted(((picture.name, fault) for picture, fault in read.faults.items()), key=itemgetter(0))
+    refuse(plan.name, len(pictures), faults)
     how = f"scaled down to {plan.max_side} pixels or " if plan.max_side else ""
     count = len(read.rewritten)
     return written, [f"{count} of {len(pictures)} pictures were {how}written anew as PNG or JPEG"] if count else []

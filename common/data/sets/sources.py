@@ -20,7 +20,7 @@ Splits = dict[str, list[Picture]]
 
 
 def open_source(place: Path) -> Collection:
-    """A folder with a sub-folder a class, or a .csv, .jsonl or .json list of files. Labels are sorted.
+    """A folder with a sub-folder a class, or a .csv or .jsonl list of files. Labels are sorted.
 
     Raises DataError for anything else, and for lines of a list without a file name and a label.
     """

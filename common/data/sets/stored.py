@@ -24,13 +24,13 @@ class Stored:
 
 
 class Reader:
-    """Pictures to what is stored of them. Counts by path, for a picture may be in two splits; any number of threads."""
+    """Pictures to what is stored of them. A picture may be in two splits, and counts once; any number of threads."""
 
     def __init__(self, *, max_side: int | None, max_megapixels: float) -> None:
         """Pictures over `max_side` are scaled down to it, those over `max_megapixels` are faults."""
         self._max_side, self._max_megapixels = max_side, max_megapixels
-        self.rewritten: set[str] = set()
-        self.faults: dict[str, BadRowError] = {}
+        self.rewritten: set[Picture] = set()
+        self.faults: dict[Picture, BadRowError] = {}
 
     def __call__(self, picture: Picture) -> Stored | None:
         """The file's bytes as they are; as PNG (JPEG where it was one) when it is another format or over `max_side`.
@@ -40,7 +40,7 @@ class Reader:
         try:
             return self._read(picture)
         except BadRowError as fault:
-            self.faults[picture.path] = fault
+            self.faults[picture] = fault
             return None
 
     def _read(self, picture: Picture) -> Stored:
@@ -55,7 +55,7 @@ class Reader:
         height, width = pixels.shape[:2]
         if form and (self._max_side is None or max(width, height) <= self._max_side):
             return Stored(data=data, width=width, height=height)
-        self.rewritten.add(picture.path)
+        self.rewritten.add(picture)
         return _encoded(Image.fromarray(pixels), form or "PNG", self._max_side or max(width, height))
 
 

@@ -30,9 +30,9 @@ def made(source: Path, out: Path, *words: str) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, out: Path, *words: str) -> str:
     """What is printed when nothing is built."""
-    before = {*out.parent.iterdir()}
+    before = {*out.parent.glob("*")}
     assert main([str(source), "--out", str(out), *words]) == 2
-    assert {*out.parent.iterdir()} == before, "nothing is left behind"
+    assert {*out.parent.glob("*")} == before, "nothing is left behind"
     return capsys.readouterr().err
 
 
@@ -214,6 +214,22 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
     (tmp_path / "out").mkdir()
     made(tmp_path / "in", tmp_path / "out", "--shots", "1")
     assert "is there already" in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1")
+
+
+def test_a_fault_in_train_and_one_of_the_same_name_in_test_are_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(image_folder(tmp_path / "in", {"train/cat": 1, "test/cat": 1}))
+    for split in ("train", "test"):
+        (folder / split / "cat/0.png").write_bytes(b"")
+    printed = refused(capsys, folder, tmp_path / "out", "--shots", "1")
+    assert "2 of 2 rows" in printed and "test/cat/0.png: image has" in printed and "train/cat/0.png: image" in printed
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(capsys, tmp_path / "in", tmp_path / "file/out", "--shots", "1")
 
 
 def test_hard_lists_hold_what_was_confused(tmp_path: Path) -> None:
