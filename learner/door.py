@@ -10,7 +10,7 @@ from common.aliases import check_aliases
 from common.candidates import candidates
 from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
-from common.data.labels import settle, untellable
+from common.data.labels import settle, unanswerable
 from common.data.lint import lint_sources
 from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, load, load_held_out
@@ -110,7 +110,7 @@ def _check_lengths(
     """Raises DataError naming the labels that a completion is too short for: their reward would always be 0."""
     labels = sorted({label for source in sources for label in source.labels})
     limit = config.rollout.max_completion_tokens
-    settle(config.data.path, [untellable(labels, config.data.aliases, count, limit)], say=say)
+    settle(config.data.path, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
 
 
 def resolved(config: Config) -> ModelConfig:

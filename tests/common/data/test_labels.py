@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from common.answers import Mode, is_right
-from common.data.labels import Finding, lint, settle, unlistable, untellable
+from common.data.labels import Finding, lint, settle, unanswerable, unlistable
 from common.errors import DataError
 
 SEEDS = [
@@ -94,7 +94,7 @@ def test_labels_no_list_can_hold(label: str, bad: bool) -> None:
 
 def test_labels_too_long_for_a_completion_stop() -> None:
     sizes = {"cat": 1, "tabby": 3, "house cat": 5, "puss": 2}
-    finding = untellable(["cat", "tabby", "house cat"], {"tabby": ["puss"]}, sizes.__getitem__, 2)
+    finding = unanswerable(["cat", "tabby", "house cat"], {"tabby": ["puss"]}, sizes.__getitem__, 2)
     assert finding.stops and finding.cases == ("'house cat' has 5",)
 
 
