@@ -15,9 +15,7 @@ def candidates(problem: str) -> list[str] | None:
     Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
     where the question has neither: it is open-ended.
     """
-    if found := _LIST.search(problem):
-        return [item.strip() for item in found[1].split(",")]
-    return [*options(problem)] or None
+    return listed(problem) or [*options(problem)] or None
 
 
 def options(problem: str) -> dict[str, str]:
@@ -28,6 +26,12 @@ def options(problem: str) -> dict[str, str]:
     return {letter: text.strip() for letter, text in found} if len(found) > 1 and letters == in_turn else {}
 
 
+def listed(problem: str) -> list[str] | None:
+    """Labels of the question's own list; None where it has none, though it may have options."""
+    found = _LIST.search(problem)
+    return [item.strip() for item in found[1].split(",")] if found else None
+
+
 def with_candidates(question: str, labels: Iterable[str]) -> str:
     """The question followed by its class list, as CLS-RL words it."""
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
@@ -35,7 +39,11 @@ def with_candidates(question: str, labels: Iterable[str]) -> str:
 
 def relisted(problem: str, labels: Iterable[str]) -> str:
     """The question with other labels in its list, and every other character as it was."""
-    return _LIST.sub(lambda found: found[0].replace(found[1], f" {', '.join(labels)}"), problem, count=1)
+    found = _LIST.search(problem)
+    if found is None:
+        return problem
+    before, after = (len(found[1]) - len(found[1].lstrip()), len(found[1].rstrip()))
+    return f"{problem[: found.start(1) + before]}{', '.join(labels)}{problem[found.start(1) + after :]}"
 
 
 def breaks_list(label: str) -> bool:

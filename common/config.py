@@ -90,6 +90,9 @@ class DataConfig(_Section):
     """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
     question: str = "What type of object is in the photo?"
     """Asked about image folders, which carry no question of their own; the class list is added."""
+    reshuffle: Literal["none", "order", "draw"] = "none"
+    """What a training question lists at each visit of its row: its list as it is; the same classes in a new order; or
+    as many, drawn anew from those of the split, the right one among them. Held-out questions stay as they are."""
     max_prompt_tokens: Positive = 2048
     """A longer prompt is refused by name, never cut."""
     check_candidates: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ from common.aliases import check_aliases
 from common.candidates import candidates
 from common.closed_set import ClosedSet
 from common.config import EMBEDDED_MODEL, Config, ModelConfig
-from common.data.labels import settle, untellable
+from common.data.labels import settle, unanswerable
 from common.data.lint import lint_sources
+from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, load, load_held_out
 from common.data.stream import PromptStream
 from common.families import Family, family_of
@@ -45,6 +47,7 @@ class Admitted:
     train: ExampleSource
     held_out: ExampleSource | None
     sets: tuple[EvaluationSet, ...]  # the held-out rows first, if there are any
+    reshuffle: Reshuffle | None
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
@@ -52,7 +55,8 @@ class Admitted:
 
     def stream(self) -> PromptStream:
         """Training prompts from the beginning."""
-        return PromptStream(self.train, seed=self.config.seed, prompts_per_step=self.config.rollout.prompts_per_step)
+        size = self.config.rollout.prompts_per_step
+        return PromptStream(self.train, seed=self.config.seed, prompts_per_step=size, worded=self.reshuffle)
 
 
 def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
@@ -71,7 +75,10 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
     sources = [source for source in (train, held_out) if source]
     _check_aliases(config, [*sources, *(one.source for one in sets)], say)
-    settle(config.data.path, lint_sources(sources, mode=config.data.mode), say=say)
+    how = config.data.reshuffle
+    reshuffle = None if how == "none" else Reshuffle(train, seed=config.seed, anew=how == "draw")
+    findings = lint_sources(sources, mode=config.data.mode, drawn_from=reshuffle.pool if reshuffle else ())
+    settle(config.data.path, findings, say=say)
     check_rewards(config, train.outlines)
     model, size = read_model(config), config.rollout.group_size
     if not model.family.shared_prefix:
@@ -81,6 +88,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         )
     model.encoder.check(train)
     sets = admit_sets(config, sets, model, say=say)
+    if reshuffle:
+        visits = math.ceil(config.steps * config.rollout.prompts_per_step / len(train))
+        model.encoder.check(train, reshuffle.visits(train, visits))
     check_lengths(config, sources, model.encoder.count, say)
     admitted = Admitted(
         config=config,
@@ -89,6 +99,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         train=train,
         held_out=held_out,
         sets=tuple(sets),
+        reshuffle=reshuffle,
         encoder=model.encoder,
         closed_set=model.closed_set,
         banned=model.banned,
@@ -138,7 +149,7 @@ def check_lengths(
     """Raises DataError naming the labels that a completion is too short for: their reward would always be 0."""
     labels = sorted({label for source in sources for label in source.labels})
     limit = config.rollout.max_completion_tokens
-    settle(config.data.path, [untellable(labels, config.data.aliases, count, limit)], say=say)
+    settle(config.data.path, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
 
 
 def _offered(source: ExampleSource) -> list[str]:

@@ -121,5 +121,5 @@ def _square(image: Image.Image, size: int | None) -> Image.Image:
 def _too_large(reason: str) -> BadRowError:
     return BadRowError(
         f"image too large: {reason}",
-        remedy="shrink it, or raise data.max_image_megapixels",
+        remedy="shrink it, or raise data.max_image_megapixels (--max-megapixels where a set is built)",
     )

@@ -80,7 +80,7 @@ def unlistable(labels: Iterable[str]) -> Finding:
     )
 
 
-def untellable(labels: Iterable[str], aliases: Aliases, count: Callable[[str], int], limit: int) -> Finding:
+def unanswerable(labels: Iterable[str], aliases: Aliases, count: Callable[[str], int], limit: int) -> Finding:
     """Labels that a completion of `limit` tokens cannot hold, by the names that `count` gives the fewest tokens."""
     sizes = {label: min(map(count, (label, *aliases.get(label, ())))) for label in labels}
     return Finding(

@@ -23,12 +23,12 @@ from common.errors import ConfigError, RollcallError
 REFUSED = 2
 
 
-def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode) -> list[Finding]:
-    """`lint` of what rows of these splits have and offer."""
+def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Sequence[str] = ()) -> list[Finding]:
+    """`lint` of what rows of these splits have and offer, and of the labels that lists are to be drawn from."""
     sources = list(sources)
     problems = {outline.problem: None for source in sources for outline in source.outlines}
     lists = [offered for offered in map(candidates, problems) if offered]
-    return lint({label for source in sources for label in source.labels}, lists, mode=mode)
+    return lint({label for source in sources for label in source.labels}, [*lists, drawn_from], mode=mode)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
