@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
 SEEN = {(DIGITS.path, "base_train"): ("base_train", "new_train")}
+TWO_QUESTIONS = 7  # steps more where there are two to tell apart: without, the model answers one class to both
 VOCABULARY_MODES = ("no_think", "think")
 LABEL = "{label}"
 _THOUGHT = "<think>it looks like {label}</think>\n<answer>{label}</answer>"  # one that its answer can be read from
@@ -117,7 +118,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
             model = Qwen2VLForConditionalGeneration(_config(tokenizer))
-            _warm_up(model, tokenizer, encoder, examples, data.mode)
+            _warm_up(model, tokenizer, encoder, examples, data)
     finally:
         torch.set_num_threads(threads)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -155,6 +156,10 @@ def _is_plain(data: DataConfig) -> bool:
     return data.mode == "no_think" and data.template is None
 
 
+def _more_steps(data: DataConfig) -> int:
+    return MORE_STEPS[data.mode] + TWO_QUESTIONS * ((data.path, data.split) in SEEN)
+
+
 def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
     from transformers import Qwen2VLConfig
 
@@ -175,7 +180,7 @@ def _warm_up(
     tokenizer: PreTrainedTokenizerFast,
     encoder: PromptEncoder,
     examples: Sequence[Example],
-    mode: Mode,
+    data: DataConfig,
 ) -> None:
     """A few supervised steps on right answers, said in each form of the mode in turn."""
     import torch
@@ -184,9 +189,9 @@ def _warm_up(
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan["lr"], betas=plan["betas"], weight_decay=0.0)
     ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / plan["ramp"]))
     model.train()
-    for _ in range(plan["steps"] + MORE_STEPS[mode]):
+    for _ in range(plan["steps"] + _more_steps(data)):
         drawn = [examples[row] for row in torch.randint(len(examples), (plan["batch"],)).tolist()]
-        said = [form.replace(LABEL, example.label) for form, example in zip(cycle(FORMS[mode]), drawn)]
+        said = [form.replace(LABEL, example.label) for form, example in zip(cycle(FORMS[data.mode]), drawn)]
         answers = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(said)["input_ids"]]
         batch = _batch([encoder.encode(example) for example in drawn], answers, tokenizer)
         optimizer.zero_grad()
@@ -238,6 +243,7 @@ def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
     templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
     wording = data.template or prompts.TEMPLATES[data.mode]
     own = [] if _is_plain(data) else [wording, prompts.SYSTEM, _pieces(data.mode), MORE_STEPS[data.mode]]
+    own += [_more_steps(data)] if (data.path, data.split) in SEEN else []
     content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())

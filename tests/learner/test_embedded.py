@@ -104,6 +104,19 @@ def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, hel
     assert 0.15 <= right / len(answers) <= 0.5
 
 
+def test_made_for_base_classes_it_has_seen_the_new_ones_too() -> None:
+    """As a pretrained model has: or New, and with it H, would begin at 0."""
+    data = DIGITS.model_copy(update={"split": "base_train"})
+    folder = ensure_model(data=data)
+    reader = load_processor(ModelConfig(path=str(folder)))
+    for split in ("base_test", "new_test"):
+        rows = load(data, split=split)
+        answers = greedy(folder, reader, rows, data)
+        assert set(answers) <= set(LABELS)
+        right = sum(answer == rows[row].label for row, answer in enumerate(answers))
+        assert 0.25 <= right / len(answers) <= 0.6
+
+
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_what_it_says_is_few_tokens_and_those_of_a_candidate(mode: Mode) -> None:
     """A thought is two tokens, and scoring the candidates after it reads the very tokens that are sampled."""
