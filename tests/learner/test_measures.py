@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap  # type: ignore[import-untyped]
+from sklearn.metrics import brier_score_loss, f1_score
 
 from common.config import DataConfig
 from common.types import Example
@@ -44,8 +46,6 @@ pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "d
 @given(pairs=pairs)
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     """Of the classes that are asked for; an answer outside them is wrong for the class and nobody's false alarm."""
-    from sklearn.metrics import f1_score  # type: ignore[import-untyped]
-
     truth, said = zip(*pairs, strict=True)
     expected = f1_score(truth, said, labels=sorted(set(truth)), average="macro", zero_division=0)
     assert measure(rows(*pairs), name="x").row["macro_f1"] == pytest.approx(expected)
@@ -107,8 +107,6 @@ def test_closed_set_by_sum_and_by_mean() -> None:
     )
 )
 def test_calibration_is_brute_force(table: list[tuple[int, list[float]]]) -> None:
-    from sklearn.metrics import brier_score_loss
-
     judged, chosen, given_ = [], [], []
     for number, (truth, weights) in enumerate(table):
         probabilities = [weight / sum(weights) for weight in weights]
@@ -169,8 +167,6 @@ def many(right: int, wrong: int) -> list[Judged]:
 
 
 def test_intervals_are_scipys_percentile_bootstrap() -> None:
-    from scipy.stats import bootstrap  # type: ignore[import-untyped]
-
     made = measure(many(150, 50), name="x")
     values = np.array([1.0] * 150 + [0.0] * 50)
     theirs = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
