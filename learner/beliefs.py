@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from common.candidates import candidates
@@ -12,6 +12,9 @@ from common.types import Belief, Group, Prompt
 
 if TYPE_CHECKING:
     from learner.group import LearnerGroup
+
+
+Thought = tuple[str, tuple[int, ...], str]  # a prompt's id, its ids with those of a thought, and how its answers begin
 
 
 def beliefs(
@@ -26,23 +29,32 @@ def beliefs(
         prompts: of the groups, or more; each has candidates, as the door has seen to.
     """
     by_id = {group.prompt_id: group for group in groups}
-    asked: dict[tuple[str, tuple[int, ...], str], tuple[Prompt, tuple[Answer, ...]]] = {}
-    keys: dict[str, list[tuple[str, tuple[int, ...], str]]] = {}
+    asked: dict[Thought, tuple[Prompt, Sequence[Answer]]] = {}
+    thoughts: dict[str, list[Thought]] = {}
     for prompt in prompts:
-        if prompt.id not in by_id:
-            continue
-        listed = candidates(prompt.example.problem) or []
-        for completion in by_id[prompt.id].completions:
-            longer, opening = closed_set.after_thought(prompt, completion.token_ids)
-            key = (prompt.id, longer.token_ids, opening)
-            keys.setdefault(prompt.id, []).append(key)
-            asked[key] = (longer, closed_set.answers(listed, opening=opening))
-    scores = learner.candidate_logprobs(*zip(*asked.values(), strict=True)) if asked else []
+        if prompt.id in by_id:
+            found = list(_read(prompt, by_id[prompt.id], closed_set))
+            thoughts[prompt.id] = [thought for thought, _ in found]
+            asked |= found
+    scores = learner.candidate_logprobs([one for one, _ in asked.values()], [answers for _, answers in asked.values()])
     made = {
-        key: _shares(candidates(longer.example.problem) or [], own)
-        for (key, (longer, _)), own in zip(asked.items(), scores, strict=True)
+        thought: _shares(_listed(prompt), own)
+        for (thought, (prompt, _)), own in zip(asked.items(), scores, strict=True)
     }
-    return {prompt_id: tuple(made[key] for key in own) for prompt_id, own in keys.items()}
+    return {prompt_id: tuple(made[thought] for thought in own) for prompt_id, own in thoughts.items()}
+
+
+def _read(
+    prompt: Prompt, group: Group, closed_set: ClosedSet
+) -> Iterator[tuple[Thought, tuple[Prompt, Sequence[Answer]]]]:
+    """The thought of each completion, with the prompt it makes and the answers that may follow."""
+    for completion in group.completions:
+        longer, opening = closed_set.after_thought(prompt, completion.token_ids)
+        yield (prompt.id, longer.token_ids, opening), (longer, closed_set.answers(_listed(prompt), opening=opening))
+
+
+def _listed(prompt: Prompt) -> list[str]:
+    return candidates(prompt.example.problem) or []
 
 
 def _shares(listed: Sequence[str], logprobs: Sequence[Sequence[float]]) -> Belief:

@@ -129,7 +129,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
 
 
 def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
-    """Prompts of both modes and of the data's own, and the pieces of answers. No-think prompts are no longer for it."""
+    """Prompts of both modes and of the data's own, and the pieces of answers. None is longer for the others."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from common.prompts import messages
@@ -242,8 +242,11 @@ def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
 
     templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
     wording = data.template or prompts.TEMPLATES[data.mode]
-    own = [] if _is_plain(data) else [wording, prompts.SYSTEM, _pieces(data.mode), MORE_STEPS[data.mode]]
-    own += [_more_steps(data)] if (data.path, data.split) in SEEN else []
+    own: list[Any] = [] if _is_plain(data) else [wording, _pieces(data.mode), MORE_STEPS[data.mode]]
+    if any(example.image is None for example in examples):
+        own.append(prompts.SYSTEM)
+    if (data.path, data.split) in SEEN:
+        own.append(TWO_QUESTIONS)
     content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())

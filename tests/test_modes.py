@@ -61,7 +61,7 @@ def write_rows(path: Path, kinds: tuple[str, ...]) -> str:
 
 
 def assert_learnt_from(run_dir: Path, mode: Mode, kinds: tuple[str, ...]) -> None:
-    """Engine and learner agree, every step moves the weights, and each kind was right at times and wrong at times."""
+    """Engine and learner agree, every step moves the weights, and completions of each kind earn more and less."""
     metrics = jobs.rows(run_dir, "metrics.jsonl")
     assert len(metrics) == STEPS
     for row in metrics:
@@ -69,10 +69,10 @@ def assert_learnt_from(run_dir: Path, mode: Mode, kinds: tuple[str, ...]) -> Non
         assert 0.3 < row["rewards/format"] <= 1 and 0 < row["rewards/accuracy"] < 1
         assert row["groups_dropped"] == 0
         assert ("thinking/share" in row) == (mode != "no_think")
-    seen: dict[str, set[float]] = {kind: set() for kind in kinds}
+    earned: dict[str, set[float]] = {kind: set() for kind in kinds}
     for row in jobs.rows(run_dir, "samples.jsonl"):
-        seen[kind_of(row)].update(completion["rewards/accuracy"] for completion in row["completions"])
-    assert seen == {kind: {0.0, 1.0} for kind in kinds}
+        earned[kind_of(row)].update(completion["reward"] for completion in row["completions"])
+    assert all(len(rewards) > 1 for rewards in earned.values()), earned
 
 
 @pytest.mark.parametrize("mode", ["no_think", "think_after_answer", "adaptive"])
