@@ -109,20 +109,37 @@ def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = Non
 
 def same_name(one: str, other: str) -> bool:
     """Whether two names are one and the same but for case, Unicode form and the space around them."""
-    return _caseless(one) == _caseless(other)
+    return caseless(one) == caseless(other)
+
+
+def caseless(text: str) -> str:
+    """`text` as names are compared in any case: NFC, case folded, without the space around it."""
+    return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
+
+
+def compared(name: str, mode: Mode) -> str:
+    """What the strict metric sees of a name: labels that are equal here cannot be told apart."""
+    return _nfc(name) if mode == "no_think" else caseless(name)
+
+
+def searched(text: str) -> str:
+    """What the lenient metric sees of a label and of an answer: it looks for the one in the other."""
+    return caseless(text.replace("_", " "))
 
 
 def _strict(completion: str, label: str, mode: Mode) -> bool:
     answer = extract(completion, mode)
-    if answer is None:
-        return False
-    return _nfc(answer) == _nfc(label) if mode == "no_think" else same_name(answer, label)
+    return answer is not None and compared(answer, mode) == compared(label, mode)
+
+
+def first_answer(completion: str) -> str:
+    """What the seed's evaluation reads: the first answer block, else the whole completion."""
+    block = _ANSWER.search(completion)
+    return block[1] if block else completion
 
 
 def _lenient(completion: str, label: str, mode: Mode) -> bool:
-    block = _ANSWER.search(completion)
-    answer = block[1] if block else completion
-    return _caseless(label.replace("_", " ")) in _caseless(answer.replace("_", " "))
+    return searched(label) in searched(first_answer(completion))
 
 
 def _untagged(text: str) -> bool:
@@ -131,10 +148,6 @@ def _untagged(text: str) -> bool:
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _caseless(text: str) -> str:
-    return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
 _VARIANTS: Mapping[Variant, Callable[[str, str, Mode], bool]] = {"strict": _strict, "lenient": _lenient}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 _LIST = re.compile(r"\blist\s*\[(.+?)\]", re.DOTALL)
-_OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+\S", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+(\S.*)$", re.MULTILINE)
 
 
 def candidates(problem: str) -> list[str] | None:
@@ -15,13 +15,37 @@ def candidates(problem: str) -> list[str] | None:
     Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
     where the question has neither: it is open-ended.
     """
-    if found := _LIST.search(problem):
-        return [item.strip() for item in found[1].split(",")]
-    letters: list[str] = _OPTION.findall(problem)
-    in_turn = [chr(ord("A") + place) for place in range(len(letters))]
-    return letters if len(letters) > 1 and [letter.strip("()") for letter in letters] == in_turn else None
+    return listed(problem) or [*options(problem)] or None
+
+
+def options(problem: str) -> dict[str, str]:
+    """The text of each option of a multiple choice question by its letter, `{"(A)": "left", "(B)": "right"}`."""
+    found: list[tuple[str, str]] = _OPTION.findall(problem)
+    letters = [letter.strip("()") for letter, _ in found]
+    in_turn = [chr(ord("A") + place) for place in range(len(found))]
+    return {letter: text.strip() for letter, text in found} if len(found) > 1 and letters == in_turn else {}
+
+
+def listed(problem: str) -> list[str] | None:
+    """Labels of the question's own list; None where it has none, though it may have options."""
+    found = _LIST.search(problem)
+    return [item.strip() for item in found[1].split(",")] if found else None
 
 
 def with_candidates(question: str, labels: Iterable[str]) -> str:
     """The question followed by its class list, as CLS-RL words it."""
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
+
+
+def relisted(problem: str, labels: Iterable[str]) -> str:
+    """The question with other labels in its list, and every other character as it was."""
+    found = _LIST.search(problem)
+    if found is None:
+        return problem
+    before, after = (len(found[1]) - len(found[1].lstrip()), len(found[1].rstrip()))
+    return f"{problem[: found.start(1) + before]}{', '.join(labels)}{problem[found.start(1) + after :]}"
+
+
+def breaks_list(label: str) -> bool:
+    """Whether a list that holds the label cannot be read back: commas separate labels, a bracket ends the list."""
+    return candidates(with_candidates("", [label])) != [label]

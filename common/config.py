@@ -86,8 +86,13 @@ class DataConfig(_Section):
     completion must look like."""
     aliases: dict[str, list[str]] = {}
     """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
+    taxonomy: dict[str, str] = {}
+    """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
     question: str = "What type of object is in the photo?"
     """Asked about image folders, which carry no question of their own; the class list is added."""
+    reshuffle: Literal["none", "order", "draw"] = "none"
+    """What a training question lists at each visit of its row: its list as it is; the same classes in a new order; or
+    as many, drawn anew from those of the split, the right one among them. Held-out questions stay as they are."""
     max_prompt_tokens: Positive = 2048
     """A longer prompt is refused by name, never cut."""
     check_candidates: bool = True
@@ -130,6 +135,13 @@ class RewardConfig(_Section):
     functions: dict[str, float] = Field(default={"accuracy": 1.0}, min_length=1)
     """Weight of each: a name in `rollout.rewards.REWARDS`, a dotted path `package.module:function`, or
     `model:<hub id or folder>` for a sequence-classification reward model."""
+    normalise: Literal["sum", "each"] = "sum"
+    """What is set against its group's mean and deviation: the weighted sum of the functions, or each function before
+    the weighted sum, so that one with a small spread counts as its weight says."""
+    length_target: Positive | None = None
+    """Tokens of a completion, end of turn included, that reward `length` wants."""
+    repetition_ngram: Positive = 3
+    """Tokens in a row that reward `repetition` takes for one thing said."""
     on_error: Literal["stop", "drop"] = "stop"
     """When a reward raises, returns NaN, the wrong length or nothing: stop the run, or drop the group and count it."""
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -190,6 +202,16 @@ class EvaluationConfig(_Section):
     """0: only before and after."""
     limit: Positive | None = None
     """Evaluate the first rows only."""
+    closed_set: bool | None = None
+    """Also choose the candidate with the highest log-prob, by the learner. null: in no-think mode, of sets in which
+    every question offers a list; true refuses a set in which one does not."""
+    sets: dict[str, str] = {}
+    """Further sets, evaluated at the same times, as in {cars: some/folder@test, new: "@new_test"}: PATH[@SPLIT], and
+    without a path a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
+    samples: NonNegative = 0
+    """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
+    at: list[Positive] = []
+    """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
 
 
 class CheckpointConfig(_Section):
@@ -198,7 +220,10 @@ class CheckpointConfig(_Section):
     every: NonNegative = 50
     """Steps between checkpoints; 0 keeps none."""
     keep: Positive = 2
-    """Newest ones kept, beside the best by held-out accuracy."""
+    """Newest ones kept, beside the best by `best_by`."""
+    best_by: str = "accuracy"
+    """Measure of the held-out rows that the best checkpoint has most of: accuracy, lenient, closed_set, macro_f1; of
+    another set, `SET/accuracy`; or H."""
     export: bool | Literal["merged", "adapter"] = True
     """Write the final weights in Hugging Face layout, adapters `merged` into them (as `true` does), or the `adapter`
     alone in PEFT's."""
@@ -309,6 +334,7 @@ class Config(_Section):
         if self.data.template is not None and (times := self.data.template.count("{problem}")) != 1:
             yield f"data.template = {self.data.template!r} holds {{problem}} {times} times: it must be there once"
         yield from self._trained_misfits()
+        yield from self._measured_misfits()
 
     def _trained_misfits(self) -> Iterator[str]:
         """Those of what is trained and where it lies."""
@@ -330,6 +356,12 @@ class Config(_Section):
             yield "model.freeze_vision = true with lora.targets = language_and_vision: choose one"
         if not self.lora.rank and self.checkpoint.export == "adapter":
             yield "checkpoint.export = adapter with lora.rank = 0: there is no adapter to write"
+
+    def _measured_misfits(self) -> Iterator[str]:
+        """Those of what is evaluated."""
+        at, samples = self.evaluation.at, self.evaluation.samples
+        if max(at, default=0) > samples:
+            yield f"evaluation.at = {at} with evaluation.samples = {samples}: no k above the samples can be measured"
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 if TYPE_CHECKING:
     from PIL import Image
 
-    from common.data.sources import ExampleSource
+    from common.data.sources import ExampleSource, Outline
 
 PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
 # The first two are the seed's. The others are those of its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
@@ -115,20 +115,24 @@ class PromptEncoder:
                 self._cache.put(key, features, features.nbytes)
         return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
 
-    def check(self, source: ExampleSource) -> None:
-        """Measure every prompt of `source` without touching a pixel.
+    def count(self, text: str) -> int:
+        """Tokens of a piece of text alone."""
+        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
+        """Measure every prompt of `source`, or of `outlines` of its rows, without touching a pixel.
 
         Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
         tokens of the model, or whose image is too narrow for it.
         """
-        measure = cache(self._length)  # many rows share one question
-        faults: list[tuple[str, BadRowError]] = []
-        for outline in source.outlines:
+        measure = lru_cache(4096)(self._length)  # many rows share one question
+        faults: dict[str, BadRowError] = {}
+        for outline in source.outlines if outlines is None else outlines:
             try:
                 measure(outline.problem, outline.image_size)
             except BadRowError as fault:
-                faults.append((outline.id, fault))
-        refuse(source.name, len(source), faults)
+                faults[outline.id] = fault
+        refuse(source.name, len(source), list(faults.items()))
 
     def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
         """T of the prompt, from its text and the image's (height, width)."""

@@ -74,7 +74,7 @@ def check_compatible(old: Config, new: Config) -> None:
 
 
 class Checkpointer:
-    """Saves every N steps and whenever the held-out accuracy is the best so far.
+    """Saves every N steps and whenever the score (`checkpoint.best_by`) is the best so far.
 
     A full disk does not stop training: the save is counted as failed and tried again after 1, 2, 4, ... steps.
     """
@@ -87,22 +87,22 @@ class Checkpointer:
         self._retry_at: int | None = None
 
     def maybe_save(
-        self, step: int, *, save: Callable[[Path], DriverState], due: bool = False, accuracy: float | None = None
+        self, step: int, *, save: Callable[[Path], DriverState], due: bool = False, score: float | None = None
     ) -> bool:
         """Save after `step` optimizer steps if it is time; whether a checkpoint was written.
 
         Args:
             save: writes everything but the driver's state into the folder it is given, and returns that state.
             due: save whatever the step.
-            accuracy: held-out accuracy of these weights, if they were evaluated.
+            score: of these weights, if they were evaluated.
         """
-        better = accuracy is not None and accuracy > self.store.best_accuracy()
+        better = score is not None and score > self.store.best_score()
         retry = self._retry_at is not None and step >= self._retry_at
         if not self._every or not (due or better or retry or step % self._every == 0):
             return False
         started = time.monotonic()
         try:
-            with self.store.writing(step, accuracy=accuracy, estimate=self._estimate) as folder:
+            with self.store.writing(step, score=score, estimate=self._estimate) as folder:
                 write_state(folder, save(folder))
         except CheckpointError as error:
             self._failed(step, error)

@@ -3,7 +3,7 @@
 checkpoints/step-000050/         rank files, state.json, manifest.json (size and sha256 of every other file)
             .writing-000100/     being written; whatever a killed run left of it goes at the next start
             .removing-000000/    being removed
-            best.json            the step and held-out accuracy of the checkpoint that is kept beyond the last k
+            best.json            step and score of the checkpoint that is kept beyond the last k, and what it is best by
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Found:
 class CheckpointStore:
     """The checkpoints of one run. Its run folder's lock makes it the only writer."""
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self._keep = folder, keep
+    def __init__(self, folder: Path, *, keep: int, best_by: str = "accuracy") -> None:
+        """`best_by`: what scores are of. The best by another measure is not the best, and goes when it is old."""
+        self.folder, self._keep, self._best_by = folder, keep, best_by
         self._unsound: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
         for left in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
@@ -61,11 +62,11 @@ class CheckpointStore:
         return self.folder / f"step-{step:06}"
 
     @contextmanager
-    def writing(self, step: int, *, accuracy: float | None = None, estimate: int = 0) -> Iterator[Path]:
+    def writing(self, step: int, *, score: float | None = None, estimate: int = 0) -> Iterator[Path]:
         """A folder to write checkpoint `step` into, from any process; it becomes the checkpoint when the block ends.
 
         Args:
-            accuracy: held-out accuracy of these weights, if known; the best is kept whatever its age.
+            score: of these weights by `best_by`, if known; the best is kept whatever its age.
             estimate: bytes it will take, where there is no last checkpoint to judge by.
 
         Raises:
@@ -78,8 +79,9 @@ class CheckpointStore:
             yield aside
             _seal(aside, step)
             self._move_in(aside, step)
-            if accuracy is not None and accuracy > self.best_accuracy():
-                replace_text(self.folder / "best.json", json.dumps({"step": step, "accuracy": accuracy}) + "\n")
+            if score is not None and score > self.best_score():
+                best = {"step": step, "by": self._best_by, "score": score}
+                replace_text(self.folder / "best.json", json.dumps(best) + "\n")
             self._prune(step)
         except Exception as error:
             if not _is_storage_trouble(error, aside):
@@ -122,9 +124,9 @@ class CheckpointStore:
         step = self._best().get("step")
         return step if isinstance(step, int) and self.path(step).is_dir() else None
 
-    def best_accuracy(self) -> float:
-        """Held-out accuracy of the best checkpoint; -inf if there is none."""
-        return float(self._best()["accuracy"]) if self.best() is not None else float("-inf")
+    def best_score(self) -> float:
+        """Of the best checkpoint; -inf if there is none."""
+        return float(self._best()["score"]) if self.best() is not None else float("-inf")
 
     def room_for(self, nbytes: int = 0) -> bool:
         """Whether a checkpoint of `nbytes` or of the last one's size, the larger, fits with a tenth to spare."""
@@ -151,7 +153,7 @@ class CheckpointStore:
             best = json.loads((self.folder / "best.json").read_bytes())
         except (OSError, ValueError):
             return {}
-        return best if isinstance(best, dict) else {}
+        return best if isinstance(best, dict) and best.get("by") == self._best_by else {}
 
     def _move_in(self, aside: Path, step: int) -> None:
         if self.path(step).exists():  # of a future that was lost, or unsound

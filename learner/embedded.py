@@ -2,7 +2,7 @@
 
 Its vocabulary is made of the data set's own prompts and labels, and a few supervised steps teach it to answer in their
 format, not to be right: reinforcement learning starts there. A digits prompt is 17 tokens, 4 of them visual, and an
-answer two: the label and the end of turn.
+answer two: the label and the end of turn; six with a thought.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from common.config import EMBEDDED_MODEL, DataConfig
+from common.answers import Mode
+from common.config import DataConfig
 from common.errors import ModelError
 from common.types import Example, Prompt
 
@@ -26,7 +29,18 @@ if TYPE_CHECKING:
     from common.prompts import PromptEncoder
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
+SEEN = {(DIGITS.path, "base_train"): ("base_train", "new_train")}
+TWO_QUESTIONS = 7  # steps more where there are two to tell apart: without, the model answers one class to both
 VOCABULARY_MODES = ("no_think", "think")
+LABEL = "{label}"
+_THOUGHT = "<think>it looks like {label}</think>\n<answer>{label}</answer>"  # one that its answer can be read from
+FORMS: Mapping[Mode, tuple[str, ...]] = {  # what the warm-up teaches to say in each mode, in turn
+    "no_think": (LABEL,),
+    "think": (_THOUGHT,),
+    "think_after_answer": ("<answer>{label}</answer>\n<reason>it looks like {label}</reason>",),
+    "adaptive": (_THOUGHT, "<answer>{label}</answer>"),
+}
+MORE_STEPS: Mapping[Mode, int] = {"no_think": 0, "think": 13, "think_after_answer": 6, "adaptive": 13}  # more to say
 MANIFEST = "built.sha256"  # no .json: an export takes those over from its base model
 RECIPE: dict[str, Any] = {
     "version": 2,  # raise it when the code below changes what is built
@@ -48,19 +62,22 @@ RECIPE: dict[str, Any] = {
 
 
 def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Path:
-    """Folder of the model made for `data.split`, in Hugging Face layout: built by the first call, found by later ones.
+    """Folder of the model made for `data.split` and its mode, in Hugging Face layout: built by the first call, found by
+    later ones.
+
+    For the base half of the digits it is made of both halves: a pretrained model has seen what its users call new.
 
     Builds on one machine are equal to the last bit, so any number of processes may call this at once, and a folder
     that lost a file or a byte is made whole again.
 
     Raises:
-        ModelError: the cache cannot be written, or there is a row without a picture.
+        ModelError: the cache cannot be written.
     """
     from common.data.sources import load
 
-    source = load(data, split=data.split)
-    examples = [source[row] for row in range(len(source))]
-    home = (cache_dir or _default_cache()) / f"tiny-{_fingerprint(examples)}"
+    sources = [load(data, split=split) for split in SEEN.get((data.path, data.split), (data.split,))]
+    examples = [source[row] for source in sources for row in range(len(source))]
+    home = (cache_dir or _default_cache()) / f"tiny-{_fingerprint(examples, data)}"
     if _is_sound(home):
         return home
     print("making the embedded model, once: a few seconds")
@@ -80,7 +97,7 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
 
 
 def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:
-    """Write a Qwen2-VL that answers `examples` with their labels, in no-think format and mostly wrongly.
+    """Write a Qwen2-VL that answers `examples` with their labels, in the format of the data's mode and mostly wrongly.
 
     The same examples give the same bytes on one machine, whatever the threads and random states of the process.
     """
@@ -91,23 +108,17 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
     from common.prompts import PromptEncoder
     from learner.vocabulary import build_processor
 
-    if blind := [example.id for example in examples if example.image is None]:
-        raise ModelError(
-            f"{EMBEDDED_MODEL} is made for rows with a picture",
-            got=f"none in {blind[0]}",
-            remedy="set model.path to a model",
-        )
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers brings DeepSpeed in, which looks for a GPU aloud
-    processor = build_processor(_texts(examples), size_limit=RECIPE["vocabulary_limit"])
+    processor = build_processor(_texts(examples, data), size_limit=RECIPE["vocabulary_limit"])
     tokenizer = processor.tokenizer
-    encoder = PromptEncoder(processor, data.model_copy(update={"mode": "no_think"}))
+    encoder = PromptEncoder(processor, data)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of additions, hence the last bits, would follow their number
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RECIPE["seed"])
             model = Qwen2VLForConditionalGeneration(_config(tokenizer))
-            _warm_up(model, tokenizer, encoder, examples)
+            _warm_up(model, tokenizer, encoder, examples, data)
     finally:
         torch.set_num_threads(threads)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -117,8 +128,8 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
     processor.save_pretrained(folder)
 
 
-def _texts(examples: Sequence[Example]) -> Iterator[str]:
-    """Prompts of both modes and the pieces of their answers: knowing think mode costs a no-think prompt no token."""
+def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
+    """Prompts of both modes and of the data's own, and the pieces of answers. None is longer for the others."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from common.prompts import messages
@@ -126,9 +137,27 @@ def _texts(examples: Sequence[Example]) -> Iterator[str]:
 
     for example in {example.problem: example for example in examples}.values():
         chats = [messages(example, mode) for mode in VOCABULARY_MODES]
+        if not _is_plain(data):
+            chats.append(messages(example, data.mode, data.template))
         yield from render_jinja_template(chats, chat_template=CHAT_TEMPLATE, add_generation_prompt=True)[0]
     yield from sorted({example.label for example in examples})
     yield from ("<think>", "</think>", "<answer>", "</answer>")
+    yield from _pieces(data.mode)
+
+
+def _pieces(mode: Mode) -> list[str]:
+    """What stands around the labels; an answer ends with a token, because candidates are scored up to there."""
+    ends = re.compile(rf"{re.escape(LABEL)}|(?<=</answer>)")
+    return [piece for form in FORMS[mode] for piece in ends.split(form) if piece]
+
+
+def _is_plain(data: DataConfig) -> bool:
+    """Whether the vocabulary and the warm-up are those of no-think mode as it is worded here."""
+    return data.mode == "no_think" and data.template is None
+
+
+def _more_steps(data: DataConfig) -> int:
+    return MORE_STEPS[data.mode] + TWO_QUESTIONS * ((data.path, data.split) in SEEN)
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
@@ -151,17 +180,19 @@ def _warm_up(
     tokenizer: PreTrainedTokenizerFast,
     encoder: PromptEncoder,
     examples: Sequence[Example],
+    data: DataConfig,
 ) -> None:
-    """A few supervised steps on right answers."""
+    """A few supervised steps on right answers, said in each form of the mode in turn."""
     import torch
 
     plan = RECIPE["warm_up"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan["lr"], betas=plan["betas"], weight_decay=0.0)
     ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / plan["ramp"]))
     model.train()
-    for _ in range(plan["steps"]):
+    for _ in range(plan["steps"] + _more_steps(data)):
         drawn = [examples[row] for row in torch.randint(len(examples), (plan["batch"],)).tolist()]
-        answers = [[*tokenizer(example.label)["input_ids"], tokenizer.eos_token_id] for example in drawn]
+        said = [form.replace(LABEL, example.label) for form, example in zip(cycle(FORMS[data.mode]), drawn)]
+        answers = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(said)["input_ids"]]
         batch = _batch([encoder.encode(example) for example in drawn], answers, tokenizer)
         optimizer.zero_grad()
         model(**batch).loss.backward()
@@ -186,13 +217,15 @@ def _batch(
     for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
         mask[row, : len(whole)] = 1
         labels[row, : len(prompt.token_ids)] = -100
+    seen = [prompt.features for prompt in prompts if prompt.features]
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "labels": labels.masked_fill(mask == 0, -100),
         **{
-            name: torch.cat([torch.from_numpy(prompt.features[name]) for prompt in prompts])
+            name: torch.cat([torch.from_numpy(features[name]) for features in seen])
             for name in ("pixel_values", "image_grid_thw")
+            if seen
         },
         "mm_token_type_ids": (ids == token_ids(tokenizer)["image_token_id"]).int(),
     }
@@ -202,13 +235,19 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollcall"
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
+def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
     """Twelve hex digits of all that decides the bytes of a build: the recipe, every text and every picture."""
     from common import prompts
     from learner.vocabulary import CHAT_TEMPLATE
 
     templates = {mode: prompts.TEMPLATES[mode] for mode in VOCABULARY_MODES}
-    content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE], sort_keys=True).encode())
+    wording = data.template or prompts.TEMPLATES[data.mode]
+    own: list[Any] = [] if _is_plain(data) else [wording, _pieces(data.mode), MORE_STEPS[data.mode]]
+    if any(example.image is None for example in examples):
+        own.append(prompts.SYSTEM)
+    if (data.path, data.split) in SEEN:
+        own.append(TWO_QUESTIONS)
+    content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())
         content.update(b"" if example.image is None else repr(example.image.shape).encode() + example.image.tobytes())

@@ -1,86 +1,121 @@
-"""Greedy accuracy on held-out data, through the engines that serve the run."""
+"""Entry point: `python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] ... [--config RECIPE] [KEY=VALUE]...`
+
+Nothing is trained: engines serve each model's own weights, and where candidates are scored a learner only scores. The
+untrained model is the zero-shot baseline, and its closed-set column the closed-set one.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.answers import is_right, is_valid
-from common.candidates import candidates
-from common.config import Config
-from common.errors import DataError
-from common.types import Example, FailedGroup, Prompt
-from rollout.fleet import RolloutFleet
-from rollout.requests import greedy_requests
+from common.errors import RollcallError
+from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
-    from common.data.sources import ExampleSource
+    from common.config import Config
+    from learner.judging import Judge
+    from learner.run_folder import RunFolder
+    from learner.subject import Subject
 
-_CHUNK = 512  # prompts in flight: bounds the host memory of a large held-out set
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What greedy decoding got right."""
-
-    rows: int
-    right: int
-    invalid: int  # answers that are none of the candidates
-    per_class: dict[str, tuple[int, int]]  # label -> (right, rows)
-
-    @property
-    def accuracy(self) -> float:
-        return self.right / self.rows
-
-    @property
-    def invalid_rate(self) -> float:
-        return self.invalid / self.rows
-
-    def row(self) -> dict[str, Any]:
-        """As it is logged."""
-        return {"accuracy": self.accuracy, "invalid_rate": self.invalid_rate, **asdict(self)}
+RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(
-    fleet: RolloutFleet, held_out: ExampleSource, encode: Callable[[Sequence[Example]], list[Prompt]], config: Config
-) -> Evaluation:
-    """Decode every held-out row greedily and score it with the strict metric the reward uses.
+def evaluate(subjects: Sequence[Subject], folder: RunFolder, *, seed_format: Path | None) -> None:
+    """Every set by every model, one model after the other, written and shown."""
+    from common.cluster import connected
+    from learner.findings import Findings
 
-    Raises:
-        DataError: an engine refused a row (nothing is left out of an accuracy).
-    """
-    right: Counter[str] = Counter()
-    rows: Counter[str] = Counter()
-    invalid, data = 0, config.data
-    for prompt, answer in _answers(fleet, held_out, encode, config):
-        example = prompt.example
-        rows[example.label] += 1
-        right[example.label] += is_right(
-            answer, example.label, mode=data.mode, aliases=data.aliases.get(example.label, ())
+    findings = Findings(folder.path)
+    with connected(subjects[0].config.cluster):
+        for subject in subjects:
+            with _judge(subject) as judge:
+                for one, rows in judge.judged(subject.sets):
+                    findings.add(subject, one, rows)
+    print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
+
+
+@contextmanager
+def _judge(subject: Subject) -> Iterator[Judge]:
+    """Engines that serve the subject's own weights, and a learner that scores if a set wants it."""
+    from common.cluster import require
+    from learner.ending import undisturbed_close
+    from learner.group import LearnerGroup
+    from learner.judging import Judge
+    from rollout.fleet import OWN_WEIGHTS, RolloutFleet
+    from rollout.spec import engine_spec
+
+    config, model, learner = subject.config, subject.model, None
+    with undisturbed_close() as parts:
+        require(_demand(subject), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
+        if subject.scores:
+            learner = LearnerGroup(config, model_path=model.path, banned=model.banned, steps=0)
+            parts.callback(learner.close)
+        spec = engine_spec(config, model_path=model.path, banned=model.banned)
+        fleet = RolloutFleet(config, spec, on_event=_tell)
+        parts.callback(fleet.close)
+        if learner:
+            learner.ready(config.learner.start_timeout_s)
+        fleet.ready()
+        fleet.load(OWN_WEIGHTS)
+        yield Judge(
+            config=config,
+            fleet=fleet,
+            learner=learner,
+            closed_set=model.closed_set,
+            encode=lambda examples: [model.encoder.encode(example) for example in examples],
         )
-        invalid += not is_valid(answer, data.mode, candidates(example.problem), data.aliases)
-    return Evaluation(
-        rows=rows.total(),
-        right=right.total(),
-        invalid=invalid,
-        per_class={label: (right[label], rows[label]) for label in sorted(rows)},
-    )
 
 
-def _answers(
-    fleet: RolloutFleet, held_out: ExampleSource, encode: Callable[[Sequence[Example]], list[Prompt]], config: Config
-) -> Iterator[tuple[Prompt, str]]:
-    count = min(len(held_out), config.evaluation.limit or len(held_out))
-    for start in range(0, count, _CHUNK):
-        examples: list[Example] = [held_out[index] for index in range(start, min(start + _CHUNK, count))]
-        prompts = {prompt.id: prompt for prompt in encode(examples)}
-        for outcome in fleet.generate(greedy_requests(list(prompts.values()), config.rollout)):
-            if isinstance(outcome, FailedGroup):
-                raise DataError(
-                    f"held-out row {outcome.prompt_id} cannot be evaluated",
-                    got=outcome.reason,
-                    remedy="mend or remove the row: an accuracy with rows left out would not be comparable",
-                )
-            yield prompts[outcome.prompt_id], outcome.completions[0].text
+def _opened(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
+    """`out`, or `runs/<date>-evaluate`."""
+    from learner.run_folder import RunFolder
+
+    place = config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
+    return closing(RunFolder.open(place, now=datetime.now().astimezone()))
+
+
+def _demand(subject: Subject) -> dict[str, float]:
+    from common.cluster import demand
+
+    nobody: dict[str, Any] = {"reward": subject.config.reward.model_copy(update={"workers": 0})}
+    if not subject.scores:
+        nobody["learner"] = subject.config.learner.model_copy(update={"ranks": 0})
+    return demand(subject.config.model_copy(update=nobody))
+
+
+def _tell(kind: str, **fields: Any) -> None:
+    from learner.console import QUIET, event_line
+
+    if kind not in QUIET:
+        print("event " + event_line(kind, fields), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 stopped by a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = REFUSED
+    try:
+        from learner.subject import admit, parse
+
+        asked = parse(sys.argv[1:] if argv is None else argv)
+        models = asked.models.items()
+        subjects = [admit(config, name, held_out=asked.held_out, say=print) for name, config in models]
+        with _opened(subjects[0].config, asked.out) as folder:
+            code = FAILED
+            evaluate(subjects, folder, seed_format=asked.seed_format)
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -33,7 +33,7 @@ class LearnerGroup:
         Args:
             model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
             banned: ids that no completion may hold; engines have the same list.
-            steps: optimizer steps of the whole run, the schedule's length.
+            steps: optimizer steps of the whole run, the schedule's length; with 0 it only scores, without an optimizer.
             tower_runs: prompts come with pixels; False where all come with features of `embed`.
         """
         self._config = config

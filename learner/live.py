@@ -23,7 +23,8 @@ from rich.text import Text
 
 from common.config import Config
 from common.types import ScoredGroup
-from learner.console import QUIET, Pace, clock, event_line, sample_line, troubles
+from learner.console import QUIET, Pace, clock, event_line, measured, printable, sample_line, troubles
+from learner.measures import HELD_OUT
 from learner.records import STAGES, History, StepRecord
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
@@ -43,7 +44,7 @@ class LiveConsole:
         self._record: StepRecord | None = None
         self._pace: Pace | None = None
         self._sample = self._folder = ""
-        self._invalid = 0.0
+        self._others: dict[str, float] = {}  # accuracy, by set
 
     def opened(self, folder: Path, history: History, *, first_step: int) -> None:
         self._folder, self._history = str(folder), history
@@ -61,10 +62,10 @@ class LiveConsole:
             self._live.start()
         self._live.refresh()
 
-    def evaluation(self, step: int, accuracy: float, invalid_rate: float) -> None:
-        self._invalid = invalid_rate
+    def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._others = {name: line["accuracy"] for name, line in lines.items() if name != HELD_OUT}
         if not self._live.is_started:
-            self._console.print(Text.assemble(("✓ ", "green"), f"held-out accuracy {accuracy:.3f} after {step} steps"))
+            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {measured(lines)}"))
 
     def sample(self, group: ScoredGroup) -> None:
         self._sample = sample_line(group, _WIDEST)
@@ -134,7 +135,11 @@ class LiveConsole:
         reward = Text.assemble(("reward    ", "dim"), (f"{record.reward:.3f}", "bold cyan"))
         reward.append(f" ± {record.reward_std:.3f} in a group".ljust(35), "dim")
         reward.append(sparkline(history.rewards, space), "cyan")
-        return Group(_line(held_out, width), _line(reward, width))
+        lines = [_line(held_out, width), _line(reward, width)]
+        if self._others:
+            cells = "  ".join(f"{printable(name)} {accuracy:.3f}" for name, accuracy in self._others.items())
+            lines.insert(1, _line(Text.assemble(("sets      ", "dim"), (cells, "green")), width))
+        return Group(*lines)
 
     def _lately(self, width: int) -> list[Text]:
         lines = [Text.assemble((f"{when}  ", "dim"), what) for when, what in self._events]

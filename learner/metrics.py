@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from common.clock import StepClock
+from common.config import Config, DataConfig, RewardConfig
+from common.consistency import consistency
 from common.ledger import Ledger
 from common.types import ScoredGroup, StepResult
 from learner.records import STAGES, StepRecord
@@ -23,6 +25,7 @@ def step_record(
     weights_version: int,
     checkpoint_failures: int,
     engine_restarts: int,
+    config: Config,
 ) -> StepRecord:
     """Everything there is to know of a step that has just ended.
 
@@ -37,7 +40,8 @@ def step_record(
         rewards=_means_by_name(scored),
         reward=fmean(value for item in scored for value in item.rewards),
         reward_std=fmean(stdev(item.rewards) for item in scored),
-        all_equal_share=fmean(len(set(item.rewards)) == 1 for item in scored),
+        all_equal_share=fmean(_all_equal(item, config.reward) for item in scored),
+        thinking=_thinking(scored, config.data),
         loss=result.loss,
         kl=result.kl,
         entropy=result.entropy,
@@ -62,3 +66,22 @@ def step_record(
 def _means_by_name(scored: Sequence[ScoredGroup]) -> Mapping[str, float]:
     names = scored[0].rewards_by_name.keys()
     return {name: fmean(value for item in scored for value in item.rewards_by_name[name]) for name in names}
+
+
+def _all_equal(item: ScoredGroup, reward: RewardConfig) -> bool:
+    """Whether the group teaches nothing."""
+    compared = [item.rewards] if reward.normalise == "sum" else item.rewards_by_name.values()
+    return all(len(set(values)) == 1 for values in compared)
+
+
+def _thinking(scored: Sequence[ScoredGroup], data: DataConfig) -> Mapping[str, float]:
+    if data.mode == "no_think":
+        return {}
+    measured = [
+        consistency(one.text, item.prompt.example.problem, mode=data.mode, aliases=data.aliases)
+        for item in scored
+        for one in item.group.completions
+    ]
+    thoughts = [value for value in measured if value is not None]
+    share = {"share": len(thoughts) / len(measured)}
+    return share | {"consistency": fmean(thoughts)} if thoughts else share

@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from common.config import RewardConfig
 from common.types import ScoredGroup
-from learner.objective import advantages
+from learner.objective import SUMMED, group_advantages
 from learner.pack import Drawn, Pack, refuse_banned
 from learner.pictures import blank, forward_inputs, joined, read_prompt
 
 
-def build_rows(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int], tower_runs: bool = True) -> Pack:
+def build_rows(
+    groups: Sequence[ScoredGroup],
+    model: Any,
+    *,
+    banned: Sequence[int],
+    tower_runs: bool = True,
+    reward: RewardConfig = SUMMED,
+) -> Pack:
     """As `build_pack`, with (rows, T) ids: a completion a row, its prompt before it.
 
     `source` then counts the places of all rows, one row after the other.
@@ -49,7 +57,7 @@ def build_rows(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([lp for _, c in sampled for lp in c.logprobs], dtype=torch.float32, device=on),
-        advantage=torch.cat([advantages(torch.tensor(g.rewards, dtype=torch.float32)) for g in groups]).to(on),
+        advantage=torch.cat([group_advantages(g, reward) for g in groups]).to(on),
     )
 
 

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.config import RewardConfig
+from common.types import ScoredGroup
+
+SUMMED = RewardConfig()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
@@ -35,6 +40,21 @@ class LossOutputs:
 def advantages(rewards: Tensor) -> Tensor:
     """(G,) rewards of one group -> (G,) advantages, zero where all are equal. The std is the unbiased one."""
     return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+
+def group_advantages(scored: ScoredGroup, reward: RewardConfig = SUMMED) -> Tensor:
+    """(G,) float32 advantages of a scored group, as `reward.normalise` says.
+
+    `sum`: of the weighted sums. `each`: the weighted sum of each function's own advantages, so that two completions
+    that differ in one function differ alike whatever the others do (Liu et al. 2026, arXiv:2601.05242, without its
+    second normalisation, over the batch, which would make packs depend on each other).
+    """
+    if reward.normalise == "sum":
+        return advantages(torch.tensor(scored.rewards, dtype=torch.float32))
+    whole = torch.zeros(len(scored.rewards))  # of a group that is only read, not trained on
+    for name, values in scored.rewards_by_name.items():
+        whole += reward.functions[name] * advantages(torch.tensor(values, dtype=torch.float32))
+    return whole
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.config import RewardConfig
 from common.errors import DataError
 from common.types import Completion, ScoredGroup
 from learner.attention import pack_inputs
 from learner.layout import Layout, Span
-from learner.objective import advantages
+from learner.objective import SUMMED, group_advantages
 from learner.pictures import blank, joined, read_prompt
 
 Ints = npt.NDArray[np.int64]
@@ -43,13 +44,21 @@ class Pack:
     advantage: Tensor  # (completions,) float32
 
 
-def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[int], tower_runs: bool = True) -> Pack:
+def build_pack(
+    groups: Sequence[ScoredGroup],
+    model: Any,
+    *,
+    banned: Sequence[int],
+    tower_runs: bool = True,
+    reward: RewardConfig = SUMMED,
+) -> Pack:
     """Tensors of `groups` on the model's device, built once and used by policy and reference.
 
     Args:
         model: the Hugging Face model; its config and rope positions are used, its weights are not.
         banned: ids that neither engine nor learner gives any probability.
         tower_runs: the model sees pixels; False where features of its frozen tower come in their place.
+        reward: how rewards become advantages.
 
     Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
     id, which would have log-prob -inf.
@@ -90,7 +99,7 @@ def build_pack(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
-        advantage=torch.cat([advantages(torch.tensor(g.rewards, dtype=torch.float32)) for g in groups]).to(on),
+        advantage=torch.cat([group_advantages(g, reward) for g in groups]).to(on),
     )
 
 

@@ -103,7 +103,7 @@ class LearnerRank:
         policy = self._policy()
         self._base = base_identity(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
-        self._engine = zero.trained(policy, config)
+        self._engine = zero.trained(policy, config) if self._steps else zero.scoring(policy, config)
         self._reference = self._make_reference()
         self._gathered = zero.gatherer(config)
         self._source = WeightSource(
@@ -268,7 +268,13 @@ class LearnerRank:
     def _pack(self, pack: RankPack) -> Pack:
         model = self._engine.module
         build = build_pack if family_of(model.config).shared_prefix else build_rows
-        return build(pack.groups, model, banned=self._sampling["banned"], tower_runs=self._tower_runs)
+        return build(
+            pack.groups,
+            model,
+            banned=self._sampling["banned"],
+            tower_runs=self._tower_runs,
+            reward=self._config.reward,
+        )
 
     def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
         return packed_logprobs(model, pack, **self._sampling, kept=kept)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from math import isnan
 from typing import Any
 
+from learner.measures import HELD_OUT, named_measure
+
 STAGES = ("generate", "reward", "learn", "publish", "idle")
 
 
@@ -24,6 +26,7 @@ class StepRecord:
     loss: float
     entropy: float
     all_equal_share: float  # groups whose rewards are all equal: they teach nothing
+    thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
     logprob_gap_mean: float  # |engine - learner| over sampled tokens
@@ -70,6 +73,7 @@ class History:
 
     rewards: list[float] = field(default_factory=list)  # one a step
     accuracies: dict[int, float] = field(default_factory=dict)  # optimizer steps done -> held-out accuracy
+    evaluations: dict[int, dict[str, Mapping[str, Any]]] = field(default_factory=dict)  # -> line of each set
     completions: float = 0.0
     seconds: float = 0.0
     max_logprob_gap: float = 0.0
@@ -82,6 +86,18 @@ class History:
         gap = _number(row["logprob_gap_max"])
         if not (gap <= self.max_logprob_gap or isnan(self.max_logprob_gap)):  # a NaN, once seen, stays
             self.max_logprob_gap = gap
+
+    def add_evaluation(self, step: int, line: Mapping[str, Any]) -> None:
+        """Take in the measures of one set; a line without a set is an older run's, of the held-out rows."""
+        name = line.get("set", HELD_OUT)
+        self.evaluations.setdefault(step, {})[name] = line
+        if name == HELD_OUT:
+            self.accuracies[step] = line["accuracy"]
+
+    def measured(self, step: int, best_by: str) -> float | None:
+        """A measure after `step` steps, as `checkpoint.best_by` names it; None if it was not measured then."""
+        name, measure = named_measure(best_by)
+        return self.evaluations.get(step, {}).get(name, {}).get(measure)
 
     @property
     def completions_per_second(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,19 +16,21 @@ from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.ledger import Ledger
-from common.types import Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from common.types import Belief, Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from learner.beliefs import beliefs
 from learner.checkpoint import Checkpointer, DriverState, check_compatible, read_state
 from learner.checkpoint_store import CheckpointStore, verify
 from learner.console import open_console
 from learner.door import Admitted
 from learner.ending import Ending, undisturbed_close
-from learner.evaluate import evaluate
 from learner.group import LearnerGroup
+from learner.judging import Judge
 from learner.metrics import step_record
 from learner.probe import Probe
 from learner.profile import Profiler
 from learner.publisher import Publisher
 from learner.run_folder import RunFolder
+from learner.sets import EvaluationSet
 from learner.tower import FrozenTower
 from learner.tracking import Tracker
 from rollout.fleet import RolloutFleet
@@ -87,7 +89,11 @@ class Run:
             DataError: not one group of the step is left.
         """
         scored: dict[str, ScoredGroup] = {}
-        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups):
+        believed: Mapping[str, tuple[Belief, ...]] = {}
+        if self.rewards.asks_beliefs:  # the learner is asked once, for all groups
+            groups = list(groups)
+            believed = beliefs(prompts, groups, self.admitted.closed_set, self.learner)
+        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
             if isinstance(outcome, Dropped):
                 self.ledger.drop(outcome)
             else:
@@ -144,6 +150,7 @@ class Run:
             weights_version=self.version,
             checkpoint_failures=self.checkpoints.failures,
             engine_restarts=self.fleet.restarts,
+            config=config,
         )
         self.tracker.write(record)
         every = config.tracking.samples_every
@@ -151,13 +158,26 @@ class Run:
             self.tracker.samples(step, scored[: config.tracking.samples])
 
     def evaluate(self) -> None:
-        """Held-out accuracy of the weights as they are: first, last and every so often."""
-        version, held_out, every = self.version, self.admitted.held_out, self.config.evaluation.every
+        """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""
+        if sets := self._to_evaluate():
+            self.tracker.evaluation(self.version, *self.judge.lines(sets))
+
+    def _to_evaluate(self) -> Sequence[EvaluationSet]:
+        """The sets that the weights as they are now are due on."""
+        version, every = self.version, self.config.evaluation.every
         due = version in (0, self.config.steps) or (every and version % every == 0)
-        if held_out is None or not due or version in self.tracker.history.accuracies:
-            return
-        result = evaluate(self.fleet, held_out, self._encoded, self.config)
-        self.tracker.evaluation(version, result.row())
+        return self.admitted.sets if due and version not in self.tracker.history.evaluations else ()
+
+    @property
+    def judge(self) -> Judge:
+        """Of what the engines serve and the learner holds."""
+        return Judge(
+            config=self.config,
+            fleet=self.fleet,
+            learner=self.learner,
+            closed_set=self.admitted.closed_set,
+            encode=self._encoded,
+        )
 
     def _encoded(self, examples: Sequence[Example]) -> list[Prompt]:
         return self._featured([self.admitted.encoder.encode(example) for example in examples])
@@ -171,7 +191,7 @@ class Run:
             self.version,
             save=self._write_state,
             due=self.version == self.config.steps,
-            accuracy=self.tracker.history.accuracies.get(self.version),
+            score=self.tracker.history.measured(self.version, self.config.checkpoint.best_by),
         )
 
     def _write_state(self, folder: Path) -> DriverState:
@@ -195,7 +215,7 @@ def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator
         started: `time.monotonic()` at the start of the process, for the summary.
     """
     config = admitted.config
-    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
     point = _resume_point(config, folder, store)
     folder.begin(config)
     first_step = point.state.step if point else 0

@@ -18,6 +18,7 @@ from common.config import Config, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.console import Console
 from learner.files import append_jsonl, keep_steps, read_jsonl, replace_text
+from learner.measures import HELD_OUT, SCALARS
 from learner.records import History, StepRecord, Summary
 from learner.run_folder import RunFolder, git_sha
 from learner.scalars import ScalarWriter
@@ -54,19 +55,21 @@ class Tracker:
         with self._counted():
             self._console.step(record)
 
-    def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """Log a held-out evaluation after `step` optimizer steps: `accuracy`, `invalid_rate` and whatever else."""
-        again = step in self.history.accuracies
-        self.history.accuracies[step] = result["accuracy"]
+    def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
+        """Log what was measured after `step` optimizer steps, one line a set: `accuracy` and whatever else."""
+        again = step in self.history.evaluations
+        for line in lines:
+            self.history.add_evaluation(step, line)
         path = self._path / "evaluations.jsonl"
         with self._counted():
             if again:
                 keep_steps(path, lambda kept: kept != step)
-            append_jsonl(path, {"step": step, **result})
+            for line in lines:
+                append_jsonl(path, {"step": step, **line})
         with self._counted():
-            self._scalars.write(step, {f"evaluation/{key}": result[key] for key in ("accuracy", "invalid_rate")})
+            self._scalars.write(step, {tag: value for line in lines for tag, value in _scalars(line).items()})
         with self._counted():
-            self._console.evaluation(step, result["accuracy"], result["invalid_rate"])
+            self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
 
     def samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Keep groups as rows of `samples.jsonl`, each with a thumbnail of its image under `samples/`."""
@@ -158,7 +161,7 @@ class Tracker:
             for row in read_jsonl(self._path / "metrics.jsonl"):
                 self.history.add_step(row)
             for row in read_jsonl(self._path / "evaluations.jsonl"):
-                self.history.accuracies[row["step"]] = row["accuracy"]
+                self.history.add_evaluation(row["step"], row)
 
     def _thumbnail(self, image: Pixels, name: str) -> None:
         path = self._path / name
@@ -166,6 +169,13 @@ class Tracker:
         picture = Image.fromarray(image)
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         picture.save(path)
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """{"evaluation/accuracy": 0.9, ...} of the held-out rows, {"evaluation/new/accuracy": 0.9, ...} of others."""
+    name = line.get("set", HELD_OUT)
+    head = "evaluation" if name == HELD_OUT else f"evaluation/{name}"
+    return {f"{head}/{key}": line[key] for key in SCALARS if line.get(key) is not None}
 
 
 def _sample_row(step: int, image: str | None, group: ScoredGroup) -> dict[str, Any]:

@@ -87,6 +87,15 @@ def frozen(model: Any, config: Config, device: torch.device) -> Any:
     return engine
 
 
+def scoring(model: Any, config: Config) -> Any:
+    """An engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
+    model.requires_grad_(False).eval()
+    stage = 3 if config.learner.zero_stage == 3 else 0
+    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
+    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, whole))
+    return engine
+
+
 def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
     """Makes the context within which the given parameters are whole on every rank."""
 

@@ -68,6 +68,8 @@ class RolloutEngine:
     def load(self, manifest: WeightManifest) -> int:
         """Replace every weight by those of the manifest, reset the caches, return the version now served.
 
+        A manifest without buckets (`OWN_WEIGHTS`) leaves those the engine started with.
+
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
@@ -80,7 +82,7 @@ class RolloutEngine:
         try:
             if tensors is None:
                 receive_nccl(self._llm, manifest, keep_image_features=keep)
-            else:
+            elif manifest.buckets:
                 load_weights(self._llm, tensors, keep_image_features=keep)
         except Exception as error:
             raise self._broken("loading weights", error) from error

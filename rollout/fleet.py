@@ -20,6 +20,8 @@ from rollout.engine import RolloutEngine
 from rollout.round import Round, why_lost
 from rollout.spec import EngineInfo, EngineSpec
 
+OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # those an engine started with
+
 
 @dataclass(slots=True, eq=False)
 class Member:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from common.types import Belief
 from rollout.rewards.loading import load_function
 
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
@@ -20,13 +21,15 @@ Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTask:
-    """A group as reward functions see it: texts and columns, neither tokens nor pixels."""
+    """A group as reward functions see it: what was said, and columns, no pixels."""
 
     prompt_id: str
     problem: str
     label: str
     columns: Mapping[str, Any]
     completions: tuple[str, ...]  # (G,)
+    token_ids: tuple[tuple[int, ...], ...]  # (G,) of (C,) as sampled
+    beliefs: tuple[Belief, ...] | None  # (G,) after each thought; None where no function asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ class RewardActor:
                 break
 
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
-        ours = {"prompt_id": task.prompt_id, "problem": task.problem, "label": task.label}
+        ours = {name: getattr(task, name) for name in ("prompt_id", "problem", "label", "token_ids", "beliefs")}
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
             self._running = _Running(index=index, function=name, since=time.monotonic())

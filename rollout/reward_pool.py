@@ -14,16 +14,19 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from common.config import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import Dropped, Group, Prompt, ScoredGroup
+from common.types import Belief, Dropped, Group, Prompt, ScoredGroup
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
+from rollout.rewards.loading import asking
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
+NO_BELIEFS: Mapping[str, tuple[Belief, ...]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +35,7 @@ class _Job:
 
     prompt: Prompt
     group: Group
+    beliefs: tuple[Belief, ...] | None
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False
 
@@ -43,6 +47,8 @@ class _Job:
             label=example.label,
             columns=example.columns,
             completions=tuple(completion.text for completion in self.group.completions),
+            token_ids=tuple(completion.token_ids for completion in self.group.completions),
+            beliefs=self.beliefs,
         )
 
 
@@ -72,24 +78,39 @@ class RewardPool:
 
     def __init__(self, config: RewardConfig, data: DataConfig) -> None:
         self._config = config
-        self._constants = {"mode": data.mode, "aliases": data.aliases}
+        self._constants = {
+            "mode": data.mode,
+            "aliases": data.aliases,
+            "taxonomy": data.taxonomy,
+            "length_target": config.length_target,
+            "repetition_ngram": config.repetition_ngram,
+        }
+        self.asks_beliefs = bool(asking(config.functions, "beliefs"))
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
         self.restarts = 0
         self.rescored = 0
         self._workers = [self._spawn() for _ in range(config.workers)]
 
-    def score(self, prompts: Mapping[str, Prompt], groups: Iterable[Group]) -> Iterator[ScoredGroup | Dropped]:
+    def score(
+        self,
+        prompts: Mapping[str, Prompt],
+        groups: Iterable[Group],
+        beliefs: Mapping[str, tuple[Belief, ...]] = NO_BELIEFS,
+    ) -> Iterator[ScoredGroup | Dropped]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
         What arrives while every actor is busy travels in one call. Order is not promised.
+
+        Args:
+            beliefs: (G,) by prompt, where `asks_beliefs`.
 
         Raises:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
         try:
             for group in groups:
-                self._waiting.append(_Job(prompts[group.prompt_id], group))
+                self._waiting.append(_Job(prompts[group.prompt_id], group, beliefs.get(group.prompt_id)))
                 yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):
                 yield from self._advance(block=True)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
 # The only ones that know both sides.
-ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "probe", "publisher")}
+ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "judging", "probe", "publisher")}
 DEEPSPEED = {"learner.zero"}  # imports it at its top, and is itself imported only inside rank processes
 VLLM = {
     "rollout.build",

@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1797 handwritten digits in CLS-RL columns.
+"""The embedded data set: scikit-learn's 1797 handwritten digits in CLS-RL columns, whole and in halves by class.
 
 The file is read out of the installed package without importing it (scikit-learn takes seconds, the file 30 ms).
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
@@ -7,6 +7,7 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import numpy as np
 from PIL import Image
 
 from common.candidates import with_candidates
+from common.data.halves import base_and_new
 from common.data.split import hold_out
 from common.data.table import Table
 from common.errors import DataError
 
 NAME = "embedded:digits"
+QUESTION = "What type of object is in the photo?"
 LABELS = (
     "zero",
     "one",
@@ -32,19 +35,34 @@ LABELS = (
     "eight",
     "nine",
 )
-PROBLEM = with_candidates("What type of object is in the photo?", LABELS)  # the tiny model's tokenizer knows this text
+_BASE, _NEW = base_and_new(LABELS)
+# The tiny model's tokenizer knows these questions. Training never sees new_train: the model is made with it.
+OFFERED = {
+    "train": LABELS,
+    "test": LABELS,
+    "base_train": _BASE,
+    "base_test": _BASE,
+    "new_train": _NEW,
+    "new_test": _NEW,
+}
 TEST_ROWS = 400  # of 1797, stratified and fixed
 _BRIGHTEST = 16  # the file counts ink in 4x4 blocks: 0 to 16
 
 
 def digits(split: str) -> Table:
-    """The `train` (1397 rows) or `test` (400 rows) half. Images are 8x8 grey, 0 to 255.
+    """`train` (1397 rows), `test` (400 rows), or those rows of one whose labels a half of the classes has; the question
+    offers the split's own classes. Images are 8x8 grey, 0 to 255.
 
     Raises DataError when scikit-learn is not installed.
     """
     pixels, labels = _read()
     held_out = hold_out(labels, TEST_ROWS / len(labels))
-    rows = [_row(pixels[i], label) for i, label in enumerate(labels) if (i in held_out) == (split == "test")]
+    offered, tested = OFFERED[split], split.endswith("test")
+    rows = [
+        _row(pixels[i], label, offered)
+        for i, label in enumerate(labels)
+        if (i in held_out) == tested and label in offered
+    ]
     return Table(
         name=f"{NAME} ({split})",
         split=split,
@@ -54,10 +72,10 @@ def digits(split: str) -> Table:
     )
 
 
-def _row(pixels: np.ndarray[Any, np.dtype[np.uint8]], label: str) -> dict[str, Any]:
+def _row(pixels: np.ndarray[Any, np.dtype[np.uint8]], label: str, offered: Sequence[str]) -> dict[str, Any]:
     height, width = pixels.shape
     return {
-        "problem": PROBLEM,
+        "problem": with_candidates(QUESTION, offered),
         "image": Image.fromarray(pixels),
         "image_width": width,
         "image_height": height,

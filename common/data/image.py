@@ -68,7 +68,7 @@ def _open(cell: object, root: Path | None) -> Image.Image:
     if isinstance(cell, bytes):
         source, nbytes = BytesIO(cell), len(cell)
     elif isinstance(cell, str | Path):
-        source = _confined(cell, root)
+        source = confined(cell, root)
         nbytes = source.stat().st_size
     else:
         raise BadRowError(
@@ -80,8 +80,11 @@ def _open(cell: object, root: Path | None) -> Image.Image:
     return Image.open(source, formats=FORMATS)
 
 
-def _confined(path: str | Path, root: Path | None) -> Path:
-    """The file behind `path`, which must lie inside `root` once every link and `..` is followed."""
+def confined(path: str | Path, root: Path | None) -> Path:
+    """The file behind `path`, which must lie inside `root` once every link and `..` is followed.
+
+    Raises BadRowError where it does not.
+    """
     if root is not None:
         home = root.resolve()
         file = (home / path).resolve()
@@ -118,5 +121,5 @@ def _square(image: Image.Image, size: int | None) -> Image.Image:
 def _too_large(reason: str) -> BadRowError:
     return BadRowError(
         f"image too large: {reason}",
-        remedy="shrink it, or raise data.max_image_megapixels",
+        remedy="shrink it, or raise data.max_image_megapixels (--max-megapixels where a set is built)",
     )

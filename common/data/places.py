@@ -26,7 +26,7 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
     Raises DataError when nothing readable is there, within seconds when the hub cannot be reached.
     """
     if path == digits.NAME:
-        return {"train": digits.digits, "test": digits.digits}
+        return dict.fromkeys(digits.OFFERED, digits.digits)
     place = Path(path).expanduser().absolute()
     if place.is_file() and place.suffix == ".parquet":
         return parquet_file(place)
@@ -39,6 +39,12 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
             remedy="give a hub name, a save_to_disk folder, parquet, an image folder or embedded:digits",
         )
     return _hub(path)
+
+
+def place_and_split(text: str) -> tuple[str, str | None]:
+    """Path and split of `PATH[@SPLIT]`, a place of data on a command line; None where it names no split."""
+    path, at, split = text.rpartition("@")
+    return (path, split) if at and split and not Path(text).exists() else (text, None)
 
 
 def _folder(place: Path, question: str) -> dict[str, Opener]:

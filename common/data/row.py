@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.candidates import candidates
+from common.candidates import breaks_list, candidates
 from common.config import DataConfig
 from common.data.faults import BadRowError
 from common.data.image import read_image
@@ -33,8 +33,9 @@ def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: Da
     label = bare_label(row["solution"])
     offered = candidates(problem) if data.check_candidates else None
     if offered is not None and label not in offered:
+        why = ", which no list can hold: it has a comma or a bracket," if breaks_list(label) else ""
         raise BadRowError(
-            f"label {label!r} is not among the {len(offered)} its question offers",
+            f"label {label!r}{why} is not among the {len(offered)} its question offers",
             remedy="correct the list or the label, or set data.check_candidates to false",
         )
     cell = row.get("image")

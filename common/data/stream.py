@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +31,19 @@ class PromptStream:
     A batch may straddle two epochs; a row that it holds already is deferred to the next batch, so none is lost.
     """
 
-    def __init__(self, source: ExampleSource, *, seed: int, prompts_per_step: int) -> None:
-        """Raises DataError when `source` has fewer rows than a batch."""
+    def __init__(
+        self,
+        source: ExampleSource,
+        *,
+        seed: int,
+        prompts_per_step: int,
+        worded: Callable[[Example, int], Example] | None = None,
+    ) -> None:
+        """`worded` makes of a row, and of the epoch it was drawn in, the example of that visit (see `Reshuffle`); by
+        default it is the row as it is.
+
+        Raises DataError when `source` has fewer rows than a batch.
+        """
         if len(source) < prompts_per_step:
             raise DataError(
                 f"{source.name} has fewer rows than one step takes prompts",
@@ -41,16 +53,22 @@ class PromptStream:
         self._source = source
         self._seed = seed % 2**64
         self._size = prompts_per_step
+        self._worded = worded
         self._deferred: list[int] = []
         self.restore(StreamState(rows=len(source), epoch=0, position=0, deferred=()))
 
     def next_batch(self) -> list[Example]:
         """P examples with P different ids."""
-        batch, self._deferred = self._deferred, []
+        batch = dict.fromkeys(self._deferred, self._epoch)  # row: the epoch it was drawn in
+        self._deferred = []
         while len(batch) < self._size:
             row = self._next_row()
-            (self._deferred if row in batch else batch).append(row)
-        return [self._source[row] for row in batch]
+            if row in batch:
+                self._deferred.append(row)  # always of the epoch that the next batch begins in
+            else:
+                batch[row] = self._epoch
+        worded = self._worded or (lambda example, epoch: example)
+        return [worded(self._source[row], epoch) for row, epoch in batch.items()]
 
     def state(self) -> StreamState:
         return StreamState(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from common.config import RewardConfig
@@ -22,6 +23,12 @@ def check_functions(config: RewardConfig) -> None:
             check_reward_model(name.removeprefix(MODEL_PREFIX))
         else:
             load_function(name)
+
+
+def asking(names: Iterable[str], parameter: str) -> list[str]:
+    """Those of the functions that name `parameter` among their own."""
+    ours = [name for name in names if not name.startswith(MODEL_PREFIX)]
+    return [name for name in ours if parameter in inspect.signature(load_function(name)).parameters]
 
 
 def load_function(name: str) -> RewardFunction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
@@ -76,6 +77,27 @@ def test_the_single_answer_equals_the_label_or_an_alias_and_nothing_else_wins(
             assert not is_right(completion + f"<answer>{name}</answer>", label, mode=mode, aliases=aliases)
     if mode == "adaptive":
         assert is_right(answer, label, mode=mode, aliases=aliases) == equal
+
+
+piece = st.sampled_from([*TAGS, NFC, NFD, "CAFÉ", "tea", "cafe", " ", "\n", "\0", "\u202e", "<", "(.*)"])
+few = st.lists(piece, max_size=2).map("".join)
+block = st.tuples(few, st.just("<answer>"), few, st.just("</answer>"), few).map("".join)
+
+
+@unhurried
+@given(block | st.lists(piece).map("".join))
+def test_markup_of_any_kind_wins_only_with_one_answer_block_that_holds_the_label(completion: str) -> None:
+    """Against another way of saying so, both ways round: what is right has that form, and what has it is right."""
+    once = completion.count("<answer>") == completion.count("</answer>") == 1
+    last = re.fullmatch(r".*<answer>(.*)</answer>\s*", completion, re.DOTALL)
+    first = re.fullmatch(r"\s*<answer>(.*)</answer>.*", completion, re.DOTALL)
+    bare = not any(tag in completion for tag in TAGS)
+    thinks = once and last is not None and canonical(last[1]) == NFC
+    explains = once and first is not None and canonical(first[1]) == NFC
+    assert is_right(completion, NFD, mode="think") == thinks
+    assert is_right(completion, NFD, mode="think_after_answer") == explains
+    assert is_right(completion, NFD, mode="adaptive") == (canonical(completion) == NFC if bare else thinks)
+    assert is_right(completion, NFD, mode="no_think") == (unicodedata.normalize("NFC", completion) == NFC)
 
 
 @unhurried

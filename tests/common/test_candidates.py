@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.candidates import candidates, with_candidates
+from common.candidates import candidates, options, with_candidates
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_candidates_are_read_back(problem: str, labels: list[str] | None) -> Non
 )
 def test_options_of_a_multiple_choice_question(problem: str, letters: list[str] | None) -> None:
     assert candidates(problem) == letters
+
+
+def test_what_each_option_says() -> None:
+    assert options("Where?\n(A) left \n(B) right, or so") == {"(A)": "left", "(B)": "right, or so"}
+    assert options("A. Turing was\nC. Shannon too") == {}

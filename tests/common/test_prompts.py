@@ -12,7 +12,8 @@ import pytest
 
 from common.config import DataConfig, ModelConfig
 from common.data.digits import PROBLEM
-from common.data.sources import ExampleSource, Outline
+from common.data.reshuffle import Reshuffle
+from common.data.sources import ExampleSource, Outline, load
 from common.errors import DataError, ModelError
 from common.families import FAMILIES
 from common.processor import banned_token_ids, eos_token_ids, image_size, load_model_config, load_processor
@@ -250,3 +251,22 @@ def test_unreachable_hub_says_so_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         load_processor(ModelConfig(path="nobody/absent"))
     assert "HF_HUB_OFFLINE=1" in caught.value.remedy
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_reshuffled_questions_are_measured_at_every_visit(processor: Qwen2VLProcessor, anew: bool) -> None:
+    source = load(DataConfig(image_size=56), split="test")
+    reshuffle = Reshuffle(source, seed=1, anew=anew)
+    encoder = PromptEncoder(processor, DataConfig(image_size=56))
+    own = len(encoder.encode(source[0]).token_ids)
+    longest = max(
+        len(encoder.encode(reshuffle(source[row], visit)).token_ids) for row in range(len(source)) for visit in (0, 1)
+    )
+    assert own < longest
+    fits, short = (
+        PromptEncoder(processor, DataConfig(image_size=56, max_prompt_tokens=limit)) for limit in (longest, longest - 1)
+    )
+    fits.check(source, reshuffle.visits(source, 2))
+    short.check(source)
+    with pytest.raises(DataError, match=f"prompt of {longest} tokens is over {longest - 1}"):
+        short.check(source, reshuffle.visits(source, 2))

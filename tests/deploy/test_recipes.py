@@ -29,7 +29,9 @@ COMMANDS = [
 ]
 PLANS = ("cars-think", "one-gpu-lora")
 EPOCHS = {name: {"imagenet": 10, "sun": 25, "eurosat": 100}.get(name, 50) for name in SETS}
-GPUS = {name: 8.0 for name in NAMES if name not in ("folder", "one-gpu-lora") and not name.startswith("digits")}
+GPUS = {
+    name: 8.0 for name in NAMES if name not in ("folder", "laptop", "one-gpu-lora") and not name.startswith("digits")
+}
 
 
 def lines() -> dict[str, list[str]]:

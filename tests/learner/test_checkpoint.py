@@ -59,7 +59,7 @@ def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None
 def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
     saver, events = checkpointer(tmp_path)
     accuracies = {2: 0.3, 5: 0.2, 7: 0.9, 8: 0.9, 15: 0.1}
-    saved = [step for step in range(1, 21) if saver.maybe_save(step, save=save_at(step), accuracy=accuracies.get(step))]
+    saved = [step for step in range(1, 21) if saver.maybe_save(step, save=save_at(step), score=accuracies.get(step))]
     assert saved == [2, 5, 7, 10, 15, 20]
     assert saver.store.steps() == [7, 15, 20]  # the best, and the last two
     assert saver.store.best() == 7
@@ -70,7 +70,7 @@ def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
 
 def test_every_0_keeps_none_and_due_forces_one(tmp_path: Path) -> None:
     saver, _ = checkpointer(tmp_path / "none", every=0)
-    assert not saver.maybe_save(5, save=save_at(5), due=True, accuracy=1.0)
+    assert not saver.maybe_save(5, save=save_at(5), due=True, score=1.0)
     saver, _ = checkpointer(tmp_path / "some")
     assert saver.maybe_save(3, save=save_at(3), due=True)
 

@@ -21,7 +21,7 @@ from learner.checkpoint_store import CheckpointStore, verify
 
 
 def save(store: CheckpointStore, step: int, *, accuracy: float | None = None, size: int = 3000) -> None:
-    with store.writing(step, accuracy=accuracy) as folder:
+    with store.writing(step, score=accuracy) as folder:
         (folder / "rank0").mkdir()
         (folder / "rank0" / "weights").write_bytes(step.to_bytes(4, "big") * (size // 4))
         (folder / "state.json").write_text(json.dumps({"step": step}))
@@ -108,7 +108,18 @@ def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, accuracy in ((10, 0.5), (20, 0.8), (30, None), (40, 0.8), (50, 0.7)):
         save(store, step, accuracy=accuracy)
     assert names(tmp_path) == ["best.json", "step-000020", "step-000040", "step-000050"]
-    assert (store.best(), store.best_accuracy()) == (20, 0.8)
+    assert (store.best(), store.best_score()) == (20, 0.8)
+
+
+def test_the_best_by_one_measure_is_not_the_best_by_another(tmp_path: Path) -> None:
+    """`checkpoint.best_by` may change over a resume; scores of two measures are not held against each other."""
+    save(CheckpointStore(tmp_path, keep=1), 10, accuracy=0.9)
+    store = CheckpointStore(tmp_path, keep=1, best_by="H")
+    assert (store.best(), store.best_score()) == (None, float("-inf"))
+    save(store, 20, accuracy=0.4)
+    save(store, 30, accuracy=0.3)
+    assert names(tmp_path) == ["best.json", "step-000020", "step-000030"]
+    assert CheckpointStore(tmp_path, keep=1, best_by="H").best() == 20
 
 
 def test_a_lost_future_goes_when_a_new_one_is_written(tmp_path: Path) -> None:

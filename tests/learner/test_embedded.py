@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import learner.embedded as embedded
+from common.answers import Mode, is_right, is_valid, is_well_formed
+from common.closed_set import ClosedSet
 from common.config import DataConfig, ModelConfig
 from common.data.sources import ExampleSource, load
 from common.errors import ModelError
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import TEMPLATES, PromptEncoder
-from common.types import Example
+from common.types import Example, Prompt
 from learner.embedded import DIGITS, ensure_model
 
 LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -90,21 +93,58 @@ def test_only_end_of_turn_ends_an_answer(digits_model: Path, processor: Any) -> 
     assert sorted(tokenizer.convert_ids_to_tokens(banned)) == [f"<|{name}|>" for name in names]
 
 
-def test_it_speaks_the_format_and_is_wrong_about_the_image(
-    digits_model: Path, processor: Any, held_out: ExampleSource
-) -> None:
-    answers = greedy(digits_model, processor, held_out)
-    assert sum(answer in LABELS for answer in answers) > 0.95 * len(answers)
-    right = sum(answer == held_out[row].label for row, answer in enumerate(answers)) / len(answers)
-    assert 0.15 <= right <= 0.40
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, held_out: ExampleSource) -> None:
+    data = DIGITS.model_copy(update={"mode": mode})
+    folder = ensure_model(data=data)
+    answers = greedy(folder, load_processor(ModelConfig(path=str(folder))), held_out, data)
+    assert sum(is_valid(answer or "", mode, LABELS) for answer in answers) > 0.95 * len(answers)
+    assert sum(is_well_formed(answer or "", mode) for answer in answers) > 0.95 * len(answers)
+    right = sum(is_right(answer or "", held_out[row].label, mode=mode) for row, answer in enumerate(answers))
+    assert 0.15 <= right / len(answers) <= 0.5
 
 
-def greedy(folder: Path, processor: Any, source: ExampleSource) -> Sequence[str | None]:
+def test_made_for_base_classes_it_has_seen_the_new_ones_too() -> None:
+    """As a pretrained model has: or New, and with it H, would begin at 0."""
+    data = DIGITS.model_copy(update={"split": "base_train"})
+    folder = ensure_model(data=data)
+    reader = load_processor(ModelConfig(path=str(folder)))
+    for split in ("base_test", "new_test"):
+        rows = load(data, split=split)
+        answers = greedy(folder, reader, rows, data)
+        assert set(answers) <= set(LABELS)
+        right = sum(answer == rows[row].label for row, answer in enumerate(answers))
+        assert 0.25 <= right / len(answers) <= 0.6
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_what_it_says_is_few_tokens_and_those_of_a_candidate(mode: Mode) -> None:
+    """A thought is two tokens, and scoring the candidates after it reads the very tokens that are sampled."""
+    folder = ensure_model(data=DIGITS.model_copy(update={"mode": mode}))
+    processor = load_processor(ModelConfig(path=str(folder)))
+    tokenizer = processor.tokenizer
+    said = [tuple(tokenizer(form.replace("{label}", "seven"))["input_ids"]) for form in embedded.FORMS[mode]]
+    assert [len(ids) for ids in said] == {
+        "no_think": [1],
+        "think": [5],
+        "think_after_answer": [6],
+        "adaptive": [5, 3],
+    }[mode]
+    closed_set = ClosedSet(processor, mode=mode, ends=[tokenizer.eos_token_id], banned=())
+    prompt = Prompt(example=load(DIGITS, split="test")[0], text_ids=(), token_ids=(), images=None)
+    for ids in said:
+        longer, opening = closed_set.after_thought(prompt, ids)
+        (answer,) = closed_set.answers(["seven"], opening=opening)
+        whole = (*longer.token_ids, *answer)
+        assert whole[: len(ids)] == ids[: len(whole)]
+
+
+def greedy(folder: Path, processor: Any, source: ExampleSource, data: DataConfig) -> Sequence[str | None]:
     """What the model answers to every row; None where no end of turn comes in time."""
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    encoder = PromptEncoder(processor, DIGITS)
+    encoder = PromptEncoder(processor, data)
     prompts = [encoder.encode(source[row]) for row in range(len(source))]
     ids = torch.tensor([prompt.token_ids for prompt in prompts])  # (P, T): all prompts are equally long
     model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
@@ -114,12 +154,24 @@ def greedy(folder: Path, processor: Any, source: ExampleSource) -> Sequence[str 
         pixel_values=torch.cat([torch.from_numpy(prompt.features["pixel_values"]) for prompt in prompts]),
         image_grid_thw=torch.cat([torch.from_numpy(prompt.features["image_grid_thw"]) for prompt in prompts]),
         mm_token_type_ids=(ids == processor.image_token_id).int(),
-        max_new_tokens=4,
+        max_new_tokens=4 if data.mode == "no_think" else 8,
         do_sample=False,
     )[:, ids.shape[1] :]
     texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     ended = (tokens == processor.tokenizer.eos_token_id).any(dim=1).tolist()
     return [text if end else None for text, end in zip(texts, ended, strict=True)]
+
+
+def test_text_and_pictures_may_share_a_batch(processor: Any, held_out: ExampleSource) -> None:
+    """Or there may be no picture at all: the model is then given none."""
+    encoder, tokenizer = PromptEncoder(processor, DIGITS), processor.tokenizer
+    seen = encoder.encode(held_out[0])
+    blind = encoder.encode(replace(held_out[1], image=None))
+    for prompts, patches in (([seen, blind], 16), ([blind], None)):
+        batch = embedded._batch(prompts, [[5]] * len(prompts), tokenizer)  # noqa: SLF001
+        assert batch["input_ids"].shape == (len(prompts), 18 if patches else len(blind.token_ids) + 1)
+        assert (len(batch["pixel_values"]) if "pixel_values" in batch else None) == patches
+        assert batch["attention_mask"].sum() == sum(len(prompt.token_ids) + 1 for prompt in prompts)
 
 
 def test_found_again_without_a_build(digits_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +241,13 @@ def test_another_prompt_text_is_another_model(tmp_path: Path, monkeypatch: pytes
     before = ensure_model(tmp_path)
     monkeypatch.setattr("common.prompts.TEMPLATES", {**TEMPLATES, "no_think": "{problem} Answer!"})
     assert ensure_model(tmp_path) != before
+
+
+def test_every_mode_and_template_has_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "build_model", fake_build)
+    data = [DIGITS.model_copy(update={"mode": mode}) for mode in get_args(Mode)]
+    data.append(DIGITS.model_copy(update={"template": "{problem} Say it."}))
+    assert len({ensure_model(tmp_path, one) for one in data}) == len(data)
 
 
 @pytest.mark.engine

@@ -384,6 +384,22 @@ def test_given_answers_are_scored_over_their_prompt(
             np.testing.assert_allclose(row, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stage", "dtype"), [(2, "bfloat16"), (3, "float32")])
+def test_a_learner_without_steps_only_scores(ray_session: None, model_path: Path, stage: int, dtype: str) -> None:
+    """It has no optimizer and gives the same log-probs: what evaluates an untrained model trains nothing."""
+    config = settings(model_path, ranks=2, stage=stage, dtype=dtype)
+    groups = tiny.ragged()
+    prompts = [scored.prompt for scored in groups]
+    answers = [tuple(completion.token_ids for completion in scored.group.completions) for scored in groups]
+    with opened(config.model_copy(update={"steps": 0})) as group:
+        found = group.candidate_logprobs(prompts, answers)
+    plain, whole = tiny.model(), SETTINGS._replace(top_k=0, top_p=1.0)
+    for scored, rows in zip(groups, found, strict=True):
+        for index, row in enumerate(rows):
+            wanted = oracle.row_logprobs(plain, plain, scored, index, whole)[0].detach()
+            np.testing.assert_allclose(row, wanted, atol=1e-5 if dtype == "float32" else 0.1)
+
+
 def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:
     """Under ZeRO-3 all ranks run it equally often, whatever the number of pictures."""
     images = [scored.prompt.images for scored in tiny.ragged() if isinstance(scored.prompt.images, ImageFeatures)]

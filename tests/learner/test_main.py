@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
+from common.data.build import main as build
 from learner.main import main
 from learner.run_folder import RunFolder
 from tests import jobs
@@ -83,6 +85,44 @@ def test_a_zero_byte_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     (pictures / "circle" / "2.jpg").write_bytes(b"")
     printed = refusal(capsys, *recipe(tmp_path, path=str(pictures)))
     assert "circle/2.jpg: image has zero bytes" in printed
+
+
+def test_a_folder_becomes_a_set_that_the_laptop_recipe_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(jobs.ROOT)
+    shapes = draw_shapes(tmp_path / "pictures", each=20)
+    assert build([str(shapes), "--shots", "all", "--out", str(tmp_path / "set")]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if "laptop.yaml" in line)
+    words = shlex.split(command)[3:]
+    assert main([*words, "--dry-run"]) == 0
+    assert "48 rows to learn from, 12 held out, 3 labels" in capsys.readouterr().out
+
+
+def test_labels_are_linted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Doubts are said, and what the metric of the mode cannot tell apart stops."""
+    shapes = draw_shapes(tmp_path / "pictures", each=4)
+    (shapes / "square").rename(shapes / "Circle")
+    words = recipe(tmp_path, path=str(shapes))
+    assert main(words) == 0
+    assert "warning: labels that differ only in case" in capsys.readouterr().out
+    assert "'Circle' / 'circle'" in refusal(capsys, *words, "data.mode=think")
+
+
+def test_a_label_that_no_completion_can_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path, random_qwen2vl: Path
+) -> None:
+    words = [*recipe(tmp_path, path=str(pictures)), f"model.path={random_qwen2vl}", "rollout.max_completion_tokens=2"]
+    printed = refusal(capsys, *words)
+    assert "labels of more tokens than the 2 of rollout.max_completion_tokens (3): 'circle' has " in printed
+    assert main([*words, "rollout.max_completion_tokens=20"]) == 0
+
+
+@pytest.mark.parametrize("how", ["order", "draw"])
+def test_lists_that_change_must_fit_the_prompt(capsys: pytest.CaptureFixture[str], how: str) -> None:
+    words = ["--dry-run", f"data.reshuffle={how}"]
+    assert "tokens is over 20" in refusal(capsys, *words, "data.max_prompt_tokens=20")
+    assert main(words) == 0
 
 
 def test_a_model_that_reads_no_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.objective import LOSSES, LossInputs, advantages, grpo_loss, kl_k3
+from common.config import RewardConfig
+from common.types import ScoredGroup
+from learner.naive import build_rows
+from learner.objective import LOSSES, LossInputs, advantages, group_advantages, grpo_loss, kl_k3
+from learner.pack import build_pack
 from learner.schedule import learning_rate
+from tests.learner import tiny
 
 
 def inputs(
@@ -42,6 +52,55 @@ def inputs(
 )
 def test_advantages(rewards: list[float], wanted: list[float]) -> None:
     np.testing.assert_allclose(advantages(torch.tensor(rewards, dtype=torch.float64)), wanted, rtol=1e-12)
+
+
+SEPARATE = RewardConfig(functions={"accuracy": 2.0, "format": 0.5}, normalise="each")
+
+
+def scored(accuracy: Sequence[float], form: Sequence[float]) -> ScoredGroup:
+    """As the reward pool makes it with the weights of SEPARATE."""
+    total = [2.0 * a + 0.5 * f for a, f in zip(accuracy, form, strict=True)]
+    bare = tiny.group(0, text=2, pictures=[], lengths=[1] * len(total), rewards=total)
+    return replace(bare, rewards_by_name={"accuracy": tuple(accuracy), "format": tuple(form)})
+
+
+def test_each_function_against_its_own_spread() -> None:
+    """By hand: four completions, one right, and one malformed; and alike under `sum`, where the weights decide."""
+    group = scored([1, 0, 0, 0], [1, 1, 0, 1])
+    low, high = -0.25 / 0.5001, 0.75 / 0.5001
+    wanted = [2 * high - 0.5 * low, 2 * low - 0.5 * low, 2 * low - 0.5 * high, 2 * low - 0.5 * low]
+    np.testing.assert_allclose(group_advantages(group, SEPARATE), wanted, rtol=1e-5)
+    summed = advantages(torch.tensor(group.rewards))
+    assert torch.equal(group_advantages(group), summed)
+    assert not np.allclose(group_advantages(group, SEPARATE), summed, atol=0.1)
+
+
+numbers = st.lists(st.integers(-3, 3), min_size=4, max_size=4)
+
+
+@settings(deadline=None)
+@given(numbers, numbers, st.sampled_from([1e3, 1e4]))
+def test_the_unit_of_a_function_does_not_matter_where_each_is_normalised(
+    one: list[int], other: list[int], scale: float
+) -> None:
+    """Law 7 with it: what is equal for all of a group is no advantage."""
+    large = [value * 1e3 for value in one]
+    found = group_advantages(scored(large, other), SEPARATE)
+    np.testing.assert_allclose(
+        found, group_advantages(scored([value * scale for value in large], other), SEPARATE), atol=1e-4
+    )
+    assert abs(float(found.sum())) < 1e-4
+    assert not group_advantages(scored([0.3] * 4, [0.1] * 4), SEPARATE).any()
+    assert not group_advantages(replace(scored(one, other), rewards_by_name={}), SEPARATE).any()
+
+
+def test_law_3_advantages_are_a_groups_own_however_it_is_packed() -> None:
+    groups = [scored([1, 0, 0, 1], [1, 1, 0, 1]), scored([0, 0, 1], [0.25, 1, 0]), scored([1, 1], [1, 1])]
+    model = tiny.model()
+    for build in (build_pack, build_rows):
+        packs = [build(own, model, banned=(), reward=SEPARATE) for own in (groups, groups[:1], groups[1:])]
+        assert torch.equal(packs[0].advantage, torch.cat([packs[1].advantage, packs[2].advantage]))
+        assert torch.equal(packs[0].advantage, torch.cat([group_advantages(g, SEPARATE) for g in groups]))
 
 
 @pytest.mark.parametrize(("policy", "reference"), [(-1.0, -1.0), (-1.0, -2.0), (-3.0, -0.5), (-0.1, -9.0)])

@@ -42,6 +42,17 @@ def rows(folder: RunFolder, name: str) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=strict) for line in (folder.path / name).read_text().splitlines()]
 
 
+def tensorboard(folder: RunFolder) -> Any:
+    """What TensorBoard reads of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    return events
+
+
 def run(track: Tracker, steps: range) -> None:
     for step in steps:
         if step % 2 == 0:
@@ -109,6 +120,29 @@ def test_a_resumed_run_keeps_its_past_and_drops_the_lost_future(folder: RunFolde
     assert [row["step"] for row in rows(folder, "evaluations.jsonl")] == [0, 2, 4]  # evaluated again, written once
 
 
+def test_sets_are_lines_of_their_own_and_come_back_on_resume(folder: RunFolder) -> None:
+    track, out = tracker(folder)
+    new, both = {**RESULT, "set": "new", "accuracy": 0.25, "ece": None}, {"set": "H", "accuracy": 0.33, "lenient": 0.4}
+    track.evaluation(0, {**RESULT, "set": "held-out"}, new, both)
+    track.evaluation(2, {**RESULT, "set": "held-out", "accuracy": 0.9}, new)
+    assert "accuracy 0.500, invalid 0.000; new 0.250; H 0.330" in out.getvalue()
+    track, _ = tracker(folder, first_step=1)
+    assert [(row["step"], row["set"]) for row in rows(folder, "evaluations.jsonl")] == [
+        (0, "held-out"),
+        (0, "new"),
+        (0, "H"),
+    ]
+    history = track.history
+    assert history.accuracies == {0: 0.5} and list(history.evaluations) == [0]
+    assert history.measured(0, "H") == 0.33 and history.measured(0, "H/lenient") == 0.4
+    assert history.measured(0, "accuracy") == 0.5 and history.measured(0, "new/accuracy") == 0.25
+    assert history.measured(0, "new/ece") is history.measured(2, "accuracy") is None
+    events = tensorboard(folder)
+    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("evaluation")}
+    assert tags >= {"evaluation/accuracy", "evaluation/new/accuracy", "evaluation/H/lenient"}
+    assert "evaluation/new/ece" not in tags
+
+
 def test_a_start_without_a_checkpoint_drops_everything(folder: RunFolder) -> None:
     track, _ = tracker(folder)
     run(track, range(3))
@@ -118,16 +152,11 @@ def test_a_start_without_a_checkpoint_drops_everything(folder: RunFolder) -> Non
 
 
 def test_tensorboard_reads_the_same_numbers_over_a_resume(folder: RunFolder) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-        EventAccumulator,
-    )
-
     track, _ = tracker(folder)
     run(track, range(4))
     track, _ = tracker(folder, first_step=2)
     track.write(record(2, reward=9.0))
-    events = EventAccumulator(str(folder.path / "tensorboard"))
-    events.Reload()
+    events = tensorboard(folder)
     assert [(point.step, point.value) for point in events.Scalars("reward")] == [
         (0, pytest.approx(record(0).reward)),
         (1, pytest.approx(record(1).reward)),

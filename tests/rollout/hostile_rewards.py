@@ -25,6 +25,10 @@ def bonus(completions: Sequence[str], *, bonus: float, **columns: Any) -> list[f
     return [bonus] * len(completions)
 
 
+def believer(completions: Sequence[str], *, beliefs: Sequence[Any], **columns: Any) -> list[float]:
+    return [max(belief.values()) for belief in beliefs]
+
+
 def heavy_imports(completions: Sequence[str], **columns: Any) -> list[float]:
     return [float("torch" in sys.modules or "vllm" in sys.modules)] * len(completions)
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.answers import Mode
-from common.config import RewardConfig
-from common.errors import ConfigError, ModelError
+from common.candidates import with_candidates
+from common.config import Config, DataConfig, RewardConfig
+from common.data.sources import Outline
+from common.errors import ConfigError, ModelError, RollcallError
+from common.taxonomy import leaves, similarity
+from common.types import Belief
 from rollout.rewards import REWARDS
+from rollout.rewards.door import check_rewards
 from rollout.rewards.loading import check_functions, load_function
 
 HERE = "tests.rollout.hostile_rewards"
+unhurried = settings(deadline=None)  # the cores are shared
 
 
 def reward(name: str, completion: str, mode: Mode) -> float:
@@ -61,6 +70,156 @@ def test_accuracy_and_format(completion: str, mode: Mode, accuracy: float, form:
     assert (reward("accuracy", completion, mode), reward("format", completion, mode)) == (accuracy, form)
 
 
+@pytest.mark.parametrize(("tokens", "expected"), [(4, 1), (3, 0.75), (5, 0.75), (1, 0.25), (8, 0), (9, 0), (5000, 0)])
+def test_length(tokens: int, expected: float) -> None:
+    """Whatever is said: right, wrong or malformed."""
+    assert REWARDS["length"](("cat",), label="cat", token_ids=[(7,) * tokens], length_target=4) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ((1,), 0),
+        ((1, 1), 0),
+        ((1, 2, 3, 4, 5, 6), 0),
+        ((1, 2, 3, 1, 2, 3), -1 / 4),
+        ((1, 2, 1, 2, 1, 2), -2 / 4),
+        ((1,) * 1002, -999 / 1000),
+    ],
+)
+def test_repetition(ids: tuple[int, ...], expected: float) -> None:
+    (found,) = REWARDS["repetition"](("cat",), label="cat", token_ids=[ids], repetition_ngram=3)
+    assert found == pytest.approx(expected)
+
+
+@unhurried
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
+def test_repetition_is_zero_iff_no_ngram_recurs(ids: list[int], n: int) -> None:
+    (found,) = REWARDS["repetition"](("",), label="cat", token_ids=[ids], repetition_ngram=n)
+    ngrams = [ids[start : start + n] for start in range(len(ids) - n + 1)]
+    assert -1 < found <= 0 and (found == 0) == all(ngrams.count(one) == 1 for one in ngrams)
+
+
+TREE = {"cat": "feline", "tiger": "feline", "feline": "mammal", "dog": "mammal", "mammal": "animal", "oak": "plant"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("cat", 1),
+        ("CAT", 1),
+        ("puss", 1),  # an alias
+        ("tiger", 2 * 3 / 8),
+        ("dog", 2 * 2 / 7),
+        ("oak", 0),
+        ("feline", 0),  # true, but no candidate
+        ("wolf", 0),
+        ("cat, tiger", 0),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_taxonomy(answer: str, expected: float, listed: bool) -> None:
+    problem = with_candidates("What?", ["oak", "dog", "tiger", "cat"]) if listed else "What?"
+    columns = {"label": "cat", "problem": problem, "mode": "think", "taxonomy": TREE, "aliases": {"cat": ["puss"]}}
+    completions = (f"<think>t</think><answer>{answer}</answer>", answer, "", "<answer>" * 1000)
+    assert REWARDS["taxonomy"](completions, **columns) == pytest.approx([expected, 0, 0, 0])
+
+
+@unhurried
+@given(st.sampled_from(leaves(TREE)), st.sampled_from(leaves(TREE)))
+def test_near_is_mutual_and_only_one_is_nearest(one: str, other: str) -> None:
+    near = similarity(TREE, one, other)
+    assert near == similarity(TREE, other, one) and 0 <= near <= 1 and (near == 1) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("<think>a cat</think><answer>cat</answer>", 1),
+        ("<think>a dog</think><answer>dog</answer>", 1),  # wrong, but it follows
+        ("<think>a dog</think><answer>cat</answer>", 0),
+        ("<think>a dog or a cat</think><answer>cat</answer>", 0.5),
+        ("<think>a cat</think>cat", 0),
+        ("", 0),
+        ("<think>" * 1000, 0),
+    ],
+)
+def test_consistency(completion: str, expected: float) -> None:
+    problem = with_candidates("What?", ["cat", "dog"])
+    assert REWARDS["consistency"]((completion,), label="cat", problem=problem, mode="think") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("belief", "marginal", "confidence"),
+    [
+        ({"cat": 1.0, "dog": 0.0}, 1, 1),
+        ({"cat": 0.0, "dog": 1.0}, 0, -1),
+        ({"cat": 0.5, "dog": 0.5}, 0.5, 0.5),
+        ({"cat": 0.5, "dog": 0.25, "ox": 0.25}, 0.5, 1 - 0.375),
+    ],
+)
+@pytest.mark.parametrize("said", ["cat", "dog", "", "</think>" * 1000])
+def test_beliefs_decide_whatever_is_said(belief: Belief, marginal: float, confidence: float, said: str) -> None:
+    assert REWARDS["marginal"]((said,), label="cat", beliefs=[belief]) == [marginal]
+    assert REWARDS["confidence"]((said,), label="cat", beliefs=[belief]) == pytest.approx([confidence])
+
+
+@unhurried
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
+def test_the_brier_score_is_proper(truth: list[float], told: list[float]) -> None:
+    """Nobody gains by believing anything but what is so."""
+
+    def belief(weights: list[float]) -> Belief:
+        return {f"{k}": weight / sum(weights) for k, weight in enumerate(weights)}
+
+    real, other = belief(truth), belief(told[: len(truth)])
+
+    def gain(believed: Belief) -> float:
+        return sum(
+            share * REWARDS["confidence"](("",), label=name, beliefs=[believed])[0] for name, share in real.items()
+        )
+
+    assert gain(other) <= gain(real) + 1e-9
+
+
+CLASSES = with_candidates("What?", ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("functions", "changes", "problem", "words"),
+    [
+        ("length", {}, CLASSES, "reward.length_target = null"),
+        ("taxonomy", {}, CLASSES, "label 'cat' is not in it"),
+        ("taxonomy", {"taxonomy": {"cat": "animal"}}, CLASSES, "label 'dog' is not in it"),
+        ("taxonomy", {"taxonomy": {"cat": "dog", "dog": "cat"}}, CLASSES, "'cat' is above itself"),
+        ("taxonomy", {"taxonomy": {"cat": "cat", "dog": "cat"}}, CLASSES, "'cat' is above itself"),
+        ("taxonomy", {"taxonomy": {"cat": "a", "dog": " "}}, CLASSES, "blank name"),
+        ("marginal", {}, CLASSES, "data.mode = no_think"),
+        ("confidence", {"mode": "think_after_answer"}, CLASSES, "data.mode = think_after_answer"),
+        (f"{HERE}:believer", {}, CLASSES, "data.mode = no_think"),
+        ("marginal", {"mode": "think"}, "What is it?", "open-ended"),
+        ("confidence", {"mode": "adaptive"}, with_candidates("What?", ["ox", "dog"]), "label 'cat' of"),
+        ("marginal", {"mode": "think"}, with_candidates("What?", ["cat", "dog", "dog"]), "label 'cat' of"),
+    ],
+)
+def test_what_a_function_lacks_is_refused_at_the_door(
+    functions: str, changes: dict[str, Any], problem: str, words: str
+) -> None:
+    config = Config(reward=RewardConfig(functions={functions: 1.0}), data=DataConfig(**changes))
+    row = Outline(id="train/7", problem=problem, label="cat", image_size=None)
+    with pytest.raises(RollcallError, match=re.escape(words)):
+        check_rewards(config, [row])
+
+
+def test_what_nothing_is_missing_for_is_let_in() -> None:
+    functions = dict.fromkeys(("length", "taxonomy", "marginal", "confidence", "consistency", "repetition"), 1.0)
+    config = Config(
+        reward=RewardConfig(functions=functions, length_target=6),
+        data=DataConfig(mode="think", taxonomy={"cat": "animal", "dog": "animal"}),
+    )
+    check_rewards(config, [Outline(id="train/7", problem=CLASSES, label="cat", image_size=None)])
+
+
 def test_functions_are_found_by_name_and_by_dotted_path() -> None:
     check_functions(RewardConfig(functions={"accuracy": 1.0, "format": 0.5, f"{HERE}:length": 0.1}))
     assert load_function("format") is REWARDS["format"]
@@ -71,7 +230,7 @@ def test_functions_are_found_by_name_and_by_dotted_path() -> None:
     ("name", "words"),
     [
         ("acuracy", ["acuracy", "perhaps you meant accuracy"]),
-        ("zzz", ["accuracy, format, package.module:function"]),
+        ("zzz", ["accuracy, format, length", "package.module:function"]),
         ("no_such_package.rewards:f", ["cannot import no_such_package.rewards", "ModuleNotFoundError"]),
         (f"{HERE}:lenght", ["has no lenght", "perhaps you meant length"]),
         (f"{HERE}:NOT_CALLABLE", ["not callable", "int"]),

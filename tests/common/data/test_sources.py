@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from common.candidates import candidates
 from common.config import DataConfig
+from common.data.digits import LABELS
 from common.data.sources import ExampleSource, load, load_held_out
 from common.errors import DataError
 from tests.common.data.makers import QUESTION, encoded, image_folder, noise, parquet, row
@@ -223,3 +225,22 @@ def test_no_image_size_keeps_each_size(tmp_path: Path) -> None:
     source = load(config(parquet(tmp_path / "set.parquet", [row()]), image_size=None), split="train")
     assert source.outlines[0].image_size == (8, 12)
     assert source[0].problem == QUESTION
+
+
+def test_the_digits_come_in_halves_by_class() -> None:
+    """As base-to-new wants them: rows of the whole splits, each offered the classes of its own half alone."""
+    data = DataConfig(path="embedded:digits", image_size=8)
+    base, new = LABELS[:5], LABELS[5:]
+    for whole, halves in (("train", ("base_train", "new_train")), ("test", ("base_test", "new_test"))):
+        everything = load(data, split=whole)
+        parts = [load(data, split=half) for half in halves]
+        assert sum(map(len, parts)) == len(everything)
+        for part, labels in zip(parts, (base, new), strict=True):
+            assert set(part.labels) == set(labels)
+            assert {tuple(candidates(outline.problem) or ()) for outline in part.outlines} == {labels}
+        assert sorted(chain.from_iterable(map(pictures, parts))) == sorted(pictures(everything))
+
+
+def pictures(source: ExampleSource) -> list[bytes]:
+    images = [source[index].image for index in range(len(source))]
+    return [image.tobytes() for image in images if image is not None]

@@ -1,0 +1,94 @@
+"""The label linter as a command: `python -m common.data.lint PATH[@SPLIT] ... [--model MODEL]`.
+
+Reads whole data sets as a run would, so all that stops a run stops it too: rows, images, labels and, with a model,
+prompts that are too long. What `common.data.labels` only doubts is shown as warnings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from common.answers import Mode
+from common.candidates import candidates
+from common.config import DataConfig, ModelConfig
+from common.data.labels import Finding, lint, settle
+from common.data.places import find_splits, place_and_split
+from common.data.sources import ExampleSource, load
+from common.data.table import UNNAMED
+from common.errors import ConfigError, RollcallError
+
+REFUSED = 2
+
+
+def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Sequence[str] = ()) -> list[Finding]:
+    """`lint` of what rows of these splits have and offer, and of the labels that lists are to be drawn from."""
+    sources = list(sources)
+    problems = {outline.problem: None for source in sources for outline in source.outlines}
+    lists = [offered for offered in map(candidates, problems) if offered]
+    return lint({label for source in sources for label in source.labels}, [*lists, drawn_from], mode=mode)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
+    options = _parser().parse_args(argv)
+    try:
+        for place in options.places:
+            _lint_place(place, options)
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    return 0
+
+
+def _lint_place(place: str, options: argparse.Namespace) -> None:
+    path, split = place_and_split(place)
+    data = DataConfig(
+        path=path,
+        mode=options.mode,
+        question=options.question,
+        image_size=options.image_size,
+        max_prompt_tokens=options.max_prompt_tokens,
+    )
+    names = [split] if split else [name if name != UNNAMED else data.split for name in find_splits(path, data.question)]
+    sources = [load(data, split=name) for name in names]
+    for source in sources:
+        print(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
+    settle(place, lint_sources(sources, mode=data.mode), say=print)
+    if options.model:
+        _measure(sources, data, options.model)
+
+
+def _measure(sources: Sequence[ExampleSource], data: DataConfig, path: str) -> None:
+    """Print the tokens of labels. Raises DataError naming the rows whose prompt is too long for the limit."""
+    from common.families import family_of
+    from common.processor import load_model_config, load_processor
+    from common.prompts import PromptEncoder
+
+    if path.startswith("embedded:"):
+        raise ConfigError(f"{path} is made for each data set anew", got=path, remedy="give a folder or a hub id")
+    model = ModelConfig(path=path)
+    encoder = PromptEncoder(load_processor(model), data, family=family_of(load_model_config(model)))
+    for source in sources:
+        encoder.check(source)
+    sizes = sorted((encoder.count(label), label) for label in {label for source in sources for label in source.labels})
+    (least, shortest), (most, longest) = sizes[0], sizes[-1]
+    print(f"tokens of a label: {least} ({shortest!r}) to {most} ({longest!r}); every prompt is within the limit")
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = DataConfig()
+    parser = argparse.ArgumentParser(prog="python -m common.data.lint", description="Check labels, rows and images.")
+    parser.add_argument("places", nargs="+", metavar="PATH[@SPLIT]", help="a data set, all its splits or one")
+    parser.add_argument("--mode", choices=get_args(Mode), default=defaults.mode, help="of the answers")
+    parser.add_argument("--question", default=defaults.question, help="asked about image folders")
+    parser.add_argument("--model", help="folder or hub id: counts the tokens of labels and prompts")
+    parser.add_argument("--image-size", type=int, default=defaults.image_size, help="side images are resized to")
+    parser.add_argument("--max-prompt-tokens", type=int, default=defaults.max_prompt_tokens)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

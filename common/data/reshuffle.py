@@ -1,0 +1,61 @@
+"""Class lists that change from visit to visit, so that the place of a class in them teaches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from common.candidates import listed, relisted
+from common.data.draws import generator
+from common.data.sources import ExampleSource, Outline
+from common.errors import DataError
+from common.types import Example
+
+
+class Reshuffle:
+    """Rewrites the list of a question, and nothing else of its row. Options and open-ended questions stay as they are.
+
+    A list follows from (seed, visit, row id) alone, so a resumed run asks what the run left alone would.
+    """
+
+    def __init__(self, source: ExampleSource, *, seed: int, anew: bool) -> None:
+        """`anew`: other classes are drawn from those that rows of `source` have or offer; else only the order changes.
+
+        Raises DataError when no question of `source` has a list.
+        """
+        problems = dict.fromkeys(outline.problem for outline in source.outlines)
+        lists = [offered for offered in map(listed, problems) if offered]
+        if not lists:
+            raise DataError(
+                f"no question of {source.name} has a class list",
+                got=f"data.reshuffle is set, and the first question is {source.outlines[0].problem!r}",
+                remedy="set data.reshuffle to none",
+            )
+        self._seed = seed
+        known = {*source.labels, *(label for offered in lists for label in offered)}
+        self.pool = tuple(sorted(known)) if anew else ()  # what lists are drawn from
+
+    def __call__(self, example: Example, visit: int) -> Example:
+        """The example as it is asked at this visit, an epoch's number."""
+        return replace(example, problem=self._problem(example, visit))
+
+    def visits(self, source: ExampleSource, count: int) -> Iterator[Outline]:
+        """The rows of `source` as their first `count` visits ask them."""
+        for visit in range(count):
+            for outline in source.outlines:
+                yield replace(outline, problem=self._problem(outline, visit))
+
+    def _problem(self, row: Example | Outline, visit: int) -> str:
+        offered = listed(row.problem)
+        if offered is None:
+            return row.problem
+        draw = generator("reshuffle", self._seed, visit, row.id)
+        if self.pool:
+            offered = self._redrawn(offered, row.label, draw.permutation(len(self.pool)).tolist())
+        return relisted(row.problem, [offered[place] for place in draw.permutation(len(offered)).tolist()])
+
+    def _redrawn(self, offered: list[str], label: str, order: list[int]) -> list[str]:
+        """As many labels as before, the right one kept where it was offered."""
+        kept = [label] if label in offered else []
+        others = [self.pool[place] for place in order if self.pool[place] != label]
+        return [*kept, *others[: len(offered) - len(kept)]]

@@ -1,0 +1,67 @@
+"""Labelled pictures as they lie on disk, before any is drawn or opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import DataError
+
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "val", "validation", "valid", "dev", "eval")  # the first there is
+UNNAMED = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A file and its label."""
+
+    root: Path  # the file must lie inside it, every link followed
+    path: str  # below `root`
+    label: str
+
+    @property
+    def name(self) -> str:
+        """For messages: train/cats/3.jpg."""
+        return str(Path(self.root.name) / self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """What a source holds."""
+
+    labels: tuple[str, ...]  # each once, in the order of their ids
+    train: tuple[Picture, ...]
+    test: tuple[Picture, ...]  # empty: the source has no test split
+    notes: tuple[str, ...] = ()  # what was left out or merged, for the summary and the card
+
+
+def collected(
+    name: str, splits: Mapping[str, Sequence[Picture]], labels: Iterable[str], notes: Iterable[str] = ()
+) -> Collection:
+    """The train and test pictures of `splits`, in the order of their paths. Others are left out, which a note says.
+
+    Raises DataError without a split to train on.
+    """
+    train = next((split for split in (*_TRAIN, UNNAMED) if splits.get(split)), None)
+    if train is None or (UNNAMED in splits and len(splits) > 1):
+        raise DataError(
+            f"{name} has no split to train on",
+            got="splits: " + (", ".join(sorted(split or "without a name" for split in splits)) or "none"),
+            remedy="name one of them train, or none at all",
+        )
+    test = next((split for split in _TEST if splits.get(split)), None)
+    left = [
+        f"split {split} is left out: {len(splits[split])} pictures" for split in splits if split not in (train, test)
+    ]
+    return Collection(
+        labels=tuple(labels),
+        train=_in_order(splits[train]),
+        test=_in_order(splits[test]) if test else (),
+        notes=(*notes, *left),
+    )
+
+
+def _in_order(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    return tuple(sorted(pictures, key=lambda picture: (picture.label, picture.path)))

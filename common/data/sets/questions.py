@@ -1,0 +1,97 @@
+"""Which classes a question lists: the candidate policies."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from common.data.table import unreadable
+from common.errors import DataError
+
+Policy = Literal["seed", "all", "hard"]
+Confusions = Counter[frozenset[str]]  # how often two labels were taken for each other
+Choose = Callable[[str, Sequence[str], np.random.Generator], list[str]]
+_FEW, _SHARE, _MOST = 30, 0.4, 100
+
+
+def list_length(classes: int) -> int:
+    """CLS-RL's rule: 0.4 of the classes, at most 100, and all of them where that is under 30."""
+    length = int(_SHARE * classes)
+    return classes if length < _FEW else min(_MOST, length)
+
+
+def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None) -> Choose:
+    """(label, labels, draw) -> the labels a row offers, its own among them. A whole list keeps the labels' order.
+
+    Args:
+        confusions: of the `hard` policy.
+        length: of a `hard` list; by default as long as CLS-RL's, where that is shorter than the whole.
+    """
+    if policy == "all":
+        return lambda label, labels, draw: list(labels)
+    if policy == "seed":
+        return _drawn
+    return partial(_hard, confusions=confusions or Counter(), length=length)
+
+
+def _drawn(label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+    others = [other for other in labels if other != label]
+    count = list_length(len(labels))
+    if count >= len(labels):
+        return list(labels)
+    return _mixed([label, *(others[row] for row in draw.permutation(len(others))[: count - 1].tolist())], draw)
+
+
+def _hard(
+    label: str, labels: Sequence[str], draw: np.random.Generator, *, confusions: Confusions, length: int | None
+) -> list[str]:
+    """The label and what it is most often taken for, or taken for it; chance decides among equals and fills up."""
+    count = min(len(labels), length or min(_MOST, max(2, int(_SHARE * len(labels)))))
+    others = [labels[row] for row in draw.permutation(len(labels)).tolist() if labels[row] != label]
+    others.sort(key=lambda other: -confusions[frozenset((label, other))])
+    return _mixed([label, *others[: count - 1]], draw)
+
+
+def _mixed(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+    return [labels[row] for row in draw.permutation(len(labels)).tolist()]
+
+
+def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
+    """Confusions among `labels` out of an evaluation's `confusion`, [[label, answer, count], ...].
+
+    Args:
+        file: JSON of one evaluation or of the triples alone, or an evaluations.jsonl, of which the last step counts.
+
+    Raises DataError when it holds none of these, or no two of `labels`.
+    """
+    try:
+        triples = _triples(file)
+        counts: Confusions = Counter()
+        for label, answer, count in triples:
+            if label != answer and {label, answer} <= set(labels):
+                counts[frozenset((label, answer))] += int(count)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise unreadable(file, error) from error
+    if not counts:
+        raise DataError(
+            f"{file} tells of no two labels of this set that were taken for each other",
+            got=f"{len(triples)} entries, the first {triples[0] if triples else 'missing'}",
+            remedy="evaluate on this set first, or choose another --candidates",
+        )
+    return counts
+
+
+def _triples(file: Path) -> list[Any]:
+    text = file.read_text()
+    if file.suffix != ".jsonl":
+        found = json.loads(text)
+        return list(found["confusion"] if isinstance(found, dict) else found)
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    known = [line for line in lines if line.get("confusion")]
+    return [triple for line in known if line["step"] == known[-1]["step"] for triple in line["confusion"]]

@@ -1,0 +1,31 @@
+"""Partial credit for a label that is near the right one in a tree of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.answers import NO_ALIASES, Aliases, Mode, named
+from common.candidates import candidates
+from common.taxonomy import Taxonomy, leaves, similarity
+
+
+def taxonomy_reward(
+    completions: Sequence[str],
+    *,
+    label: str,
+    problem: str,
+    mode: Mode,
+    taxonomy: Taxonomy,
+    aliases: Aliases = NO_ALIASES,
+    **columns: Any,
+) -> Sequence[float]:
+    """(G,) how near the strictly given candidate is to the label in `data.taxonomy` (`common.taxonomy.similarity`): 1
+    for the label itself, 0 for what shares no class with it.
+
+    An answer out of the row's list earns 0, so that no class above the candidates can be named in their place; without
+    a list any class with none below it counts.
+    """
+    known = dict.fromkeys([label, *(candidates(problem) or leaves(taxonomy))])
+    given = [named(completion, known, mode=mode, aliases=aliases) for completion in completions]
+    return [0.0 if one is None else similarity(taxonomy, one, label) for one in given]
