@@ -16,6 +16,7 @@ from common.handles import shared
 from common.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.prompts import PromptEncoder
 from learner.tower import TAKEN
+from learner.written import Writer
 from rollout.rewards.loading import check_functions
 
 
@@ -65,6 +66,9 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         encoder.check(source)
     ends = eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
+    closed_set = ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned)
+    if config.method != "grpo":
+        Writer(config, closed_set).check(train)
     admitted = Admitted(
         config=config,
         family=family,
@@ -72,7 +76,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         train=train,
         held_out=held_out,
         encoder=encoder,
-        closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
+        closed_set=closed_set,
         banned=banned,
         tower_frozen=config.towers_frozen and model_config.model_type in TAKEN,
     )

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from common.types import ScoredGroup
-from learner.objective import advantages
-from learner.pack import Drawn, Pack, refuse_banned
+from learner.pack import Drawn, Pack, earned, refuse_banned
 from learner.pictures import blank, forward_inputs, joined, read_prompt
 
 
@@ -49,7 +48,7 @@ def build_rows(groups: Sequence[ScoredGroup], model: Any, *, banned: Sequence[in
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([lp for _, c in sampled for lp in c.logprobs], dtype=torch.float32, device=on),
-        advantage=torch.cat([advantages(torch.tensor(g.rewards, dtype=torch.float32)) for g in groups]).to(on),
+        **earned(groups, on),
     )
 
 

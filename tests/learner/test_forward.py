@@ -16,7 +16,7 @@ from common.errors import DataError
 from common.types import ImageFeatures, ScoredGroup
 from learner.forward import packed_logprobs
 from learner.head import support
-from learner.objective import LossInputs, grpo_loss
+from learner.objective import LOSSES
 from learner.pack import build_pack
 from tests.learner import oracle, tiny
 from tests.learner.oracle import Settings
@@ -44,6 +44,7 @@ def packed_loss(
     settings: Settings,
     beta: float = BETA,
     logits_mb: float = 512.0,
+    loss: str = "grpo",
 ) -> Tensor:
     """The loss as a rank computes it, over one pack or several."""
     sequences = sum(len(scored.rewards) for groups in packs for scored in groups)
@@ -53,16 +54,8 @@ def packed_loss(
         scores = packed_logprobs(policy, pack, **settings._asdict(), logits_mb=logits_mb)
         with torch.no_grad():
             ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept, logits_mb=logits_mb)
-        record = LossInputs(
-            logp=scores.logp,
-            ref_logp=ref.logp,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=sequences,
-            beta=beta,
-        )
-        shares.append(grpo_loss(record).loss)
+        record = pack.inputs(scores.logp, ref.logp, sequences=sequences, groups=sum(map(len, packs)), beta=beta)
+        shares.append(LOSSES[loss](record).loss)
     return torch.stack(shares).sum()
 
 

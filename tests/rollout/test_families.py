@@ -127,15 +127,7 @@ def learn(policy: Policy, groups: Sequence[ScoredGroup]) -> list[float]:
     for _ in range(5):
         pack = build_pack(groups, policy.model, banned=policy.banned)
         scores = packed_logprobs(policy.model, pack, temperature=1.0, top_k=0, top_p=1.0, banned=policy.banned)
-        record = LossInputs(
-            logp=scores.logp,
-            ref_logp=None,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=len(pack.advantage),
-            beta=0.0,
-        )
+        record = pack.inputs(scores.logp, None, sequences=len(pack.advantage), groups=len(groups), beta=0.0)
         loss = grpo_loss(record).loss
         optimizer.zero_grad()
         loss.backward()
