@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,10 @@ class LearnerGroup:
     def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
         """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
         begin = time.monotonic()
-        packs: list[list[RankPack]] = [[] for _ in self._ranks]
-        for portion, own in portions(scored, self._config.loss):
-            for held, more in zip(packs, self._packs(own, self._deal(own), portion), strict=True):
-                held += more
-        refs = [rank.step.remote(held) for rank, held in zip(self._ranks, packs, strict=True)]
+        dealt = [self._packs(own, self._deal(own), portion) for portion, own in portions(scored, self._config.loss)]
+        refs = [
+            rank.step.remote(list(chain.from_iterable(packs))) for rank, *packs in zip(self._ranks, *dealt, strict=True)
+        ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
         return combine(stats, seconds=time.monotonic() - begin)
 

@@ -83,9 +83,9 @@ def exact_raw_loss(inputs: LossInputs) -> LossOutputs:
 
 
 def exact_normalised_loss(inputs: LossInputs) -> LossOutputs:
-    """The same with (r - mean) / (std + 1e-4) in place of the reward, the advantage of GRPO with endless samples: mean and std
-    are under the policy. What is not listed earns as little as the least of the list, so that a constant added to all
-    rewards changes nothing.
+    """The same with (r - mean) / (std + 1e-4) in place of the reward, GRPO's advantage with endless samples: mean and
+    std are under the policy. What is not listed earns as little as the least of the list, so that a constant added to
+    all rewards changes nothing.
     """
     logp = sequence_logp(inputs.logp, inputs.row, len(inputs.reward))
     shares = logp.detach().exp()

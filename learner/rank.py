@@ -279,8 +279,8 @@ class LearnerRank:
         return build(pack.groups, model, banned=self._sampling["banned"], tower_runs=self._tower_runs)
 
     def _sampling_of(self, portion: Portion) -> dict[str, Any]:
-        """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's own,
-        whatever the temperature of sampling."""
+        """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's
+        own, whatever the temperature of sampling."""
         if portion.sampled:
             return self._sampling
         return self._sampling | UNCUT | ({"temperature": 1.0} if portion.loss == "sft" else {})

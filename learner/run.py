@@ -81,8 +81,8 @@ class Run:
         return self._featured(self.feed.next_batch())
 
     def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
-        """One a prompt: those the method writes down, then those it samples, as the engines finish them. What they could
-        not give is counted as dropped."""
+        """One a prompt: those the method writes down, then those it samples, as the engines finish them. What they
+        could not give is counted as dropped."""
         self.ledger.dispatched += len(prompts)
         sampled, written = self.writer.divided(prompts, step)
         requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step)

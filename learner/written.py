@@ -34,7 +34,7 @@ class Writer:
         refuse(source.name, len(source), faults)
 
     def divided(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Prompt], list[Prompt]]:
-        """Those of a step that engines sample and those to write down: a draw from (run, step, prompt), both in order."""
+        """Those of a step that engines sample, and those to write down: drawn by (run, step, prompt), both in order."""
         seed = self._config.seed
         drawn = sorted(prompts, key=lambda prompt: request_seed(seed, step, f"sampled {prompt.id}"))
         sampled = {prompt.id for prompt in drawn[: self._config.sampled_prompts]}

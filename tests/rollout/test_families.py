@@ -14,7 +14,7 @@ from common.config import Config
 from common.types import GenerationRequest, Group, ScoredGroup, WeightManifest
 from learner.attention import install
 from learner.forward import packed_logprobs
-from learner.objective import LossInputs, grpo_loss
+from learner.objective import grpo_loss
 from learner.pack import build_pack
 from rollout.requests import request
 from rollout.spec import EngineSpec, engine_spec
