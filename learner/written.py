@@ -1,4 +1,9 @@
-"""Groups whose completions were not sampled but written down: every candidate of a row, or its label."""
+"""Groups whose completions were not sampled but written down: every candidate of a row, or its label.
+
+A row's candidates are plain branches over its prompt, all in one pack. A label trie, in which they would share their
+first tokens, saves 2 % of a pack's tokens for lists of 100 ImageNet names (312 of prompt, 272 of branches), 0.4 % for
+lists of 30, and 22 % only for a hundred aircraft variants; it would want an attention layout of its own.
+"""
 
 from __future__ import annotations
 
