@@ -120,6 +120,7 @@ def test_exact_losses_by_hand(name: str) -> None:
     assert found.kl.item() == pytest.approx(kl)
     assert found.loss.item() == pytest.approx(0.3 * kl - sum(share[row] * worth[row] for row in own) / 2)
     slope = [share[row] * (0.3 * (lp[row] - ref[row]) - worth[row]) / 2 for row in ROWS]
+    assert logp.grad is not None
     np.testing.assert_allclose(logp.grad, slope, rtol=1e-9)
 
 
@@ -146,6 +147,7 @@ def test_the_exact_kl_is_never_negative_and_finite_where_the_policy_gave_an_answ
 def test_sft_is_the_mean_of_the_sequences_means() -> None:
     logp = leaf()
     torch.autograd.backward(LOSSES["sft"](listed(logp)).loss)
+    assert logp.grad is not None
     np.testing.assert_allclose(logp.grad, [-1 / ROWS.count(row) / 5 for row in ROWS])
 
 
