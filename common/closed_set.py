@@ -33,8 +33,9 @@ class ClosedSet:
             banned: ids that have no probability.
         """
         self._tokenizer, self._mode, self._banned = processor.tokenizer, mode, frozenset(banned)
-        self._end = () if mode == "think_after_answer" else (end_of_turn(processor, ends),)
-        self._known: dict[tuple[str, ...], tuple[Answer, ...]] = {}
+        self._turn = end_of_turn(processor, ends)
+        self._end = () if mode == "think_after_answer" else (self._turn,)
+        self._known: dict[tuple[str, str], Answer] = {}
 
     def answers(self, candidates: Sequence[str], *, opening: str | None = None) -> tuple[Answer, ...]:
         """(K,) the ids of each candidate as a whole answer, up to where the mode lets it end: in think-after-answer
@@ -47,14 +48,17 @@ class ClosedSet:
             DataError: a candidate cannot be said in the model's tokens, or two are the same answer.
         """
         opening = _OPENING[self._mode] if opening is None else opening
-        key = (opening, *candidates)
-        if key not in self._known:
-            made = tuple(self._written(candidate, opening) for candidate in candidates)
-            _refuse_twins(candidates, made)
-            if len(self._known) > 4096:  # shuffled lists come in endless orders
-                self._known.clear()
-            self._known[key] = made
-        return self._known[key]
+        made = tuple((*self._ids(candidate, opening), *self._end) for candidate in candidates)
+        _refuse_twins(candidates, made)
+        return made
+
+    def completion(self, text: str) -> Answer:
+        """The ids of `text` as a whole turn of the assistant, with its end.
+
+        Raises:
+            DataError: it cannot be said in the model's tokens.
+        """
+        return (*self._ids(text, ""), self._turn)
 
     def after_thought(self, prompt: Prompt, completion: Sequence[int]) -> tuple[Prompt, str]:
         """`prompt` with the thought of a sampled completion added, and the opening with which its answers begin.
@@ -73,6 +77,14 @@ class ClosedSet:
         longer = replace(prompt, token_ids=prompt.token_ids + thought, text_ids=prompt.text_ids + thought)
         return longer, text[len(said) : cut] + _OPENING["think"]
 
+    def _ids(self, candidate: str, opening: str) -> Answer:
+        key = (candidate, opening)
+        if key not in self._known:
+            if len(self._known) > 65536:  # thoughts come in endless variety
+                self._known.clear()
+            self._known[key] = self._written(candidate, opening)
+        return self._known[key]
+
     def _written(self, candidate: str, opening: str) -> Answer:
         text = f"{opening}{candidate}</answer>" if opening else candidate
         ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -83,7 +95,7 @@ class ClosedSet:
                 got=f"banned tokens {barred}" if barred else f"its tokens read {back!r}",
                 remedy="take special tokens and odd characters out of the label",
             )
-        return (*ids, *self._end)
+        return ids
 
     def _tokens_within(self, ids: Sequence[int], text: str) -> int:
         """How many of `ids` from the first on say a beginning of `text`: a token may reach over its end."""

@@ -186,6 +186,16 @@ class LearnerConfig(_Section):
     step_timeout_s: Seconds = 1800.0
 
 
+class ExactConfig(_Section):
+    """How `method: exact` learns from all candidates of a row."""
+
+    advantage: Literal["raw", "normalised"] = "normalised"
+    """Follow the expected reward itself, or rewards less their mean over their deviation, as GRPO does: it learns
+    faster."""
+    sampled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a step's prompts that engines sample and GRPO learns from, which keeps free answers in line."""
+
+
 class WeightsConfig(_Section):
     """How new weights reach the engines."""
 
@@ -260,6 +270,9 @@ class Config(_Section):
     steps: Positive = 250
     epochs: Positive | None = None
     """In place of `steps`: passes over the training rows, turned into steps once they are counted."""
+    method: Literal["grpo", "exact", "sft"] = "grpo"
+    """Learn from G sampled answers a prompt; from all its candidates, each weighted with its probability; or from its
+    label alone."""
     run_dir: Path | None = None
     """Folder of the run; by default `runs/<date>-<name>`."""
     name: str = "run"
@@ -272,6 +285,7 @@ class Config(_Section):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
+    exact: ExactConfig = ExactConfig()
     weights: WeightsConfig = WeightsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -282,6 +296,17 @@ class Config(_Section):
     def towers_frozen(self) -> bool:
         """Nothing that stands before the language model is trained."""
         return self.model.freeze_vision or (self.lora.rank > 0 and self.lora.targets == "language")
+
+    @property
+    def loss(self) -> str:
+        """Name in `learner.objective.LOSSES` of the method's own loss."""
+        return f"exact_{self.exact.advantage}" if self.method == "exact" else self.method
+
+    @property
+    def sampled_prompts(self) -> int:
+        """Prompts of a step that engines sample; the others' completions are written down."""
+        share = {"grpo": 1.0, "exact": self.exact.sampled_share, "sft": 0.0}[self.method]
+        return round(share * self.rollout.prompts_per_step)
 
     def counted(self, rows: int) -> Config:
         """With `epochs` turned into the steps they take over `rows` training rows, the last one filled up.
@@ -335,6 +360,22 @@ class Config(_Section):
             yield f"data.template = {self.data.template!r} holds {{problem}} {times} times: it must be there once"
         yield from self._trained_misfits()
         yield from self._measured_misfits()
+        yield from self._method_misfits()
+
+    def _method_misfits(self) -> Iterator[str]:
+        """Those of how it is trained."""
+        share, prompts = self.exact.sampled_share, self.rollout.prompts_per_step
+        if self.method == "exact" and self.data.mode != "no_think":
+            yield f"method = exact with data.mode = {self.data.mode}: only a bare label has few enough answers to list"
+        if self.method == "exact" and share and self.sampled_prompts in (0, prompts):
+            yield (
+                f"exact.sampled_share = {share:g} of rollout.prompts_per_step = {prompts} is {self.sampled_prompts} "
+                "prompts: some must be sampled and some not"
+            )
+        if self.method == "exact" and not share and self.reward.normalise == "each":
+            yield "reward.normalise = each with method = exact, which follows the sum of the rewards: set it to sum"
+        if self.method == "sft" and self.learner.beta:
+            yield f"method = sft with learner.beta = {self.learner.beta:g}: it has no KL to a reference, set it to 0"
 
     def _trained_misfits(self) -> Iterator[str]:
         """Those of what is trained and where it lies."""

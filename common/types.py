@@ -202,11 +202,12 @@ class StepResult:
     entropy: float
     grad_norm: float
     lr: float
-    clip_share: float
+    clip_share: float  # of sampled tokens, as the gaps, which are 0 where none were
     logprob_gap_mean: float
     logprob_gap_max: float
     tokens: int
     seconds: float
+    probabilities: Mapping[str, tuple[float, ...]]  # under the policy, of each written completion, by prompt id
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:

@@ -21,6 +21,7 @@ from common.processor import banned_token_ids, eos_token_ids, load_model_config,
 from common.prompts import PromptEncoder
 from learner.sets import EvaluationSet, check_best_by, read_sets, with_closed_set
 from learner.tower import TAKEN
+from learner.written import Writer
 from rollout.rewards.door import check_rewards
 from rollout.rewards.loading import asking, check_functions
 
@@ -92,6 +93,8 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         visits = math.ceil(config.steps * config.rollout.prompts_per_step / len(train))
         model.encoder.check(train, reshuffle.visits(train, visits))
     check_lengths(config, sources, model.encoder.count, say)
+    if config.method != "grpo":
+        Writer(config, model.closed_set).check(train)
     admitted = Admitted(
         config=config,
         family=model.family,

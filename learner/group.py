@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.errors import CheckpointError
 from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.packing import Micro, deal, packed_cost, packed_length
+from learner.portions import Portion, portions
 from learner.rank import LearnerRank, RankPack, RankStats
 from learner.written import unscored
 
@@ -61,10 +63,9 @@ class LearnerGroup:
     def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
         """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
         begin = time.monotonic()
-        sequences = sum(len(group.group.completions) for group in scored)
+        dealt = [self._packs(own, self._deal(own), portion) for portion, own in portions(scored, self._config.loss)]
         refs = [
-            rank.step.remote(packs, sequences)
-            for rank, packs in zip(self._ranks, self._packs(scored, self._deal(scored)), strict=True)
+            rank.step.remote(list(chain.from_iterable(packs))) for rank, *packs in zip(self._ranks, *dealt, strict=True)
         ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
         return combine(stats, seconds=time.monotonic() - begin)
@@ -210,10 +211,15 @@ class LearnerGroup:
         return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
 
     @staticmethod
-    def _packs(scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...]) -> list[list[RankPack]]:
+    def _packs(
+        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...], portion: Portion | None = None
+    ) -> list[list[RankPack]]:
         slim = [_without_picture(group) for group in scored]
         return [
-            [RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real) for micro in micros]
+            [
+                RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, portion=portion)
+                for micro in micros
+            ]
             for micros in dealt
         ]
 
@@ -225,17 +231,19 @@ def _without_picture(scored: ScoredGroup) -> ScoredGroup:
 
 
 def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
-    """The step's figures from its ranks': shares add up, means are over all tokens, the gap's maximum is a maximum."""
-    tokens = sum(rank.tokens for rank in stats)
+    """The step's figures from its ranks': shares add up, means are over all tokens or, of what compares with engines,
+    all sampled ones; the gap's maximum is a maximum."""
+    tokens, sampled = sum(rank.tokens for rank in stats), max(1.0, sum(rank.sampled for rank in stats))
     return StepResult(
         loss=sum(rank.loss for rank in stats),
         kl=sum(rank.kl for rank in stats),
         entropy=sum(rank.entropy for rank in stats) / tokens,
         grad_norm=stats[0].grad_norm,
         lr=stats[0].lr,
-        clip_share=sum(rank.clipped for rank in stats) / tokens,
-        logprob_gap_mean=sum(rank.gap for rank in stats) / tokens,
+        clip_share=sum(rank.clipped for rank in stats) / sampled,
+        logprob_gap_mean=sum(rank.gap for rank in stats) / sampled,
         logprob_gap_max=max(rank.gap_max for rank in stats),
         tokens=int(tokens),
         seconds=seconds,
+        probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
     )

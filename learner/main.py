@@ -25,23 +25,21 @@ REFUSED, FAILED = 2, 1
 
 
 def train(run: Run) -> None:
-    """One step a turn: sample, score, learn, publish, write down."""
+    """One step a turn: sample or write answers, score, learn, publish, write down."""
     from common.clock import StepClock
-    from rollout.requests import training_requests
 
     config = run.config
     run.evaluate()
     for step in range(run.version, config.steps):
         clock = StepClock()
         prompts = run.next_prompts()  # P prompts
-        requests = training_requests(prompts, config.rollout, seed=config.seed, step=step)
-        groups = clock.iterate("generate", run.sample(requests))  # P groups of G completions, as they finish
+        groups = clock.iterate("generate", run.groups(step, prompts))  # P groups of G completions, as they finish
         with clock.stage("reward"):
             scored = run.score(prompts, groups)  # P scored groups, in prompt order
         with clock.stage("learn"):
             result = run.learn(step, scored)  # policy and reference log-probs, loss, optimizer step
         with clock.stage("publish"):
-            run.publish(step + 1)  # every serving engine now holds version step + 1, its caches reset
+            run.publish(step + 1)  # engines that are asked next hold version step + 1, their caches reset
         run.write(step, scored, result, clock)
         run.evaluate()
         run.save()

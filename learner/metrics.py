@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import sqrt
+from operator import mul
 from statistics import fmean, stdev
 
 from common.clock import StepClock
@@ -29,17 +31,20 @@ def step_record(
 ) -> StepRecord:
     """Everything there is to know of a step that has just ended.
 
-    `reward_std` is the mean over groups of the unbiased standard deviation inside the group, as the seed logs it.
+    `reward` and `reward_std` are means over groups of mean and deviation inside the group: of sampled completions their
+    mean and, as the seed logs it, their unbiased deviation; of written ones what the policy would earn by saying them,
+    each weighted with its probability, and nothing by saying anything else.
     """
+    weights = [result.probabilities.get(item.prompt.id) for item in scored]
     completions = [one for item in scored for one in item.group.completions]
     return StepRecord(
         step=step,
         epoch=epoch,
         completion_length=fmean(len(one.token_ids) for one in completions),
         truncated_share=fmean(one.finish_reason == "length" for one in completions),
-        rewards=_means_by_name(scored),
-        reward=fmean(value for item in scored for value in item.rewards),
-        reward_std=fmean(stdev(item.rewards) for item in scored),
+        rewards=_means_by_name(scored, weights),
+        reward=fmean(_expected(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
+        reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         all_equal_share=fmean(_all_equal(item, config.reward) for item in scored),
         thinking=_thinking(scored, config.data),
         loss=result.loss,
@@ -63,15 +68,32 @@ def step_record(
     )
 
 
-def _means_by_name(scored: Sequence[ScoredGroup]) -> Mapping[str, float]:
+Weights = Sequence[float] | None  # of the completions of a group; None: they were sampled, and count alike
+
+
+def _means_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:
     names = scored[0].rewards_by_name.keys()
-    return {name: fmean(value for item in scored for value in item.rewards_by_name[name]) for name in names}
+    return {
+        name: fmean(_expected(item.rewards_by_name[name], own) for item, own in zip(scored, weights, strict=True))
+        for name in names
+    }
+
+
+def _expected(values: Sequence[float], weights: Weights) -> float:
+    return fmean(values) if weights is None else sum(map(mul, values, weights))
+
+
+def _deviation(values: Sequence[float], weights: Weights) -> float:
+    if weights is None:
+        return stdev(values) if len(values) > 1 else 0.0
+    squares = [value**2 for value in values]
+    return sqrt(max(0.0, _expected(squares, weights) - _expected(values, weights) ** 2))
 
 
 def _all_equal(item: ScoredGroup, reward: RewardConfig) -> bool:
-    """Whether the group teaches nothing."""
+    """Whether a group of two or more teaches nothing."""
     compared = [item.rewards] if reward.normalise == "sum" else item.rewards_by_name.values()
-    return all(len(set(values)) == 1 for values in compared)
+    return all(len(set(values)) == 1 < len(values) for values in compared)
 
 
 def _thinking(scored: Sequence[ScoredGroup], data: DataConfig) -> Mapping[str, float]:

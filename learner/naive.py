@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.config import RewardConfig
 from common.types import ScoredGroup
-from learner.objective import SUMMED, group_advantages
-from learner.pack import Drawn, Pack, refuse_banned
+from learner.objective import SUMMED
+from learner.pack import Drawn, Pack, earned, refuse_banned
 from learner.pictures import blank, forward_inputs, joined, read_prompt
 
 
@@ -57,7 +57,7 @@ def build_rows(
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([lp for _, c in sampled for lp in c.logprobs], dtype=torch.float32, device=on),
-        advantage=torch.cat([group_advantages(g, reward) for g in groups]).to(on),
+        **earned(groups, reward, on),
     )
 
 

@@ -23,7 +23,7 @@ from common.errors import DataError
 from common.types import Completion, ScoredGroup
 from learner.attention import pack_inputs
 from learner.layout import Layout, Span
-from learner.objective import SUMMED, group_advantages
+from learner.objective import SUMMED, LossInputs, group_advantages
 from learner.pictures import blank, joined, read_prompt
 
 Ints = npt.NDArray[np.int64]
@@ -40,8 +40,29 @@ class Pack:
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
     target: Tensor  # (tokens,) int64: its id
     row: Tensor  # (tokens,) int64: its completion
+    group: Tensor  # (completions,) int64: its group, from 0
     engine_logp: Tensor  # (tokens,) float32: its log-prob when it was sampled
+    reward: Tensor  # (completions,) float32
     advantage: Tensor  # (completions,) float32
+
+    def inputs(self, logp: Tensor, ref_logp: Tensor | None, *, sequences: int, groups: int, beta: float) -> LossInputs:
+        """What a loss is a function of: this pack and its log-probs under policy and reference.
+
+        Args:
+            sequences: of the whole step, as `groups`.
+        """
+        return LossInputs(
+            logp=logp,
+            ref_logp=ref_logp,
+            engine_logp=self.engine_logp,
+            row=self.row,
+            group=self.group,
+            reward=self.reward,
+            advantage=self.advantage,
+            sequences=sequences,
+            groups=groups,
+            beta=beta,
+        )
 
 
 def build_pack(
@@ -99,8 +120,20 @@ def build_pack(
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
-        advantage=torch.cat([group_advantages(g, reward) for g in groups]).to(on),
+        **earned(groups, reward, on),
     )
+
+
+def earned(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
+    """`group`, `reward` and `advantage` of all completions of a pack."""
+    rewards = [torch.tensor(scored.rewards, dtype=torch.float32) for scored in groups]
+    sizes = torch.tensor([len(own) for own in rewards])
+    made = {
+        "group": torch.arange(len(rewards)).repeat_interleave(sizes),
+        "reward": torch.cat(rewards),
+        "advantage": torch.cat([group_advantages(scored, reward) for scored in groups]),
+    }
+    return {name: tensor.to(device) for name, tensor in made.items()}
 
 
 class Drawn(NamedTuple):

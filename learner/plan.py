@@ -30,6 +30,7 @@ GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpee
 RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
 KV_ON_CPU = 64 << 20  # rollout.engine's default
+LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
 SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
 
 
@@ -299,12 +300,13 @@ def _packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:
     """Shapes of groups and how many of them fill a pack: the longest that may come, and the shortest, whose packs hold
     the most pictures and predict the most tokens. `least`: tokens of the shortest prompt."""
     rollout, longest = config.rollout, max(config.data.max_prompt_tokens, least)
+    size = {"grpo": rollout.group_size, "exact": LISTED, "sft": 1}[config.method]
     for tokens, length in (
         (longest, rollout.max_completion_tokens),
         (least, min(SHORT, rollout.max_completion_tokens)),
     ):
-        whole = tokens + rollout.group_size * (length - 1)
-        shape = {"tokens": tokens, "completions": rollout.group_size, "length": length}
+        whole = tokens + size * (length - 1)
+        shape = {"tokens": tokens, "completions": size, "length": length}
         yield shape, max(1, min(config.learner.tokens_per_pack // whole, rollout.prompts_per_step))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +26,14 @@ from learner.forward import Scores, packed_logprobs
 from learner.lora import add_adapters, export_adapter, switched_off
 from learner.model import base_identity, export_model, freeze_towers, load_model, require_base
 from learner.naive import build_rows
-from learner.objective import LOSSES, LossInputs
+from learner.objective import LOSSES, sequence_logp
 from learner.pack import Pack, build_pack
+from learner.portions import Portion
 from learner.schedule import learning_rate
 from learner.tower import embed
 from learner.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
+UNCUT = {"top_k": 0, "top_p": 1.0}
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
 
 
@@ -40,6 +43,7 @@ class RankPack:
 
     groups: tuple[ScoredGroup, ...]
     real: bool
+    portion: Portion | None = None  # that they are learnt as; None: they are only scored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,11 @@ class RankStats:
     gap: float
     clipped: float
     tokens: float
+    sampled: float  # of these tokens
     gap_max: float
     grad_norm: float  # of all ranks
     lr: float
+    probabilities: Mapping[str, tuple[float, ...]]  # of its written completions, by prompt id
 
 
 class LearnerRank:
@@ -114,8 +120,8 @@ class LearnerRank:
         )
         self._sender = self._make_sender()
 
-    def step(self, packs: Sequence[RankPack], sequences: int) -> RankStats:
-        """One optimizer step. `sequences` is counted over all real packs of all ranks.
+    def step(self, packs: Sequence[RankPack]) -> RankStats:
+        """One optimizer step on packs that are portions of it.
 
         Raises LearnerError, on every rank, when the loss or gradient is not finite.
         """
@@ -123,8 +129,8 @@ class LearnerRank:
 
         at = self._engine.global_steps
         packs = self._opened(packs)
-        seen = [self._forward_backward(pack, sequences, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
-        sums, peaks = torch.stack([s for s, _ in seen]).sum(0), torch.stack([p for _, p in seen])
+        seen = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
+        sums, peaks = torch.stack([s for s, _, _ in seen]).sum(0), torch.stack([p for _, p, _ in seen])
         self._insist_finite(sums.isfinite().all(), at, "loss")
         lr = learning_rate(
             at,
@@ -135,7 +141,7 @@ class LearnerRank:
         )
         norm = zero.optimizer_step(self._engine, lr=lr)
         self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
-        loss, kl, entropy, gap, clipped, tokens = sums.tolist()
+        loss, kl, entropy, gap, clipped, tokens, sampled = sums.tolist()
         return RankStats(
             loss=loss,
             kl=kl,
@@ -143,14 +149,16 @@ class LearnerRank:
             gap=gap,
             clipped=clipped,
             tokens=tokens,
+            sampled=sampled,
             gap_max=float(peaks.max()),
             grad_norm=norm,
             lr=lr,
+            probabilities={name: shares for _, _, written in seen for name, shares in written.items()},
         )
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
-        sampling = self._sampling if cut else self._sampling | {"top_k": 0, "top_p": 1.0}
+        sampling = self._sampling if cut else self._sampling | UNCUT
         with torch.no_grad():
             return [
                 packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist()
@@ -276,34 +284,36 @@ class LearnerRank:
             reward=self._config.reward,
         )
 
-    def _score(self, model: Any, pack: Pack, kept: Tensor | None = None) -> Scores:
-        return packed_logprobs(model, pack, **self._sampling, kept=kept)
+    def _sampling_of(self, portion: Portion) -> dict[str, Any]:
+        """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's
+        own, whatever the temperature of sampling."""
+        if portion.sampled:
+            return self._sampling
+        return self._sampling | UNCUT | ({"temperature": 1.0} if portion.loss == "sft" else {})
 
-    def _forward_backward(self, rank_pack: RankPack, sequences: int, *, last: bool) -> tuple[Tensor, Tensor]:
-        """(6,) sums in RankStats' order, () largest gap; zeros for a pack that is not real."""
-        pack = self._pack(rank_pack)
-        scores = self._score(self._engine, pack)
+    def _forward_backward(
+        self, rank_pack: RankPack, *, last: bool
+    ) -> tuple[Tensor, Tensor, Mapping[str, tuple[float, ...]]]:
+        """(7,) sums in RankStats' order, () largest gap, and the probabilities of written completions by prompt; all
+        zero or empty for a pack that is not real."""
+        pack, portion, learner = self._pack(rank_pack), rank_pack.portion, self._config.learner
+        assert portion is not None, "a pack to learn from is a portion of its step"
+        sampling = self._sampling_of(portion)
+        scores = packed_logprobs(self._engine, pack, **sampling)
         ref_logp = None
         if self._reference is not None:
             with torch.no_grad(), switched_off(self._adapters):
-                ref_logp = self._score(self._reference, pack, scores.kept).logp
-        outputs = LOSSES["grpo"](
-            LossInputs(
-                logp=scores.logp,
-                ref_logp=ref_logp,
-                engine_logp=pack.engine_logp,
-                row=pack.row,
-                advantage=pack.advantage,
-                sequences=sequences,
-                beta=self._config.learner.beta,
-            )
-        )
+                ref_logp = packed_logprobs(self._reference, pack, **sampling, kept=scores.kept).logp
+        counts = {"sequences": portion.sequences, "groups": portion.groups}
+        outputs = LOSSES[portion.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
+        loss, kl = outputs.loss * portion.share, outputs.kl * portion.share
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(outputs.loss * (self._config.learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
+        self._engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
         if not last:
             self._engine.step()  # only counts
-        sums, peak = _measure(pack, scores, outputs.loss.detach(), outputs.kl)
-        return sums * rank_pack.real, peak * rank_pack.real
+        sums, peak = _measure(pack, scores, loss.detach(), kl, sampled=portion.sampled)
+        written = _probabilities(rank_pack, pack, scores) if rank_pack.real and not portion.sampled else {}
+        return sums * rank_pack.real, peak * rank_pack.real, written
 
     def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
         worst = (~finite).to(torch.int32)
@@ -322,13 +332,19 @@ def _own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
-    difference = scores.logp.detach() - pack.engine_logp
+def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, sampled: bool) -> tuple[Tensor, Tensor]:
+    difference = (scores.logp.detach() - pack.engine_logp) * sampled
     ratio = difference.exp()
     clipped = (ratio < CLIP_RANGE[0]) | (ratio > CLIP_RANGE[1])
     gap = difference.abs()
-    sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), torch.tensor(len(gap), device=gap.device)]
+    counts = torch.tensor([len(gap), len(gap) * sampled], device=gap.device)
+    sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), *counts]
     return torch.stack([value.double() for value in sums]), gap.max()
+
+
+def _probabilities(rank_pack: RankPack, pack: Pack, scores: Scores) -> dict[str, tuple[float, ...]]:
+    shares = iter(sequence_logp(scores.logp.detach(), pack.row, len(pack.reward)).exp().tolist())
+    return {scored.prompt.id: tuple(islice(shares, len(scored.rewards))) for scored in rank_pack.groups}
 
 
 def _random_states() -> dict[str, Any]:

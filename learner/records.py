@@ -20,20 +20,20 @@ class StepRecord:
     epoch: float
     completion_length: float  # mean tokens, EOS included
     rewards: Mapping[str, float]  # mean of each function, before its weight
-    reward: float  # mean of the weighted sums
+    reward: float  # expected weighted sum: mean over sampled completions, or over written ones by probability
     reward_std: float  # mean over groups of the deviation within a group
     kl: float
     loss: float
     entropy: float
-    all_equal_share: float  # groups whose rewards are all equal: they teach nothing
+    all_equal_share: float  # groups of two or more whose rewards are all equal: they teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
-    logprob_gap_mean: float  # |engine - learner| over sampled tokens
+    logprob_gap_mean: float  # |engine - learner| over sampled tokens; 0 without any
     logprob_gap_max: float
     clip_share: float
     truncated_share: float  # completions that ended for length
-    weights_version: int  # what every engine serves after the step
+    weights_version: int  # what every engine serves after the step: an earlier one where it is not asked yet
     seconds: Mapping[str, float]  # of each of STAGES
     step_seconds: float
     completions_per_second: float

@@ -24,7 +24,7 @@ from learner.attention import install
 from learner.forward import packed_logprobs
 from learner.lora import add_adapters
 from learner.model import freeze_towers
-from learner.objective import LOSSES, LossInputs
+from learner.objective import LOSSES
 from learner.pack import build_pack
 
 
@@ -72,16 +72,8 @@ def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> 
         if config.learner.beta:
             with torch.no_grad():
                 reference = packed_logprobs(model, pack, **sampling, kept=scores.kept).logp
-        inputs = LossInputs(
-            logp=scores.logp,
-            ref_logp=reference,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=len(pack.advantage),
-            beta=config.learner.beta,
-        )
-        LOSSES["grpo"](inputs).loss.backward()
+        counts = {"sequences": len(pack.reward), "groups": len(groups)}
+        LOSSES[config.loss](pack.inputs(scores.logp, reference, **counts, beta=config.learner.beta)).loss.backward()
     model.zero_grad()
     return memory.peak
 

@@ -16,7 +16,7 @@ from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.ledger import Ledger
-from common.types import Belief, Dropped, Example, GenerationRequest, Group, Prompt, ScoredGroup, StepResult
+from common.types import Belief, Dropped, Example, Group, Prompt, ScoredGroup, StepResult
 from learner.beliefs import beliefs
 from learner.checkpoint import Checkpointer, DriverState, check_compatible, read_state
 from learner.checkpoint_store import CheckpointStore, verify
@@ -33,7 +33,9 @@ from learner.run_folder import RunFolder
 from learner.sets import EvaluationSet
 from learner.tower import FrozenTower
 from learner.tracking import Tracker
+from learner.written import Writer
 from rollout.fleet import RolloutFleet
+from rollout.requests import training_requests
 from rollout.reward_pool import RewardPool
 from rollout.spec import engine_spec
 
@@ -60,10 +62,12 @@ class Run:
     publisher: Publisher
     probe: Probe
     feed: PromptFeed
+    writer: Writer
     tower: FrozenTower | None  # None: it is trained, or its engine takes no features
     checkpoints: Checkpointer
     profiler: Profiler
-    version: int = 0  # of the weights that learner and engines hold: optimizer steps done
+    version: int = 0  # of the weights that the learner holds: optimizer steps done
+    served: int | None = None  # of those that the engines hold; None: of no step of this run yet
 
     def restore(self, point: ResumePoint) -> None:
         """Go on exactly where a checkpoint was written."""
@@ -77,10 +81,14 @@ class Run:
         self.profiler.at(self.version)
         return self._featured(self.feed.next_batch())
 
-    def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[Group]:
-        """Groups as the engines finish them; those they could not give are counted as dropped."""
-        self.ledger.dispatched += len(requests)
-        return self.ledger.sampled(self.fleet.generate(requests))
+    def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
+        """One a prompt: those the method writes down, then those it samples, as the engines finish them. What they
+        could not give is counted as dropped."""
+        self.ledger.dispatched += len(prompts)
+        sampled, written = self.writer.divided(prompts, step)
+        requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step)
+        yield from map(self.writer.group, written)
+        yield from self.ledger.sampled(self.fleet.generate(requests))
 
     def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
         """Scored groups in prompt order: packing order decides the last bits of the gradient.
@@ -124,10 +132,14 @@ class Run:
         return result
 
     def publish(self, version: int) -> None:
-        """Every serving engine holds the weights as they are now, as `version`."""
-        self.publisher.publish(version)
+        """The weights as they are now are `version`, and every serving engine holds them, if it is asked for anything
+        before the next ones come."""
         self.version = version
-        self.probe(version, self._first_prompts)
+        wanted = self.config.sampled_prompts or self._to_evaluate() or version == self.config.steps
+        if wanted or self.served is None:
+            self.publisher.publish(version)
+            self.served = version
+            self.probe(version, self._first_prompts)
 
     def _first_prompts(self) -> list[Prompt]:
         """One for every engine and every rank: both deal them out evenly."""
@@ -147,7 +159,7 @@ class Run:
             ledger=self.ledger,
             epoch=(step + 1) * config.rollout.prompts_per_step / len(self.admitted.train),
             dropped=config.rollout.prompts_per_step - len(scored),
-            weights_version=self.version,
+            weights_version=self.served or 0,
             checkpoint_failures=self.checkpoints.failures,
             engine_restarts=self.fleet.restarts,
             config=config,
@@ -273,6 +285,7 @@ def _started(
         publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
         probe=Probe(fleet, learner, config, family=admitted.family, on_event=tracker.event),
         feed=feed,
+        writer=Writer(config, admitted.closed_set),
         tower=FrozenTower(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
         profiler=Profiler(config, profiles, (fleet, learner)),

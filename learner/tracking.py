@@ -216,7 +216,9 @@ def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failu
         "accuracy": accuracy,
         "time": f"{minutes} min {seconds:02} s, of which start-up {summary.startup_seconds:.0f} s",
         "speed": f"{summary.completions_per_second:.0f} completions/s",
-        "log-prob gap": f"{summary.max_logprob_gap:.1e} at most, engine to learner",
+        "log-prob gap": f"{summary.max_logprob_gap:.1e} at most, engine to learner"
+        if summary.max_logprob_gap
+        else "nothing was sampled to learn from; the probe's are in events.jsonl",
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
         "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
     }

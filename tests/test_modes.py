@@ -11,12 +11,13 @@ import torch
 
 from common.answers import Mode
 from common.candidates import with_candidates
-from common.data.digits import LABELS, PROBLEM, digits
+from common.data.digits import LABELS, QUESTION, digits
 from tests import jobs
 from tests.common.data.makers import parquet
 
 pytestmark = pytest.mark.engine
 
+LISTED = with_candidates(QUESTION, LABELS)
 OPEN = "What digit is in the photo?"
 CHOICE = "Which digit is in the photo?\n(A) an even one\n(B) an odd one"  # as SAT and CVBench ask
 KINDS = ("listed", "open-ended", "text-only", "multiple choice")
@@ -38,7 +39,7 @@ SETTINGS = (
 def kind_of(row: dict[str, Any]) -> str:
     if row["image"] is None:
         return "text-only"
-    return {PROBLEM: "listed", OPEN: "open-ended", CHOICE: "multiple choice"}[row["problem"]]
+    return {LISTED: "listed", OPEN: "open-ended", CHOICE: "multiple choice"}[row["problem"]]
 
 
 def write_rows(path: Path, kinds: tuple[str, ...]) -> str:

@@ -95,6 +95,7 @@ def measured(config: Config) -> dict[str, float]:
     """MiB that a real rank took, over three steps of two packs."""
     import learner.rank
     from learner import zero
+    from learner.portions import portions
     from tests.benchmarks.cells import Cell, group
 
     learner.rank._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
@@ -103,7 +104,8 @@ def measured(config: Config) -> dict[str, float]:
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
     rank.start(rank.open_store())
-    pack = learner.rank.RankPack(groups=(featured(rank, scored),), real=True)
+    ((portion, _),) = portions([scored, scored], config.loss)
+    pack = learner.rank.RankPack(groups=(featured(rank, scored),), real=True, portion=portion)
     update = zero.optimizer_step
     seen: dict[str, float] = {}
 
@@ -121,7 +123,7 @@ def measured(config: Config) -> dict[str, float]:
         gc.collect()
         held = resident()
         forget_peak()
-        rank.step([pack, pack], 2 * GROUP)
+        rank.step([pack, pack])
         highest = max(highest, seen["peak"], seen["update"])
     gradients = max(0.0, seen["ready"] - held)
     return {

@@ -157,7 +157,7 @@ def _gradient_error(trainer: Any, admitted: Any) -> float:
     from common.config import Config
     from learner.forward import packed_logprobs
     from learner.model import load_model
-    from learner.objective import LOSSES, LossInputs
+    from learner.objective import LOSSES
     from learner.pack import build_pack
 
     config: Config = admitted.config
@@ -169,17 +169,7 @@ def _gradient_error(trainer: Any, admitted: Any) -> float:
     scores = packed_logprobs(policy, pack, **sampling)
     with torch.no_grad():
         ref_logp = packed_logprobs(reference, pack, **sampling).logp
-    loss = LOSSES["grpo"](
-        LossInputs(
-            logp=scores.logp,
-            ref_logp=ref_logp,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=w1.P * w1.G,
-            beta=w1.BETA,
-        )
-    ).loss
+    loss = LOSSES["grpo"](pack.inputs(scores.logp, ref_logp, sequences=w1.P * w1.G, groups=w1.P, beta=w1.BETA)).loss
     loss.backward()
     found = {name: one.grad for name, one in policy.named_parameters()}
     apart = sum(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import default, flops, memory, report
+from tests.benchmarks import default, flops, memory, methods, report
 
 MODULES = (
     "step",
@@ -22,6 +22,7 @@ MODULES = (
     "memory",
     "gpu_learner",
     "default",
+    "methods",
     "plan",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
@@ -170,3 +171,19 @@ def test_default_reads_a_run(tmp_path: Path) -> None:
     found = default.read(tmp_path)
     assert (found["seconds_to_90"], found["steps_to_90"], found["train_seconds"]) == (40.0, 20, 60.0)
     assert found["publish_share"] == pytest.approx(0.1)
+
+
+def test_methods_are_compared_seed_by_seed() -> None:
+    """One that did not get there has no ratio, and is not left out of the slowest."""
+    grpo: dict[int, dict[str, Any]] = {
+        1: {"seconds_to_90": 40.0, "accuracy": 0.93},
+        2: {"seconds_to_90": 30.0, "accuracy": 0.95},
+    }
+    exact: dict[int, dict[str, Any]] = {
+        1: {"seconds_to_90": 8.0, "accuracy": 0.91},
+        2: {"seconds_to_90": None, "accuracy": 0.89},
+    }
+    assert methods.ratio({"grpo": grpo, "exact": exact}) == {"exact_to_grpo": [0.2, None]}
+    assert methods.ratio({"sft": exact}) == {}
+    assert methods.summed_up(grpo) == {"slowest_to_90": 40.0, "least_accuracy": 0.93, "runs": grpo}
+    assert methods.summed_up(exact)["slowest_to_90"] is None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
+from common.candidates import with_candidates
 from common.config import DataConfig, ModelConfig
-from common.data.digits import PROBLEM
+from common.data.digits import LABELS, QUESTION
 from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, Outline, load
 from common.errors import DataError, ModelError
@@ -19,6 +20,8 @@ from common.families import FAMILIES
 from common.processor import banned_token_ids, eos_token_ids, image_size, load_model_config, load_processor
 from common.prompts import SYSTEM, TEMPLATES, PromptEncoder, messages
 from common.types import Example
+
+PROBLEM = with_candidates(QUESTION, LABELS)
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLProcessor

@@ -82,6 +82,38 @@ def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Se
     return torch.stack(rows).mean()
 
 
+def exact_loss(
+    model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings, *, beta: float, normalised: bool
+) -> Tensor:
+    """Expected reward and KL over the listed completions by brute force; `normalised` as with one more answer for all
+    that is not listed, which earns what the worst of the list does."""
+    losses = []
+    for scored in groups:
+        rows = [row_logprobs(model, reference, scored, index, settings) for index in range(len(scored.rewards))]
+        share = torch.stack([policy.sum() for policy, _, _ in rows]).exp()
+        ref = torch.stack([ref.sum() for _, ref, _ in rows]).exp()
+        worth = torch.tensor(scored.rewards)
+        if normalised:
+            shares, rewards = share.detach().double(), worth.double()
+            shares, rewards = torch.cat([shares, 1 - shares.sum()[None]]), torch.cat([rewards, rewards.min()[None]])
+            mean = (shares * rewards).sum()
+            std = (shares * (rewards - mean) ** 2).sum().sqrt()
+            worth = ((rewards - mean) / (std + 1e-4))[:-1].float()
+        kl = (share * (share / ref).log() - share + ref).sum()
+        losses.append(beta * kl - (share * worth).sum())
+    return torch.stack(losses).mean()
+
+
+def sft_loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings) -> Tensor:
+    """Mean over all completions of the mean negative log-likelihood of a token."""
+    rows = [
+        -row_logprobs(model, reference, scored, index, settings)[0].mean()
+        for scored in groups
+        for index in range(len(scored.rewards))
+    ]
+    return torch.stack(rows).mean()
+
+
 def gradient(model: Any) -> Tensor:
     """All gradients as one float64 vector: in float32 even a norm is off by a thousandth."""
     flat = [(p.grad if p.grad is not None else torch.zeros_like(p)).double().reshape(-1) for p in model.parameters()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -16,8 +16,9 @@ from common.errors import DataError
 from common.types import ImageFeatures, ScoredGroup
 from learner.forward import packed_logprobs
 from learner.head import support
-from learner.objective import LossInputs, grpo_loss
-from learner.pack import build_pack
+from learner.naive import build_rows
+from learner.objective import LOSSES
+from learner.pack import Pack, build_pack
 from tests.learner import oracle, tiny
 from tests.learner.oracle import Settings
 
@@ -44,25 +45,19 @@ def packed_loss(
     settings: Settings,
     beta: float = BETA,
     logits_mb: float = 512.0,
+    loss: str = "grpo",
+    build: Callable[..., Pack] = build_pack,
 ) -> Tensor:
     """The loss as a rank computes it, over one pack or several."""
     sequences = sum(len(scored.rewards) for groups in packs for scored in groups)
     shares = []
     for groups in packs:
-        pack = build_pack(groups, policy, banned=settings.banned)
+        pack = build(groups, policy, banned=settings.banned)
         scores = packed_logprobs(policy, pack, **settings._asdict(), logits_mb=logits_mb)
         with torch.no_grad():
             ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept, logits_mb=logits_mb)
-        record = LossInputs(
-            logp=scores.logp,
-            ref_logp=ref.logp,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=sequences,
-            beta=beta,
-        )
-        shares.append(grpo_loss(record).loss)
+        record = pack.inputs(scores.logp, ref.logp, sequences=sequences, groups=sum(map(len, packs)), beta=beta)
+        shares.append(LOSSES[loss](record).loss)
     return torch.stack(shares).sum()
 
 
@@ -97,6 +92,25 @@ def test_packed_is_naive(family: tiny.Family, drawn: str) -> None:
     policy.gradient_checkpointing_enable()
     again = gradient_of(packed_loss(policy, reference, [groups], settings), policy)
     assert torch.equal(again, found_gradient), "checkpointing matters"
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "grpo"])
+def test_losses_of_written_groups_follow_the_brute_force_gradient(loss: str) -> None:
+    """Expected reward, KL and likelihood over naive rows, however packed, with a shared prefix or without; at any
+    temperature."""
+    policy, reference = models("qwen2_vl")
+    settings, groups = Settings(temperature=0.7, banned=tiny.BANNED), tiny.ragged()
+    if loss == "sft":
+        naive = oracle.sft_loss(policy, reference, groups, settings)
+    else:
+        normalised = loss == "exact_normalised"
+        naive = oracle.exact_loss(policy, reference, groups, settings, beta=BETA, normalised=normalised)
+    wanted, value = gradient_of(naive, policy), naive.item()
+    for packs in ([groups], [groups[:2], groups[2:3], groups[3:]], [[one] for one in groups]):
+        for build in (build_pack, build_rows):
+            found = packed_loss(policy, reference, packs, settings, loss=loss, build=build)
+            assert found.item() == pytest.approx(value, rel=1e-5)
+            assert oracle.relative_error(gradient_of(found, policy), wanted) < 1e-5
 
 
 def test_pack_of_text_alone_runs_the_vision_tower_for_nothing() -> None:

@@ -26,6 +26,7 @@ from learner.model import load_model
 from learner.schedule import learning_rate
 from learner.tower import FrozenTower, embed
 from learner.weights import WeightSource
+from learner.written import NOBODY
 from tests.learner import oracle, tiny
 
 pytestmark = pytest.mark.engine
@@ -398,6 +399,42 @@ def test_a_learner_without_steps_only_scores(ray_session: None, model_path: Path
         for index, row in enumerate(rows):
             wanted = oracle.row_logprobs(plain, plain, scored, index, whole)[0].detach()
             np.testing.assert_allclose(row, wanted, atol=1e-5 if dtype == "float32" else 0.1)
+
+
+@pytest.mark.parametrize("method", ["exact", "sft"])
+def test_written_groups_are_learnt_by_two_ranks_as_by_one_twin(
+    ray_session: None, model_path: Path, method: str
+) -> None:
+    """Laws 2 and 3: exact beside two groups that were sampled, each loss the mean over its own groups, by their shares;
+    what is written is never cut, and says nothing of a gap to engines."""
+    config = settings(model_path, ranks=2, stage=2).model_copy(update={"method": method})
+    if method == "sft":
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"beta": 0.0})})
+    sampled = (1, 2) if method == "exact" else ()
+    groups = [
+        one if at in sampled else replace(one, group=replace(one.group, engine_id=NOBODY))
+        for at, one in enumerate(batch(0))
+    ]
+    with opened(config) as group:
+        found = group.step(groups)
+    by_hand = [one for at, one in enumerate(groups) if at not in sampled]
+    policy, whole = tiny.model(), SETTINGS._replace(top_k=0, top_p=1.0)
+    if method == "sft":
+        whole = whole._replace(temperature=1.0)
+        wanted = oracle.sft_loss(policy, policy, groups, whole)
+    else:
+        listed = oracle.exact_loss(policy, tiny.model(), by_hand, whole, beta=BETA, normalised=True)
+        drawn = oracle.loss(policy, tiny.model(), [groups[at] for at in sampled], SETTINGS, beta=BETA)
+        wanted = 0.6 * listed + 0.4 * drawn
+    torch.autograd.backward(wanted)
+    assert found.grad_norm == pytest.approx(float(oracle.gradient(policy).norm()), rel=1e-5)
+    assert found.loss == pytest.approx(wanted.item(), rel=1e-4)
+    assert found.probabilities.keys() == {one.prompt.id for one in by_hand}
+    for one in by_hand:
+        for index, share in enumerate(found.probabilities[one.prompt.id]):
+            logp = oracle.row_logprobs(policy, policy, one, index, whole)[0]
+            assert share == pytest.approx(logp.sum().exp().item(), rel=1e-4)
+    assert (found.logprob_gap_max > 0) == (found.clip_share > 0) == (method == "exact")
 
 
 def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:

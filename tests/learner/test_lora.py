@@ -14,7 +14,7 @@ from torch import Tensor
 from common.config import LoraConfig
 from learner.forward import packed_logprobs
 from learner.lora import add_adapters, export_adapter, switched_off
-from learner.objective import LOSSES, LossInputs
+from learner.objective import LOSSES
 from learner.pack import build_pack
 from learner.weights import WeightSource
 from tests.learner import oracle, tiny
@@ -69,15 +69,8 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
     scores = packed_logprobs(model, pack, **sampling)
     with torch.no_grad(), switched_off(layers):
         reference = packed_logprobs(model, pack, **sampling, kept=scores.kept)
-    record = LossInputs(
-        logp=scores.logp,
-        ref_logp=reference.logp,
-        engine_logp=pack.engine_logp,
-        row=pack.row,
-        advantage=pack.advantage,
-        sequences=sum(len(scored.rewards) for scored in groups),
-        beta=0.1,
-    )
+    sequences = sum(len(scored.rewards) for scored in groups)
+    record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)
     torch.autograd.backward(LOSSES["grpo"](record).loss)
     torch.autograd.backward(oracle.loss(twin, tiny.model(), groups, SETTINGS, beta=0.1))
     assert oracle.relative_error(oracle.gradient(model), oracle.gradient(twin)) < 1e-5

@@ -49,6 +49,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["model.path=Qwen/Qwen2-VL-2B-Instruct"], "deploy/recipes/qwen2vl-2b.yaml"),
         (["rollout.prompts_per_step=2000"], "1397 rows"),
         (["data.max_prompt_tokens=16"], "prompt of 17 tokens is over 16"),
+        (["method=exact", "rollout.max_completion_tokens=1"], "of 2 tokens is over 1"),
         (["reward.functions={acuracy: 1.0}"], "accuracy"),
         (["reward.functions={no_such_package:f: 1.0}"], "no_such_package"),
     ],

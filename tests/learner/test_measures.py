@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -113,14 +114,16 @@ def test_calibration_is_brute_force(table: list[tuple[int, list[float]]]) -> Non
         given_.append(probabilities)
         chosen.append((max(probabilities), int(np.argmax(probabilities)) == truth))
         judged += rows((LABELS[truth], "ant"), closed=closed(probabilities))
-        assert judged[number].closed is not None
-        np.testing.assert_allclose(judged[number].closed.probabilities(), probabilities, rtol=1e-9)
+        scores = judged[number].closed
+        assert scores is not None
+        np.testing.assert_allclose(scores.probabilities(), probabilities, rtol=1e-9)
     row = measure(judged, name="x").row
     error = 0.0
     for bin_ in range(BINS):
         inside = [one for one in chosen if bin_ / BINS < one[0] <= (bin_ + 1) / BINS]
         if inside:
-            error += abs(np.mean([c for c, _ in inside]) - np.mean([r for _, r in inside])) * len(inside) / len(chosen)
+            gap = fmean(c for c, _ in inside) - fmean(r for _, r in inside)
+            error += abs(gap) * len(inside) / len(chosen)
     if not any(np.isclose(c * BINS, round(c * BINS)) for c, _ in chosen):  # on a bin's very edge rounding decides
         assert row["ece"] == pytest.approx(error)
     expected = brier_score_loss(
@@ -177,7 +180,8 @@ def test_intervals_are_scipys_percentile_bootstrap() -> None:
 
 
 def test_resampling_follows_seed_and_set() -> None:
-    found = [measure(many(7, 3), name=name, seed=seed).resampled["accuracy"] for name, seed in ("a1", "a1", "a2", "b1")]
+    draws = (("a", 1), ("a", 1), ("a", 2), ("b", 1))
+    found = [measure(many(7, 3), name=name, seed=seed).resampled["accuracy"] for name, seed in draws]
     assert np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2]) and not np.array_equal(found[0], found[3])
 

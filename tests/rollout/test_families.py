@@ -14,7 +14,7 @@ from common.config import Config
 from common.types import GenerationRequest, Group, ScoredGroup, WeightManifest
 from learner.attention import install
 from learner.forward import packed_logprobs
-from learner.objective import LossInputs, grpo_loss
+from learner.objective import grpo_loss
 from learner.pack import build_pack
 from rollout.requests import request
 from rollout.spec import EngineSpec, engine_spec
@@ -127,15 +127,7 @@ def learn(policy: Policy, groups: Sequence[ScoredGroup]) -> list[float]:
     for _ in range(5):
         pack = build_pack(groups, policy.model, banned=policy.banned)
         scores = packed_logprobs(policy.model, pack, temperature=1.0, top_k=0, top_p=1.0, banned=policy.banned)
-        record = LossInputs(
-            logp=scores.logp,
-            ref_logp=None,
-            engine_logp=pack.engine_logp,
-            row=pack.row,
-            advantage=pack.advantage,
-            sequences=len(pack.advantage),
-            beta=0.0,
-        )
+        record = pack.inputs(scores.logp, None, sequences=len(pack.advantage), groups=len(groups), beta=0.0)
         loss = grpo_loss(record).loss
         optimizer.zero_grad()
         loss.backward()
