@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from common.candidates import candidates
 from common.config import Config, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.console import Console
@@ -68,15 +69,16 @@ class Tracker:
         with self._counted():
             self._console.evaluation(step, result["accuracy"], result["invalid_rate"])
 
-    def samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Keep groups as rows of `samples.jsonl`, each with a thumbnail of its image under `samples/`."""
-        for number, group in enumerate(groups):
+    def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
+        """Keep the first `count` groups of a step, and those of highest and lowest reward, as rows of `samples.jsonl`,
+        each with a thumbnail of its image under `samples/`."""
+        for number, (group, kept_for) in enumerate(_kept(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             with self._counted():
                 if image is not None and name is not None:
                     self._thumbnail(image, name)
-                append_jsonl(self._path / "samples.jsonl", _sample_row(step, name, group))
+                append_jsonl(self._path / "samples.jsonl", _sample_row(step, name, group, kept_for))
         if groups:
             with self._counted():
                 self._console.sample(groups[0])
@@ -168,27 +170,52 @@ class Tracker:
         picture.save(path)
 
 
-def _sample_row(step: int, image: str | None, group: ScoredGroup) -> dict[str, Any]:
-    example = group.prompt.example
+def _kept(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
+    """The first `count` groups of a step, then the one of highest and the one of lowest mean reward; none twice."""
+    first = groups[:count]
+    yield from ((group, "first") for group in first)
+    ends = {"best": max(groups, key=_mean_reward), "worst": min(groups, key=_mean_reward)} if groups else {}
+    told = [id(group) for group in first]
+    for kept_for, group in ends.items():
+        if id(group) not in told:
+            told.append(id(group))
+            yield group, kept_for
+
+
+def _mean_reward(group: ScoredGroup) -> float:
+    return sum(group.rewards) / len(group.rewards)
+
+
+def _sample_row(step: int, image: str | None, group: ScoredGroup, kept_for: str) -> dict[str, Any]:
+    import torch
+
+    from learner.objective import advantages
+
+    example, sampled = group.prompt.example, group.group.completions
+    scores = zip(sampled, group.rewards, advantages(torch.tensor(group.rewards)).tolist(), strict=True)
     completions = [
         {
             "text": completion.text,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
             "reward": reward,
+            "advantage": advantage,
             **{f"rewards/{name}": values[number] for name, values in group.rewards_by_name.items()},
         }
-        for number, (completion, reward) in enumerate(zip(group.group.completions, group.rewards, strict=True))
+        for number, (completion, reward, advantage) in enumerate(scores)
     ]
     return {
         "step": step,
+        "kept_for": kept_for,
         "prompt_id": group.prompt.id,
         "image": image,
         "problem": example.problem,
+        "candidates": candidates(example.problem),
         "label": example.label,
         "engine_id": group.group.engine_id,
         "weights_version": group.group.weights_version,
         "completions": completions,
+        "logprobs": [sum(completion.logprobs) for completion in sampled],  # (G,) of each whole answer, as sampled
     }
 
 
