@@ -23,14 +23,16 @@ from learner.report_samples import Samples, read_samples
 Curve = npt.NDArray[np.float64]  # (S,) one value a step, NaN where none was measured
 FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 RESULTS = "evaluation.json"  # of `learner.evaluate`
-NONE_OF_THE_LIST = ""  # the answer of a confusion that is none of the candidates
 _COLUMNS = (
     *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "all_equal_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
 _KINDS = 40  # kinds of events and reward functions a run may have before the rest is only counted
-MEASURES = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
+MEASURES = (
+    *("accuracy", "lenient", "closed_set", "closed_set_normalised", "macro_f1"),
+    *("invalid_rate", "out_of_list_rate", "ece", "brier"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class Evaluation:
     measures: Mapping[str, float]  # of MEASURES and pass@k, majority@k: those that were measured
     intervals: Mapping[str, tuple[float, float]]  # 95 %, of some of them
     per_class: Mapping[str, tuple[int, int]]  # label -> (right, rows)
-    confusion: tuple[tuple[str, str, int], ...]  # (label, answer, count)
+    confusion: tuple[tuple[str, str, int], ...]  # (label, answer, count); an answer of "" is none of the list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,9 @@ class RunData:
         """What is computed, but for the seed: runs of equal recipes are repetitions of one another."""
         free = FREE_ON_RESUME | {"seed"}
         return {
-            key: value for key, value in self.config.items() if not {key, key.split(".")[0]} & free and value is not None
+            key: value
+            for key, value in self.config.items()
+            if not {key, key.split(".")[0]} & free and value is not None
         }
 
 
@@ -112,7 +116,7 @@ def read_run(folder: Path, label: str) -> RunData:
         )
     reader = Reader(folder)
     results = reader.json(RESULTS) if RESULTS in present else {}
-    only_results = not present & set(FILES)
+    only_results = RESULTS in present and "metrics.jsonl" not in present
     source = Reader(folder)  # whose faults count only where a run is
     config, environment = source.yaml("config.yaml"), source.json("environment.json")
     summary = source.json("summary.json") if "summary.json" in present else {}
@@ -132,11 +136,8 @@ def read_run(folder: Path, label: str) -> RunData:
         samples=samples,
         events=events,
         other_events=other_events,
-        results=tuple(_results(results, model="")),
-        matrix={
-            model: {name: number(value) for name, value in mapping(row).items()}
-            for model, row in mapping(results.get("matrix")).items()
-        },
+        results=(found := tuple(_results(results, model=""))),
+        matrix=_matrix(results, found),
         faults=(*reader.faults, *([] if only_results else source.faults)),
     )
 
@@ -208,7 +209,7 @@ def _evaluation(row: Row, *, name: str = "held-out", model: str = "") -> Evaluat
         measures |= {f"{sign}{k}": number(value) for k, value in mapping(row.get(key)).items()}
     rows = whole(row.get("rows"))
     intervals = {
-        key: (number(pair[0]), number(pair[1]))
+        key.replace("_at/", "@"): (number(pair[0]), number(pair[1]))
         for key, pair in mapping(row.get("intervals")).items()
         if isinstance(pair, list) and len(pair) == 2
     }
@@ -248,6 +249,20 @@ def _results(node: Any, *, model: str, name: str = "held-out") -> Iterator[Evalu
         for key, value in node.items():
             if key != "matrix":
                 yield from _results(value, model=model, name=key)
+
+
+def _matrix(results: Row, found: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
+    """Model -> set -> accuracy as the file says it, else of what it has of several models or sets."""
+    said = {
+        model: {name: number(value) for name, value in mapping(row).items()}
+        for model, row in mapping(results.get("matrix")).items()
+    }
+    if said or len(found) < 2:
+        return said
+    made: dict[str, dict[str, float]] = {}
+    for one in found:
+        made.setdefault(one.model, {})[one.set] = one.measures.get("accuracy", math.nan)
+    return made
 
 
 def _events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:

@@ -93,7 +93,7 @@ class Drawing:
         if not sets or max(len(models), len(sets)) > LARGEST_MATRIX or self._late("Models by data sets"):
             return None
         values = np.array([[row.get(name, np.nan) for name in sets] for row in matrix.values()], dtype=np.float64)
-        svg = draw_matrix(values, models, sets, shown=lambda share: f"{share:.1%}".rstrip("%"), unit=("data set", "model"))
+        svg = draw_matrix(values, models, sets, shown=_tenths, unit=("data set", "model"))
         return Figure(title="Models by data sets", svg=svg, note="per cent right, strict")
 
     def _late(self, title: str) -> bool:
@@ -168,9 +168,8 @@ def _accuracies(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[in
         yield Panel(title=f"Accuracy, {name}", unit="share right", series=tuple(series), share=True), ()
         timed = [_accuracy(found, place, times=_times(run)) for place, found, run in pairs if run.steps]
         if timed:
-            unit = "seconds of training steps"
-            panel = Panel(title=f"Accuracy over time, {name}", unit="share right", series=tuple(timed), share=True, x_unit=unit)
-            yield panel, ()
+            title, x_unit = f"Accuracy over time, {name}", "seconds of training steps"
+            yield Panel(title=title, unit="share right", series=tuple(timed), share=True, x_unit=x_unit), ()
 
 
 def _accuracy(found: Sequence[Evaluation], number: int, *, times: Values | None = None) -> Series:
@@ -211,3 +210,6 @@ def _counted(one: Evaluation, names: Sequence[str]) -> Values:
 def _percent(share: float) -> str:
     return f"{share * 100:.0f}" if share > 0 else ""
 
+
+def _tenths(share: float) -> str:
+    return f"{share * 100:.1f}"

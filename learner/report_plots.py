@@ -30,13 +30,32 @@ _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 # Colours that stand for the page's: text, grid and series 0, 1, … of its style sheet.
 _INK, _GRID, _SERIES = "#010101", "#020202", "#0300{:02x}"
 _STYLE = {
-    **{"font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "text.parse_math": False},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.edgecolor": _INK},
-    **{"axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK},
-    **{"xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 3, "ytick.major.size": 3},
-    **{"axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.5, "axes.axisbelow": True},
-    **{"axes.formatter.useoffset": False, "axes.unicode_minus": True, "savefig.facecolor": "none"},
-    **{"axes.facecolor": "none", "figure.facecolor": "none", "axes.formatter.limits": (-3, 4)},
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.unicode_minus": True,
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.formatter.limits": (-3, 4),
 }
 
 
@@ -184,7 +203,7 @@ def _curves(axes: Axes, panel: Panel) -> None:
         if one.raw is not None:
             x, low, high = one.raw
             if np.array_equal(low, high, equal_nan=True):
-                axes.plot(x, low, color=colour, alpha=0.3, linewidth=0.6)
+                axes.plot(x, low, color=colour, alpha=0.45, linewidth=0.6)
             else:
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         if one.low is not None and one.high is not None:
@@ -193,6 +212,10 @@ def _curves(axes: Axes, panel: Panel) -> None:
         axes.plot(one.x, one.y, color=colour, linestyle=dash, linewidth=1.5, marker=marker, markersize=3)
     if panel.log:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(
+            10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high))
+        )  # whole decades: two labels at least
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         axes.yaxis.set_minor_formatter(lambda *_: "")
     if panel.share:

@@ -59,6 +59,7 @@ class Samples:
     divided: tuple[Sample, ...] = ()  # these teach most
     seen: int = 0
     after: int = 0
+    earlier: int = 0  # kept before that
 
 
 @dataclass(slots=True)
@@ -84,9 +85,11 @@ class _Chosen:
 
 def read_samples(reader: Reader, *, after: int) -> Samples:
     """Choose from `samples.jsonl`: of the steps from `after` on, since everything was wrong once."""
-    best, worst, divided, seen = _Chosen(), _Chosen(), _Chosen(), 0
+    best, worst, divided = _Chosen(), _Chosen(), _Chosen()
+    seen = earlier = 0
     for row in reader.rows("samples.jsonl"):
         if (whole(row.get("step")) or 0) < after:
+            earlier += 1
             continue
         sample = _sample(row)
         if sample.answers:
@@ -94,7 +97,9 @@ def read_samples(reader: Reader, *, after: int) -> Samples:
             best.offer(sample.mean, sample)
             worst.offer(-sample.mean, sample)
             divided.offer(sample.spread or math.nan, sample)
-    return Samples(best=best.samples, worst=worst.samples, divided=divided.samples, seen=seen, after=after)
+    return Samples(
+        best=best.samples, worst=worst.samples, divided=divided.samples, seen=seen, after=after, earlier=earlier
+    )
 
 
 def _sample(row: Row) -> Sample:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -130,9 +131,9 @@ class Tracker:
             replace_text(self._path / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
         return summary
 
-    def close(self, summary: Summary | None = None) -> None:
+    def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
         """End the display: the closing block if the run got as far as a summary, and the run folder, last."""
-        lines = closing_block(summary, self._folder, self._config, self.failures) if summary else []
+        lines = closing_block(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._counted():
             self._console.closed([*lines, f"run folder: {self._folder.shown}"])
 
@@ -219,7 +220,9 @@ def _sample_row(step: int, image: str | None, group: ScoredGroup, kept_for: str)
     }
 
 
-def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failures: int) -> list[str]:
+def closing_block(
+    summary: Summary, folder: RunFolder, config: Config, log_failures: int, report: Path | None
+) -> list[str]:
     """How the run ended, where things are and how to look at them."""
     minutes, seconds = divmod(round(summary.wall_seconds), 60)
     before, after, best = summary.accuracy_before, summary.accuracy_after, summary.accuracy_best
@@ -235,6 +238,7 @@ def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failu
         "speed": f"{summary.completions_per_second:.0f} completions/s",
         "log-prob gap": f"{summary.max_logprob_gap:.1e} at most, engine to learner",
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
+        "report": str(folder.shown / report.name) if report else "not written",
         "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
     }
     if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):

@@ -42,7 +42,8 @@ class Tab:
         """One command and its result; the events that come first are kept."""
         number = next(self._numbers)
         command = {"id": number, "method": method, "params": parameters}
-        os.write(self._commands, json.dumps(command | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
+        command |= {"sessionId": self._session} if self._session else {}
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
         while True:
             message = self._read()
             if message.get("id") == number:
