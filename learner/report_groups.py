@@ -80,5 +80,7 @@ def _answer(one: Answer, count: int) -> dict[str, Any]:
 
 def _at(run: RunData, column: str, step: int) -> float:
     """The value of a curve at one step, NaN where there is none."""
-    found = run.curves[column][run.curves["step"] == step] if column in run.curves else ()
+    if column not in run.curves:
+        return math.nan
+    found = run.curves[column][run.curves["step"] == step]
     return float(found[-1]) if len(found) else math.nan

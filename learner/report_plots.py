@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,10 @@ _STYLE = {
     "savefig.facecolor": "none",
     "axes.facecolor": "none",
     "figure.facecolor": "none",
+    "figure.subplot.left": 0.16,
+    "figure.subplot.right": 0.98,
+    "figure.subplot.bottom": 0.18,
+    "figure.subplot.top": 0.93,
     "axes.formatter.limits": (-3, 4),
 }
 
@@ -193,7 +197,7 @@ def draw_matrix(
                     axes.text(x, y, said, ha="center", va="center", fontsize=size * 0.9, color=ink)
 
     height = 0.9 + (side - 0.9) * min(1.5, max(0.15, len(rows) / max(len(columns), 1)))
-    return _drawn("matrix", (side, height), draw)
+    return _drawn("matrix", (side, height), draw, layout="constrained")
 
 
 def _curves(axes: Axes, panel: Panel) -> None:
@@ -212,10 +216,8 @@ def _curves(axes: Axes, panel: Panel) -> None:
         axes.plot(one.x, one.y, color=colour, linestyle=dash, linewidth=1.5, marker=marker, markersize=3)
     if panel.log:
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(
-            10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high))
-        )  # whole decades: two labels at least
+        least, most = np.log10(axes.get_ylim())
+        axes.set_ylim(10 ** np.floor(least), 10 ** np.ceil(most))  # whole decades: two labels at least
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         axes.yaxis.set_minor_formatter(lambda *_: "")
     if panel.share:
@@ -233,16 +235,26 @@ def _colour(number: int) -> str:
     return _SERIES.format(number % COLOURS)
 
 
-def _drawn(name: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """The SVG element that `draw` leaves on a figure, without a word that the page does not need."""
+def _drawn(
+    name: str,
+    inches: tuple[float, float],
+    draw: Callable[[Figure], None],
+    *,
+    layout: Literal["constrained"] | None = None,
+) -> str:
+    """The SVG element that `draw` leaves on a figure, without a word that the page does not need.
+
+    Args:
+        layout: fit the axes to labels of any length, which takes twice the time.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {**_STYLE, "svg.hashsalt": name}
+    style: Any = {**_STYLE, "svg.hashsalt": name}  # its keys are typed one by one
     out = io.StringIO()
     with warnings.catch_warnings(), mpl.rc_context(style):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has fonts of its own
-        figure = Figure(figsize=inches, layout="constrained")
+        figure = Figure(figsize=inches, layout=layout)
         draw(figure)
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _of_the_page(out.getvalue(), name)
