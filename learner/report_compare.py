@@ -66,11 +66,11 @@ def _final(run: RunData) -> dict[str, float]:
 
 
 def _spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
-    """Mean and standard deviation over the runs of one recipe, which differ in their seed alone."""
+    """Mean and standard deviation over the runs of one recipe, two at least, which differ in their seed alone."""
     alike: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         alike.setdefault(json.dumps(run.recipe, sort_keys=True, default=str), []).append(place)
-    for members in alike.values():
+    for members in (places for places in alike.values() if len(places) > 1):
         keys = dict.fromkeys(key for place in members for key in finals[place])
         known = {key: [finals[place][key] for place in members if key in finals[place]] for key in keys}
         yield {
@@ -81,7 +81,7 @@ def _spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> 
 
 
 def _spread(key: str, found: Sequence[float]) -> str:
-    return _said(key, fmean(found)) + (f" ± {_said(key, stdev(found))}" if len(found) > 1 else "")
+    return _said(key, fmean(found)) + (f" ± {_said(key, stdev(found))}" if len(found) > 1 else ", of one")
 
 
 def _said(key: str, found: float) -> str:

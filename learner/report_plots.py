@@ -55,11 +55,11 @@ _STYLE = {
     "savefig.facecolor": "none",
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "figure.subplot.left": 0.16,
+    "figure.subplot.left": 0.17,
     "figure.subplot.right": 0.98,
     "figure.subplot.bottom": 0.18,
     "figure.subplot.top": 0.93,
-    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.limits": (-2, 4),
 }
 
 

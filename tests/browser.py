@@ -75,6 +75,10 @@ class Tab:
         data = self("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))["data"]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
+    def close(self) -> None:
+        os.close(self._commands)
+        self._answers.close()
+
     def _clip(self, whole: bool) -> dict[str, Any]:
         if not whole:
             return {}
@@ -106,9 +110,10 @@ def opened() -> Iterator[Tab]:
         )
         os.close(commands_in)
         os.close(answers_out)
+        tab = Tab(commands_out, answers_in)
         try:
-            yield Tab(commands_out, answers_in)
+            yield tab
         finally:
-            os.close(commands_out)
+            tab.close()
             process.terminate()
             process.wait(30)
