@@ -99,7 +99,7 @@ def _differences(runs: Sequence[RunData], left_out: list[str]) -> Iterator[dict[
         holders: dict[str, list[int]] = {}
         for place, run in enumerate(told):
             holders.setdefault(run.get(key, "not set"), []).append(place)
-        yield {"key": key, "values": list(holders.items())}
+        yield {"key": name(key), "values": list(holders.items())}
 
 
 def troubles(runs: Sequence[RunData], kinds: frozenset[str]) -> list[tuple[str, str, int, str]]:

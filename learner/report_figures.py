@@ -24,6 +24,7 @@ from learner.report_plots import (
     smooth,
     window,
 )
+from learner.report_words import name as shown
 
 MOST_SETS = 6  # evaluated sets, and reward functions, that get a figure of their own
 _CURVES = (  # title, unit, columns, whether shares, whether on a log scale
@@ -59,6 +60,9 @@ class Drawing:
     def curves(self, runs: Sequence[RunData]) -> list[Figure]:
         """Figures of every curve that at least one run has."""
         figures = []
+        for what, more in (("evaluated sets", len(_sets(runs))), ("reward functions", len(_functions(runs)))):
+            if more > MOST_SETS:
+                self.left_out.append(f"curves of {more - MOST_SETS} further {what}")
         for panel, legend in _panels(runs):
             if self._late(panel.title):
                 continue
@@ -79,7 +83,7 @@ class Drawing:
     def confusion(self, one: Evaluation) -> Figure | None:
         """Shares of each class's rows by what was answered; None where there are too many classes for a picture."""
         names = list(one.per_class)
-        if not one.confusion or not 1 < len(names) <= LARGEST_MATRIX or self._late(f"Confusions of {one.set}"):
+        if not one.confusion or not 1 < len(names) <= LARGEST_MATRIX or self._late(f"Confusions of {shown(one.set)}"):
             return None
         counts = _counted(one, names)  # (K, K + 1)
         columns = [*names, "none of the list"] if counts[:, -1].any() else names
@@ -125,15 +129,24 @@ def _panels(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[int, s
 
 def _by_function(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[int, str], ...]]]:
     """One figure of all reward functions of a run; of several runs, one of each function."""
-    found = list(dict.fromkeys(name for run in runs for name in run.curves if name.startswith("rewards/")))
-    names = [name.removeprefix("rewards/") for name in found]
-    if len(found) < 2:
+    if len(_functions(runs)) < 2:
         return
+    found = _functions(runs)[:MOST_SETS]
+    names = [shown(column.removeprefix("rewards/")) for column in found]
     if len(runs) == 1:
         yield from _overlaid(runs, found, names, Panel(title="Reward by function", unit="mean of a step", series=()))
         return
-    for column, name in list(zip(found, names, strict=True))[:MOST_SETS]:
+    for column, name in zip(found, names, strict=True):
         yield from _overlaid(runs, [column], [name], Panel(title=f"Reward: {name}", unit="mean of a step", series=()))
+
+
+def _functions(runs: Sequence[RunData]) -> list[str]:
+    """Columns of reward functions."""
+    return list(dict.fromkeys(name for run in runs for name in run.curves if name.startswith("rewards/")))
+
+
+def _sets(runs: Sequence[RunData]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
 def _overlaid(
@@ -155,20 +168,20 @@ def _overlaid(
 
 def _accuracies(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[int, str], ...]]]:
     """Accuracy of every set in one figure for one run; of several runs by set, over steps and over time."""
-    sets = list(dict.fromkeys(name for run in runs for name in run.sets))[:MOST_SETS]
+    sets = _sets(runs)[:MOST_SETS]
     if len(runs) == 1:
         series = [_accuracy(runs[0].evaluated(name), number) for number, name in enumerate(sets)]
         if series:
-            legend = tuple(enumerate(sets)) if len(sets) > 1 else ()
+            legend = tuple(enumerate(map(shown, sets))) if len(sets) > 1 else ()
             yield Panel(title="Accuracy", unit="strict, share right", series=tuple(series), share=True), legend
         return
     for name in sets:
         pairs = [(place, run.evaluated(name), run) for place, run in enumerate(runs) if run.evaluated(name)]
         series = [_accuracy(found, place) for place, found, _ in pairs]
-        yield Panel(title=f"Accuracy, {name}", unit="share right", series=tuple(series), share=True), ()
+        yield Panel(title=f"Accuracy, {shown(name)}", unit="share right", series=tuple(series), share=True), ()
         timed = [_accuracy(found, place, times=_times(run)) for place, found, run in pairs if run.steps]
         if timed:
-            title, x_unit = f"Accuracy over time, {name}", "seconds of training steps"
+            title, x_unit = f"Accuracy over time, {shown(name)}", "seconds of training steps"
             yield Panel(title=title, unit="share right", series=tuple(timed), share=True, x_unit=x_unit), ()
 
 

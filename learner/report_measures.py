@@ -43,7 +43,7 @@ def before_after(found: Sequence[Evaluation]) -> dict[str, Any]:
         best = _best([one for one in found if key in one.measures], key)
         measures.append(
             {
-                "name": _NAMES.get(key, key),
+                "name": _NAMES.get(key, name(key)),
                 "before": measured(first, key),
                 "after": measured(last, key) if len(found) > 1 else None,
                 "best": form(best.measures[key]),
@@ -107,7 +107,7 @@ def _of_model(model: str, found: Sequence[Evaluation]) -> dict[str, Any]:
         {"set": name(one.set), "rows": one.rows or NOTHING, "values": [measured(one, key) for key in keys]}
         for one in found
     ]
-    return {"model": name(model), "measures": [_NAMES.get(key, key) for key in keys], "sets": rows}
+    return {"model": name(model), "measures": [_NAMES.get(key, name(key)) for key in keys], "sets": rows}
 
 
 def with_classes(evaluations: Sequence[Evaluation]) -> Evaluation | None:

@@ -80,7 +80,7 @@ def _one(run: RunData, drawing: Drawing) -> dict[str, Any]:
         "timing": _figure(drawing.timing(run)),
         "events": _events(run),
         "config": _config(run, left_out),
-        "environment": [(key, value(found)) for key, found in run.environment.items()][:KEYS],
+        "environment": [(name(key), value(found)) for key, found in run.environment.items()][:KEYS],
     }
 
 
@@ -133,7 +133,7 @@ def _events(run: RunData) -> list[dict[str, Any]]:
 
 
 def _config(run: RunData, left_out: list[str]) -> list[tuple[str, str]]:
-    rows = [(key, value(found)) for key, found in run.config.items()]
+    rows = [(name(key), value(found)) for key, found in run.config.items()]
     if len(rows) > KEYS:
         left_out.append(f"{len(rows) - KEYS} keys of the configuration")
     return rows[:KEYS]

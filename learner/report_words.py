@@ -9,7 +9,7 @@ from typing import Any
 
 from learner.console import event_line, printable, shorten
 
-LINE, TEXT = 90, 600  # characters of a name, of a completion or a question
+LINE, TEXT = 90, 1500  # characters of a name, of a completion or a question
 KEYS = 300  # rows of a configuration before the rest is counted
 NOTHING = "\N{EN DASH}"
 
