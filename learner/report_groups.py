@@ -13,7 +13,7 @@ from learner.report_samples import Answer, Sample, thumbnail
 from learner.report_words import cut, form, name
 
 _ANSWERS, _CANDIDATES = 10, 60  # of a group, before the rest is counted
-_SHORT = 60  # characters of answers that stand in one line with their numbers
+_SHORT = 40  # characters of answers that stand in one line with their numbers
 
 
 def groups(run: RunData, left_out: list[str]) -> list[dict[str, Any]]:

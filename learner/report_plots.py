@@ -56,7 +56,7 @@ _STYLE = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "figure.subplot.left": 0.17,
-    "figure.subplot.right": 0.98,
+    "figure.subplot.right": 0.95,
     "figure.subplot.bottom": 0.18,
     "figure.subplot.top": 0.93,
     "axes.formatter.limits": (-2, 4),
