@@ -173,13 +173,13 @@ class Tracker:
 
 def _kept(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
     """The first `count` groups of a step, then the one of highest and the one of lowest mean reward; none twice."""
-    first = groups[:count]
-    yield from ((group, "first") for group in first)
-    ends = {"best": max(groups, key=_mean_reward), "worst": min(groups, key=_mean_reward)} if groups else {}
-    told = [id(group) for group in first]
-    for kept_for, group in ends.items():
-        if id(group) not in told:
-            told.append(id(group))
+    wanted = [(group, "first") for group in groups[:count]]
+    if groups:
+        wanted += [(max(groups, key=_mean_reward), "best"), (min(groups, key=_mean_reward), "worst")]
+    kept: set[int] = set()
+    for group, kept_for in wanted:
+        if id(group) not in kept:
+            kept.add(id(group))
             yield group, kept_for
 
 

@@ -358,7 +358,7 @@ def test_long_curves_are_binned_and_smoothed_without_losing_their_ends() -> None
 
 def test_gaps_stay_gaps() -> None:
     values = np.array([1.0, math.nan, math.nan, 4.0])
-    one = smooth(np.arange(4.0), values, 0, band=True)
+    one = smooth(np.arange(4, dtype=np.float64), values, 0, band=True)
     assert np.isnan(one.y).tolist() == [False, True, True, False]
 
 
