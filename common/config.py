@@ -245,7 +245,7 @@ class TrackingConfig(_Section):
     samples_every: NonNegative = 10
     """Steps between kept samples (prompt, image, completions, rewards)."""
     samples: Positive = 2
-    """Groups kept each time."""
+    """Groups kept each time, beside those of highest and lowest reward."""
     profile_steps: tuple[NonNegative, NonNegative] | None = None
     """First step, and the one after the last, of which every process writes a torch trace into the run's `profile/`;
     `--profile steps=3:5` sets it."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -44,11 +45,23 @@ class Ending:
             weights_version=version,
             checkpoint_failures=self.run.checkpoints.failures if self.run else 0,
         )
+        report = None
         try:
+            report = self._report(seconds=60.0 if kind is None else 8.0)  # who interrupts does not wait for figures
             if self.run and self.folder.export.is_dir() and kind is None:
                 write_model_card(self.folder.export, config=self.run.config, summary=summary)
         finally:
-            self.tracker.close(summary)  # the terminal gets its screen back whatever happens
+            self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
+
+    def _report(self, *, seconds: float) -> Path | None:
+        """Write the page of the run; where that fails an event says so, and the run ends as it would have."""
+        try:
+            from learner.report import write_report
+
+            return write_report([self.folder.path], seconds=seconds)
+        except Exception as error:  # noqa: BLE001  # it reads whatever lies in the folder, and the run is over
+            self.tracker.event("report_failed", why=f"{type(error).__name__}: {error}")
+            return None
 
 
 def _outcome(kind: type[BaseException] | None) -> str:

@@ -167,7 +167,7 @@ class Run:
         self.tracker.write(record)
         every = config.tracking.samples_every
         if every and step % every == 0:
-            self.tracker.samples(step, scored[: config.tracking.samples])
+            self.tracker.samples(step, scored, config.tracking.samples)
 
     def evaluate(self) -> None:
         """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""

@@ -10,11 +10,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from common.config import Config, config_hash
+from common.candidates import candidates
+from common.config import Config, RewardConfig, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.console import Console
 from learner.files import append_jsonl, keep_steps, read_jsonl, replace_text
@@ -22,6 +24,7 @@ from learner.measures import HELD_OUT, SCALARS
 from learner.records import History, StepRecord, Summary
 from learner.run_folder import RunFolder, git_sha
 from learner.scalars import ScalarWriter
+from learner.written import is_written
 
 _THUMBNAIL = 128  # pixels, longer side
 
@@ -71,15 +74,18 @@ class Tracker:
         with self._counted():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
 
-    def samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Keep groups as rows of `samples.jsonl`, each with a thumbnail of its image under `samples/`."""
-        for number, group in enumerate(groups):
+    def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
+        """Keep the first `count` groups of a step, and those of highest and lowest reward, as rows of `samples.jsonl`,
+        each with a thumbnail of its image under `samples/`."""
+        for number, (group, kept_for) in enumerate(_kept(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             with self._counted():
                 if image is not None and name is not None:
                     self._thumbnail(image, name)
-                append_jsonl(self._path / "samples.jsonl", _sample_row(step, name, group))
+                append_jsonl(
+                    self._path / "samples.jsonl", _sample_row(step, name, group, kept_for, self._config.reward)
+                )
         if groups:
             with self._counted():
                 self._console.sample(groups[0])
@@ -131,9 +137,9 @@ class Tracker:
             replace_text(self._path / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
         return summary
 
-    def close(self, summary: Summary | None = None) -> None:
+    def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
         """End the display: the closing block if the run got as far as a summary, and the run folder, last."""
-        lines = closing_block(summary, self._folder, self._config, self.failures) if summary else []
+        lines = closing_block(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._counted():
             self._console.closed([*lines, f"run folder: {self._folder.shown}"])
 
@@ -178,31 +184,59 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return {f"{head}/{key}": line[key] for key in SCALARS if line.get(key) is not None}
 
 
-def _sample_row(step: int, image: str | None, group: ScoredGroup) -> dict[str, Any]:
-    example = group.prompt.example
+def _kept(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
+    """The first `count` groups of a step, then the one of highest and the one of lowest mean reward; none twice."""
+    wanted = [(group, "first") for group in groups[:count]]
+    if groups:
+        wanted += [(max(groups, key=_mean_reward), "best"), (min(groups, key=_mean_reward), "worst")]
+    kept: set[int] = set()
+    for group, kept_for in wanted:
+        if id(group) not in kept:
+            kept.add(id(group))
+            yield group, kept_for
+
+
+def _mean_reward(group: ScoredGroup) -> float:
+    return sum(group.rewards) / len(group.rewards)
+
+
+def _sample_row(
+    step: int, image: str | None, group: ScoredGroup, kept_for: str, reward: RewardConfig
+) -> dict[str, Any]:
+    from learner.objective import group_advantages
+
+    example, said, written = group.prompt.example, group.group.completions, is_written(group)
+    advantages = [None] * len(said) if written else group_advantages(group, reward).tolist()
     completions = [
         {
             "text": completion.text,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
-            "reward": reward,
+            "reward": group.rewards[number],
+            "advantage": advantage,  # null where nothing was sampled
             **{f"rewards/{name}": values[number] for name, values in group.rewards_by_name.items()},
         }
-        for number, (completion, reward) in enumerate(zip(group.group.completions, group.rewards, strict=True))
+        for number, (completion, advantage) in enumerate(zip(said, advantages, strict=True))
     ]
     return {
         "step": step,
+        "kept_for": kept_for,
         "prompt_id": group.prompt.id,
         "image": image,
         "problem": example.problem,
+        "candidates": candidates(example.problem),
         "label": example.label,
         "engine_id": group.group.engine_id,
         "weights_version": group.group.weights_version,
         "completions": completions,
+        # (G,) of each whole answer, as sampled
+        "logprobs": None if written else [sum(completion.logprobs) for completion in said],
     }
 
 
-def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failures: int) -> list[str]:
+def closing_block(
+    summary: Summary, folder: RunFolder, config: Config, log_failures: int, report: Path | None
+) -> list[str]:
     """How the run ended, where things are and how to look at them."""
     minutes, seconds = divmod(round(summary.wall_seconds), 60)
     before, after, best = summary.accuracy_before, summary.accuracy_after, summary.accuracy_best
@@ -220,6 +254,7 @@ def closing_block(summary: Summary, folder: RunFolder, config: Config, log_failu
         if summary.max_logprob_gap
         else "nothing was sampled to learn from; the probe's are in events.jsonl",
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
+        "report": str(folder.shown / report.name) if report else "not written",
         "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
     }
     if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):

@@ -53,6 +53,7 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
         assert row["groups_dispatched"] == row["groups_trained"] + row["groups_dropped"] == 8 * (row["step"] + 1)
         assert row["weights_version"] == row["step"] + 1
     assert [row["step"] for row in jobs.rows(undisturbed, "evaluations.jsonl")] == [0, 10]
+    assert "10 of 10" in (undisturbed / "report.html").read_text()
     lines = jobs.console(undisturbed).splitlines()
     assert str(undisturbed) in lines[0]
     assert str(undisturbed) in lines[-1]
@@ -149,6 +150,7 @@ def test_sigterm_ends_a_run_cleanly(tmp_path: Path) -> None:
         assert len(family) > 3
         assert jobs.gone(family) == []
     assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"
+    assert "interrupted" in (run_dir / "report.html").read_text()
     assert "Traceback" not in jobs.console(run_dir)
 
 

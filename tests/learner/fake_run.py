@@ -80,7 +80,8 @@ def main(steps: int = 60, seconds: float = 0.2) -> None:
             tracker.evaluation(step, {"accuracy": 0.2 + 0.7 * step / steps, "invalid_rate": 0.01, "per_class": {}})
             tracker.event("checkpoint", step=step, megabytes=9.3, seconds=0.12)
         if step % 10 == 0:
-            tracker.samples(step, [scored(("seven",) * (8 + step // 10) + ("nine",) * 4 + ("\x1b[31mone [red]",) * 2)])
+            texts = ("seven",) * (8 + step // 10) + ("nine",) * 4 + ("\x1b[31mone [red]",) * 2
+            tracker.samples(step, [scored(texts)], 1)
         if step == steps // 2:
             tracker.event("engine_lost", engine="engine-1", why="ActorDiedError: the worker died\nunexpectedly " * 3)
         time.sleep(seconds)

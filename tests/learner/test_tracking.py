@@ -57,7 +57,7 @@ def run(track: Tracker, steps: range) -> None:
     for step in steps:
         if step % 2 == 0:
             track.evaluation(step, {**RESULT, "accuracy": 0.1 * step})
-            track.samples(step, [scored()])
+            track.samples(step, [scored()], 1)
         track.write(record(step))
 
 
@@ -85,13 +85,30 @@ def test_nan_is_null_in_json_and_nan_in_the_history(folder: RunFolder) -> None:
 
 def test_samples_keep_image_and_completions_as_rows(folder: RunFolder) -> None:
     track, _ = tracker(folder)
-    track.samples(0, [scored(("</script>\x1b[31m\n", "seven"))])
+    track.samples(0, [scored(("</script>\x1b[31m\n", "seven"))], 1)
     (row,) = rows(folder, "samples.jsonl")
     assert [one["text"] for one in row["completions"]] == ["</script>\x1b[31m\n", "seven"]
     assert [one["reward"] for one in row["completions"]] == [0.0, 1.0]
+    assert [one["advantage"] for one in row["completions"]] == pytest.approx([-0.707, 0.707], abs=1e-3)
     assert row["label"] == "seven" and row["prompt_id"] == "train/17"
+    assert row["candidates"] is None  # the question has no list
+    assert row["logprobs"] == pytest.approx([-0.3, -0.3])
     with Image.open(folder.path / row["image"]) as thumbnail:
         assert thumbnail.size == (128, 85)
+
+
+def test_the_best_and_the_worst_group_of_a_step_are_kept_too(folder: RunFolder) -> None:
+    track, _ = tracker(folder)
+    middling, good, bad = scored(), scored(("seven",) * 4), scored(("one",) * 4)
+    track.samples(0, [middling, bad, good, scored()], 1)
+    track.samples(1, [good, bad], 1)
+    track.samples(2, [good], 3)
+    told = [
+        (row["step"], row["kept_for"], sum(one["reward"] for one in row["completions"]))
+        for row in rows(folder, "samples.jsonl")
+    ]
+    assert told == [(0, "first", 2), (0, "best", 4), (0, "worst", 0), (1, "first", 4), (1, "worst", 0), (2, "first", 4)]
+    assert [row["image"][-5] for row in rows(folder, "samples.jsonl")] == list("012010")
 
 
 def test_events_have_both_clocks_and_are_never_cut(folder: RunFolder) -> None:
