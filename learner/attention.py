@@ -18,7 +18,7 @@ from torch import Tensor
 from common.errors import ModelError
 from learner.layout import PROMPT, Layout, block_mask, tokens
 from learner.tiles import plan
-from learner.vision import PACKED_TOWERS, attend_tower, flatten_patches
+from learner.vision import PACKED_TOWERS, attend_tower, quicken
 
 TEXT = "rollcall_{}"  # + way: names in transformers' registry of attention functions
 TOWER = "rollcall_flash_tower"  # transformers hands packed images whole to names with "flash" in them
@@ -38,7 +38,7 @@ def install(model: Any, way: str, *, cuda: bool = False) -> None:
     text._attn_implementation = TEXT.format(chosen)  # noqa: SLF001  # the public setter loads kernels by name
     if model.config.model_type in PACKED_TOWERS:
         model.config.vision_config._attn_implementation = TOWER  # noqa: SLF001
-        flatten_patches(model)
+        quicken(model)
 
 
 def way_of(model: Any) -> str:
