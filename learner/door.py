@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.aliases import check_aliases
 from common.candidates import candidates
@@ -17,6 +19,8 @@ from common.processor import banned_token_ids, eos_token_ids, load_model_config,
 from common.prompts import PromptEncoder
 from learner.tower import TAKEN
 from rollout.rewards.loading import check_functions
+
+CPUINFO = Path("/proc/cpuinfo")  # Linux's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
             f"warning: nobody has tried {model_config.model_type} here: the learner reads every prompt {size} times "
             f"instead of once, in up to {size} times the time and memory"
         )
+    _check_arithmetic(config, say)
     encoder = PromptEncoder(processor, config.data, family=family, share=shared)
     for source in filter(None, (train, held_out)):
         encoder.check(source)
@@ -86,6 +91,17 @@ def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callab
     labels = offered.union(*(source.labels for source in sources))
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
+
+
+def _check_arithmetic(config: Config, say: Callable[[str], None]) -> None:
+    """Of this machine; the cluster's others are taken to be like it."""
+    if config.cluster.device != "cpu" or config.model.dtype != "bfloat16" or not CPUINFO.exists():
+        return
+    if not re.search(r"\b(avx512_|amx_)?bf16\b", CPUINFO.read_text()):
+        say(
+            "warning: this processor has no bfloat16 arithmetic: matrix products take ten times as long as in float32; "
+            "model.dtype=float32 does not"
+        )
 
 
 def resolved(config: Config) -> ModelConfig:
