@@ -79,7 +79,7 @@ def attend_tower(
         q, k, v = (_split(tensor[0, :, at : at + count * length], count) for tensor in (query, key, value))
         outs.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
         at += count * length
-    return torch.cat(outs)[None], None
+    return (outs[0] if len(outs) == 1 else torch.cat(outs))[None], None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
