@@ -1,5 +1,5 @@
-"""Peak memory of the learner over its weights and gradients, naive against packed, each in a fresh process; and packed
-with gradient checkpointing.
+"""Peak memory of the learner over its weights and gradients, naive (the model as transformers has it) against packed,
+each in a fresh process; and packed with gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measure(way: str, cell: Cell, dtype: str) -> float:
     from tests.benchmarks import cells, learner
 
     torch.set_num_threads(THREADS)
-    model, scored = learner.load(dtype), cells.group(cell)
+    model, scored = learner.load(dtype, attention="sdpa" if way == "naive" else "auto"), cells.group(cell)
     if way == "checkpointed":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for parameter in model.parameters():
