@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ModelError
+from common.families import family_of
 from learner.last_layer import shorten
 from learner.layout import PROMPT, Layout, block_mask, tokens
 from learner.tiles import plan
@@ -28,13 +29,14 @@ KEYWORD = "packed_attention"  # of the model's forward
 
 def install(model: Any, way: str, *, cuda: bool = False) -> None:
     """Make `model`, loaded with sdpa, attend in `way`: auto, sdpa, sparse, flash or flex. `cuda`: where it will run.
-    Its last layer is shortened, see `learner.last_layer`.
+    Its last layer is shortened (`learner.last_layer`) where prompts are shared.
 
     Raises ModelError where the way cannot describe the model's attention or is not there on its device.
     """
     text = model.config.get_text_config()
     chosen = _resolve(way, model, cuda=cuda, sliding="sliding_attention" in (getattr(text, "layer_types", None) or ()))
-    shorten(model)
+    if family_of(model.config).shared_prefix:
+        shorten(model)
     if chosen == "sdpa":
         return
     _register()
