@@ -40,7 +40,7 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (given,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grads[0], given * SLOPE)
+        return cast("Tensor", torch.ops.aten.silu_backward(grads[0], given * SLOPE))
 
 
 def quicken(model: Any) -> None:
