@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from common.errors import ModelError
+from common.families import family_of
+from learner.last_layer import shorten
 from learner.layout import PROMPT, Layout, block_mask, tokens
 from learner.tiles import plan
-from learner.vision import PACKED_TOWERS, attend_tower, flatten_patches
+from learner.vision import PACKED_TOWERS, attend_tower, quicken
 
 TEXT = "rollcall_{}"  # + way: names in transformers' registry of attention functions
 TOWER = "rollcall_flash_tower"  # transformers hands packed images whole to names with "flash" in them
@@ -27,18 +29,21 @@ KEYWORD = "packed_attention"  # of the model's forward
 
 def install(model: Any, way: str, *, cuda: bool = False) -> None:
     """Make `model`, loaded with sdpa, attend in `way`: auto, sdpa, sparse, flash or flex. `cuda`: where it will run.
+    Its last layer is shortened (`learner.last_layer`) where prompts are shared.
 
     Raises ModelError where the way cannot describe the model's attention or is not there on its device.
     """
     text = model.config.get_text_config()
     chosen = _resolve(way, model, cuda=cuda, sliding="sliding_attention" in (getattr(text, "layer_types", None) or ()))
+    if family_of(model.config).shared_prefix:
+        shorten(model)
     if chosen == "sdpa":
         return
     _register()
     text._attn_implementation = TEXT.format(chosen)  # noqa: SLF001  # the public setter loads kernels by name
     if model.config.model_type in PACKED_TOWERS:
         model.config.vision_config._attn_implementation = TOWER  # noqa: SLF001
-        flatten_patches(model)
+        quicken(model)
 
 
 def way_of(model: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.aliases import check_aliases
 from common.candidates import candidates
@@ -36,6 +38,9 @@ class ReadModel:
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
+
+
+CPUINFO = Path("/proc/cpuinfo")  # Linux's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
             f"warning: nobody has tried {model.kind} here: the learner reads every prompt {size} times "
             f"instead of once, in up to {size} times the time and memory"
         )
+    _check_arithmetic(config, say)
     model.encoder.check(train)
     sets = admit_sets(config, sets, model, say=say)
     if reshuffle:
@@ -159,6 +165,17 @@ def _offered(source: ExampleSource) -> list[str]:
     """Every candidate of any row."""
     problems = {outline.problem for outline in source.outlines}
     return sorted({label for problem in problems for label in candidates(problem) or ()})
+
+
+def _check_arithmetic(config: Config, say: Callable[[str], None]) -> None:
+    """Of this machine; the cluster's others are taken to be like it."""
+    if config.cluster.device != "cpu" or config.model.dtype != "bfloat16" or not CPUINFO.exists():
+        return
+    if not re.search(r"\b(avx512_|amx_)?bf16\b", CPUINFO.read_text()):
+        say(
+            "warning: this processor has no bfloat16 arithmetic: matrix products take ten times as long as in float32; "
+            "model.dtype=float32 does not"
+        )
 
 
 def resolved(config: Config) -> ModelConfig:

@@ -19,6 +19,12 @@ from learner.portions import Portion, portions
 from learner.rank import LearnerRank, RankPack, RankStats
 from learner.written import unscored
 
+KEPT_MEMORY = {  # blocks under 32 MiB, malloc's most, stay the process's: every step would fault them in anew
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_ARENA_MAX": "1",  # forward and backward are two threads
+}
+
 
 class LearnerGroup:
     """The learner as the loop sees it. Starts at once and does not wait: call `ready` before anything else.
@@ -193,6 +199,8 @@ class LearnerGroup:
             "DS_ACCELERATOR": cluster.device,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
         }
+        if cluster.device == "cpu":
+            environment |= KEPT_MEMORY
         return ray.remote(LearnerRank).options(
             num_cpus=learner.cpus_per_rank,
             num_gpus=learner.gpus_per_rank,

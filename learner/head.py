@@ -130,7 +130,7 @@ class _LogProbs(torch.autograd.Function):
         hidden, weight, shares = ctx.saved_tensors
         draw: Draw = ctx.draw
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for block in ctx.blocks:
             rows, given, target = hidden[block], grads[0][block, None], draw.target[block, None]
             curve: Tensor | float = 1.0
@@ -145,7 +145,7 @@ class _LogProbs(torch.autograd.Function):
             if of_hidden is not None:
                 torch.mm(slope, weight, out=of_hidden[block])
             if of_weight is not None:
-                of_weight.addmm_(slope.T, rows)
+                of_weight.addmm_(slope.T, rows, beta=int(block.start > 0))  # 0: nothing is read
         return of_hidden, of_weight, None
 
 

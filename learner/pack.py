@@ -22,6 +22,7 @@ from common.config import RewardConfig
 from common.errors import DataError
 from common.types import Completion, ScoredGroup
 from learner.attention import pack_inputs
+from learner.last_layer import ROWS
 from learner.layout import Layout, Span
 from learner.objective import SUMMED, LossInputs, group_advantages
 from learner.pictures import blank, joined, read_prompt
@@ -35,7 +36,7 @@ class Pack:
 
     ids: Tensor  # (1, S) int64; rows of their own, without positions, where nothing is shared: see `learner.naive`
     positions: Tensor | None  # (3, 1, S) int64: time, height, width; (1, S) in families with one axis
-    attention: dict[str, Any]  # the model's inputs that say who sees whom
+    attention: dict[str, Any]  # the model's inputs that say who sees whom, and who is read in the end
     images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
     source: Tensor  # (tokens,) int64: where in S each completion token is predicted
     target: Tensor  # (tokens,) int64: its id
@@ -104,6 +105,7 @@ def build_pack(
         ends = fork + np.cumsum(np.diff(drawn.edges[rows.start : rows.stop + 1]) - 1)
         spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
         at, row = spans[-1].end, rows.stop
+    predicting = np.concatenate(source)
     images = joined([scored.prompt for scored in groups], model)
     if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
         blank_ids, images = blank(model)
@@ -114,9 +116,10 @@ def build_pack(
     return Pack(
         ids=torch.cat(ids)[None].to(on),
         positions=(places[:, None] if len(places) == 3 else places).to(on),
-        attention=pack_inputs(Layout(spans=tuple(spans)), model),
+        attention=pack_inputs(Layout(spans=tuple(spans)), model)
+        | {ROWS: torch.from_numpy(np.unique(predicting)).to(on)},
         images={name: tensor.to(on) for name, tensor in images.items()},
-        source=torch.from_numpy(np.concatenate(source)).to(on),
+        source=torch.from_numpy(predicting).to(on),
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),

@@ -23,7 +23,7 @@ def group_forward(
     pairs = _causal(prompt) + sum(length * prompt + _causal(length) for length in fed)
     return (
         vision_forward(config.vision_config, grids)
-        + text_forward(text, tokens=prompt + sum(fed), pairs=pairs)
+        + text_forward(text, tokens=prompt + sum(fed), pairs=pairs, unread=prompt - 1)
         + head_forward(text, tokens=sum(completions))
     )
 
@@ -35,12 +35,15 @@ def naive_forward(
     return sum(group_forward(config, prompt=prompt, grids=grids, completions=[length]) for length in completions)
 
 
-def text_forward(text: Any, *, tokens: int, pairs: int) -> int:
-    """All layers over `tokens`, attending over `pairs` of query and key."""
+def text_forward(text: Any, *, tokens: int, pairs: int, unread: int = 0) -> int:
+    """All layers over `tokens`, attending over `pairs` of query and key. Of the last layer the first `unread` tokens
+    need no more than keys and values."""
     width, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
     head = getattr(text, "head_dim", None) or width // heads
     weights = 2 * width * head * (heads + text.num_key_value_heads) + 3 * width * inner
-    return int(text.num_hidden_layers * (2 * tokens * weights + 4 * pairs * heads * head))
+    whole = text.num_hidden_layers * (2 * tokens * weights + 4 * pairs * heads * head)
+    beyond = 2 * unread * (2 * width * head * heads + 3 * width * inner) + 4 * _causal(unread) * heads * head
+    return int(whole - beyond)
 
 
 def head_forward(text: Any, *, tokens: int) -> int:

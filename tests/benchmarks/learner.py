@@ -1,5 +1,6 @@
 """The learner alone, in one process without Ray and DeepSpeed: a group with its prompt computed once against G whole
-rows, forward and backward, gradients equal; packs of mixed lengths against equal ones; both against the arithmetic.
+rows of the model as transformers has it, forward and backward, gradients equal; packs of mixed lengths against equal
+ones; both against the arithmetic.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(THREADS)
     dtype = getattr(torch, arguments.dtype)
-    model = load(arguments.dtype)
+    model, plain = load(arguments.dtype), load(arguments.dtype, attention="sdpa")
     rate = flops.matmul_rate(model.config, dtype)
     cells = TARGETS if arguments.quick else (*TARGETS, *GRID)
-    found = {str(cell): measure(model, cell, rate, repeats=arguments.repeats, dtype=arguments.dtype) for cell in cells}
+    found = {
+        str(cell): measure(model, plain, cell, rate, repeats=arguments.repeats, dtype=arguments.dtype) for cell in cells
+    }
     mixed = mixed_v_equal(model, repeats=arguments.repeats)
     columns = ("naive_s", "shared_s", "speedup", "bound_fraction", "gradient_rel_err")
     print(table(["cell", *columns], [[cell, *(one[column] for column in columns)] for cell, one in found.items()]))
@@ -66,29 +69,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load(dtype: str) -> Any:
-    """W1's model, in training mode."""
+def load(dtype: str, *, attention: str = "auto") -> Any:
+    """W1's model, in training mode; with "sdpa" its tower and attention are transformers' own."""
     from learner.model import load_model
 
-    return load_model(str(w1.home() / "model"), w1.config(model={"dtype": dtype})).train()
+    config = w1.config(model={"dtype": dtype}, learner={"attention": attention})
+    return load_model(str(w1.home() / "model"), config).train()
 
 
-def measure(model: Any, cell: Cell, rate: float, *, repeats: int, dtype: str) -> dict[str, float]:
+def measure(model: Any, plain: Any, cell: Cell, rate: float, *, repeats: int, dtype: str) -> dict[str, float]:
     """Seconds of both ways, their ratio, the share of the shared one that arithmetic explains.
 
     Raises AssertionError when the gradients differ.
     """
     scored = group(cell)
-    slow = seconds(lambda: naive(model, scored))
-    wanted = gradient(model)
+    slow = seconds(lambda: naive(plain, scored))
+    wanted = gradient(plain)
     shared(model, [scored])
     found = gradient(model)
     error = float((found - wanted).norm() / wanted.norm())
     assert error <= TOLERANCE[dtype], f"{cell}: gradients differ by {error:.1e}"
     fast = best(lambda: shared(model, [scored]), repeats=repeats)
     if slow < 20:
-        slow = min(slow, best(lambda: naive(model, scored), repeats=repeats - 1))
-    model.zero_grad(set_to_none=True)
+        slow = min(slow, best(lambda: naive(plain, scored), repeats=repeats - 1))
+    for one in (model, plain):
+        one.zero_grad(set_to_none=True)
     gc.collect()
     return {
         "naive_s": slow,

@@ -82,6 +82,9 @@ def test_text_flops_are_those_of_its_matrices() -> None:
     per_token = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, gate and up and down
     assert flops.text_forward(TEXT, tokens=5, pairs=0) == 3 * 2 * 5 * per_token
     assert flops.text_forward(TEXT, tokens=0, pairs=7) == 3 * 7 * 2 * (2 * 8)  # scores and their sum of values
+    unread = 2 * 4 * (8 * 8 + 8 * 8 + 3 * 8 * 16) + 10 * 2 * (2 * 8)  # q, o, MLP of 4 tokens; their attention
+    spared = flops.text_forward(TEXT, tokens=5, pairs=15) - flops.text_forward(TEXT, tokens=5, pairs=15, unread=4)
+    assert spared == unread
     assert flops.head_forward(TEXT, tokens=5) == 2 * 5 * 8 * 10
 
 
@@ -124,7 +127,8 @@ def test_a_group_needs_its_prompt_once() -> None:
     sizes: dict[str, Any] = {"prompt": 5, "grids": [(1, 2, 2)]}
     shared = flops.group_forward(CONFIG, **sizes, completions=[3, 1])
     alone = [flops.group_forward(CONFIG, **sizes, completions=[length]) for length in (3, 1)]
-    prompt = flops.vision_forward(VISION, sizes["grids"]) + flops.text_forward(TEXT, tokens=5, pairs=15)
+    text = flops.text_forward(TEXT, tokens=5, pairs=15, unread=4)
+    prompt = flops.vision_forward(VISION, sizes["grids"]) + text
     assert shared == sum(alone) - prompt
     assert flops.naive_forward(CONFIG, **sizes, completions=[3, 1]) == sum(alone)
     assert alone[1] == prompt + flops.head_forward(TEXT, tokens=1)

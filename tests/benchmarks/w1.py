@@ -195,13 +195,15 @@ def config(**changes: dict[str, Any] | Any) -> Config:
             "gpus_per_engine": 0,
         },
         "reward": {"functions": {f"{__name__}:spelling": 1.0}},
-        "learner": {"lr": LR, "beta": BETA, "zero_stage": 1, "cpus_per_rank": 0.5, "gpus_per_rank": 0},
+        "learner": {"lr": LR, "beta": BETA, "zero_stage": 0, "cpus_per_rank": 0.5, "gpus_per_rank": 0},
         "checkpoint": {"every": 0, "export": False},
         "tracking": {"samples_every": 0},
         "cluster": {"device": "cpu", "threads": THREADS, "address": "local"},
     }
     for key, value in changes.items():
         settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    if settings["model"]["dtype"] == "bfloat16":  # one rank has nothing to split; but masters come with ZeRO
+        settings["learner"] = {**settings["learner"], "zero_stage": max(1, settings["learner"]["zero_stage"])}
     return Config.model_validate(settings)
 
 

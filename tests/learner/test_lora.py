@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.config import LoraConfig
 from learner.forward import packed_logprobs
+from learner.last_layer import shorten
 from learner.lora import add_adapters, export_adapter, switched_off
 from learner.objective import LOSSES
 from learner.pack import build_pack
@@ -24,9 +25,16 @@ CONFIG = LoraConfig(rank=4, alpha=8)
 EVERYTHING = LoraConfig(rank=4, alpha=8, targets="language_and_vision")
 
 
+def base() -> Any:
+    """The tiny model as a run loads it: with its last layer shortened."""
+    model = tiny.model()
+    shorten(model)
+    return model
+
+
 def adapted(config: LoraConfig = CONFIG, *, dtype: torch.dtype = torch.float32) -> tuple[Any, dict[str, Any]]:
     """The tiny model with adapters that have learned something."""
-    model = tiny.model().to(dtype)
+    model = base().to(dtype)
     layers = add_adapters(model, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -45,15 +53,15 @@ def published(model: Any, layers: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def test_a_fresh_adapter_and_one_switched_off_are_the_base_bit_for_bit() -> None:
-    base = logprobs(tiny.model())
-    fresh = tiny.model()
+    plain = logprobs(base())
+    fresh = base()
     add_adapters(fresh, CONFIG)
-    assert torch.equal(logprobs(fresh), base)
+    assert torch.equal(logprobs(fresh), plain)
     model, layers = adapted()
-    assert not torch.equal(logprobs(model), base)
+    assert not torch.equal(logprobs(model), plain)
     with switched_off(layers):
-        assert torch.equal(logprobs(model), base)
-    assert not torch.equal(logprobs(model), base)
+        assert torch.equal(logprobs(model), plain)
+    assert not torch.equal(logprobs(model), plain)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -72,7 +80,7 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
     sequences = sum(len(scored.rewards) for scored in groups)
     record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)
     torch.autograd.backward(LOSSES["grpo"](record).loss)
-    torch.autograd.backward(oracle.loss(twin, tiny.model(), groups, SETTINGS, beta=0.1))
+    torch.autograd.backward(oracle.loss(twin, base(), groups, SETTINGS, beta=0.1))
     assert oracle.relative_error(oracle.gradient(model), oracle.gradient(twin)) < 1e-5
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == {name for name, _ in model.named_parameters() if ".lora_" in name}
@@ -96,7 +104,7 @@ def test_what_is_published_is_the_policy(dtype: torch.dtype, tolerance: float) -
     before = copy.deepcopy(model.state_dict())
     weights = published(model, layers)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    plain = tiny.model().to(dtype)
+    plain = base().to(dtype)
     assert set(weights) == set(plain.state_dict())
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
     plain.load_state_dict(weights)
@@ -109,6 +117,6 @@ def test_an_exported_adapter_loads_on_its_base(tmp_path: Path) -> None:
     model, _ = adapted(EVERYTHING)
     tensors = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     export_adapter(tensors, model, EVERYTHING, "org/base", tmp_path)
-    loaded: Any = peft.PeftModel.from_pretrained(tiny.model(), str(tmp_path))
+    loaded: Any = peft.PeftModel.from_pretrained(base(), str(tmp_path))
     assert torch.equal(logprobs(loaded.base_model.model), logprobs(model))
     assert peft.PeftConfig.from_pretrained(str(tmp_path)).base_model_name_or_path == "org/base"

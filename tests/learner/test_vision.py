@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 
 from learner.attention import install
-from learner.vision import PatchProjection, attend_tower, flatten_patches
+from learner.vision import PatchProjection, QuickGELU, attend_tower, quicken
 from tests.learner import tiny
 
 ENDS = (0, 4, 8, 9, 20, 31, 33)  # two alike, one alone, two alike, one more
@@ -22,13 +23,25 @@ def test_patches_are_projected_as_by_the_convolution() -> None:
     wanted = model(patches)
     slope = torch.randn_like(wanted)
     (of_weight,) = torch.autograd.grad(wanted, list(model.parameters()), slope)
-    flatten_patches(model)
+    quicken(model)
     assert isinstance(model[0], PatchProjection)
     found = model(patches)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     (found_of_weight,) = torch.autograd.grad(found, list(model.parameters()), slope)
     torch.testing.assert_close(found_of_weight, of_weight, rtol=1e-5, atol=1e-5)
     assert model(torch.randn(1, 3, 4, 8, 8)).shape == (1, 5, 2, 2, 2), "anything larger than a patch is convolved"
+
+
+def test_quick_gelu_and_its_slope() -> None:
+    plain, model = QuickGELUActivation(), nn.Sequential(QuickGELUActivation())
+    quicken(model)
+    assert isinstance(model[0], QuickGELU)
+    given = torch.linspace(-30, 30, 601, requires_grad=True)
+    wanted, found = plain(given), model(given)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    weight = torch.linspace(1, 2, 601)
+    (slope,) = torch.autograd.grad(wanted, given, weight)
+    torch.testing.assert_close(torch.autograd.grad(found, given, weight)[0], slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
