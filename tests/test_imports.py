@@ -21,7 +21,7 @@ VLLM = {
     "rollout.build",
     "rollout.engine",
     "rollout.inputs",
-    "rollout.weights",
+    "rollout.loader",
     "learner.weights",
 }  # the last: the sending half of vLLM's own transfer
 
