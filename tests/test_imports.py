@@ -93,7 +93,7 @@ def test_every_module_imports_without_vllm_and_deepspeed() -> None:
 
 
 def test_a_model_is_read_without_scikit_learn(digits_model: Path) -> None:
-    """transformers brings in what generates for a docstring, and scikit-learn and pandas with it: a second of every start."""
+    """transformers brings in what generates for a docstring, and that these: a second of every start."""
     script = """
 import sys
 from common.config import ModelConfig
