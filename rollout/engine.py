@@ -76,14 +76,14 @@ class RolloutEngine:
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
         keep = manifest.vision_unchanged and self._version is not None
-        tensors = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
+        arrived = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
         self._version = None  # half-loaded weights must never serve
         note = None
         try:
-            if tensors is None:
+            if arrived is None:
                 receive_nccl(self._llm, manifest, keep_image_features=keep)
             else:
-                note = self._loader.load(tensors, keep_image_features=keep)
+                note = self._loader.load(arrived, keep_image_features=keep)
         except Exception as error:
             raise self._broken("loading weights", error) from error
         self._llm.llm_engine.set_weight_version(str(manifest.version))

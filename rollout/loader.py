@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.families import engine_name
 from common.types import WeightManifest
-from rollout.weights import Tensors
+from rollout.weights import Arrived, Tensors
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -33,7 +33,7 @@ class Loader:
         self._routes: Routes | None = None
         self._loads = 0
 
-    def load(self, tensors: Tensors, *, keep_image_features: bool) -> str | None:
+    def load(self, arrived: Arrived, *, keep_image_features: bool) -> str | None:
         """Load what `Inbox.receive` gave; why this engine keeps to vLLM's own way, the moment that is found out.
 
         `keep_image_features`: the vision tower did not change, so cached image features are still right.
@@ -44,13 +44,13 @@ class Loader:
         note = None
         with set_current_vllm_config(_worker(self._llm).vllm_config):
             if self._loads == 1:
-                note = self._trace(tensors)
+                note = self._trace(arrived.tensors)
             elif self._routes is None:
-                self._own_way(tensors)
+                self._own_way(arrived.tensors)
             elif self._loads == 2:
-                note = self._compare(tensors)
+                note = self._compare(self._routes, arrived.tensors)
             else:
-                self._short_way(self._routes, tensors)
+                self._short_way(self._routes, arrived)
         reset_caches(self._llm, keep_image_features=keep_image_features)
         return note
 
@@ -69,12 +69,14 @@ class Loader:
             return str(error)
         return None
 
-    def _compare(self, tensors: Tensors) -> str | None:
-        assert self._routes is not None
-        self._short_way(self._routes, tensors)
-        short = self._routes.fingerprint()
+    def _compare(self, routes: Routes, tensors: Tensors) -> str | None:
+        lent = [(name, tensor.clone()) for name, tensor in tensors]
+        self._short_way(routes, Arrived(lent, unchanged=frozenset()))
+        for _, tensor in lent:
+            tensor.zero_()  # a layer that has kept the sender's memory shows now
+        short = routes.fingerprint()
         self._own_way(tensors)
-        own = self._routes.fingerprint()
+        own = routes.fingerprint()
         differs = [name for name, found in own.items() if short[name] != found]
         if differs:
             self._routes = None
@@ -85,8 +87,9 @@ class Loader:
     def _model(self) -> Any:
         return _worker(self._llm).model_runner.model
 
-    def _short_way(self, routes: Routes, tensors: Tensors) -> None:
-        routes.load(dict(tensors), _worker(self._llm).model_config.dtype)
+    def _short_way(self, routes: Routes, arrived: Arrived) -> None:
+        dtype = _worker(self._llm).model_config.dtype
+        routes.load(dict(arrived.tensors), dtype, unchanged=arrived.unchanged)
 
     def _own_way(self, tensors: Tensors, watch: Callable[[Any], AbstractContextManager[Any]] = nullcontext) -> Any:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead

@@ -8,7 +8,7 @@ ways have left the same model behind (`fingerprint`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -154,25 +154,33 @@ class Routes:
             _insist_on_copies(target)
             self._targets.setdefault(target.layer, []).append(target)
         self._model = model
+        self._sources = {
+            layer: {route.source for target in targets for route in target.routes}
+            for layer, targets in self._targets.items()
+        }
         # A head that shares the embedding's weight has its own packed copy of it, and nothing is ever copied into it.
         self._heads = [layer for layer in model.modules() if _method(layer) == KEPT and layer not in self._targets]
         self._attention = [m for m in model.modules() if callable(getattr(m, "process_weights_after_loading", None))]
         self._scratch: dict[torch.dtype, Tensor] = {}
 
-    def load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        """Copy all tensors to where they go and do what vLLM does after loading.
+    def load(
+        self, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, unchanged: Collection[str] = frozenset()
+    ) -> None:
+        """Copy tensors to where they go and do what vLLM does after loading.
 
-        Layers of which there is no tensor stay as they are: see `rollout.loader`.
+        Layers stay as they are of which there is no tensor (see `rollout.loader`), or none but those that are
+        `unchanged` since the load before.
         """
-        for layer, targets in self._targets.items():
-            if not any(route.source in tensors for target in targets for route in target.routes):
-                continue
-            for target in targets:
+        changed = tensors.keys() - unchanged
+        loaded = [layer for layer, sources in self._sources.items() if not changed.isdisjoint(sources)]
+        for layer in loaded:
+            for target in self._targets[layer]:
                 self._load(target, tensors)
             if (method := getattr(layer, "quant_method", None)) is not None:
                 method.process_weights_after_loading(layer)
-        for head in self._heads:
-            head.quant_method.process_weights_after_loading(head)  # type: ignore[union-attr, operator]
+        if any(_method(layer) == KEPT for layer in loaded):
+            for head in self._heads:
+                head.quant_method.process_weights_after_loading(head)  # type: ignore[union-attr, operator]
         for attention in self._attention:
             attention.process_weights_after_loading(dtype)  # type: ignore[operator]
 

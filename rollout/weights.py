@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.checksum import checksum
 from common.errors import BrokenEngineError, EngineError
@@ -16,17 +16,24 @@ Tensors = list[tuple[str, "torch.Tensor"]]
 FETCH_S = 600.0
 
 
+class Arrived(NamedTuple):
+    """Weights as they lie in the object store."""
+
+    tensors: Tensors
+    unchanged: frozenset[str]  # names of those that are the very objects of an earlier manifest
+
+
 class Inbox:
     """The buckets of an engine. What comes again as the same object is neither fetched nor checked again."""
 
     def __init__(self) -> None:
         self._fixed: dict[Any, Tensors] = {}  # by ObjectRef; they alias the store's memory
 
-    def receive(self, manifest: WeightManifest, *, towers: bool) -> Tensors:
-        """(name, tensor) pairs of the whole manifest, or of all but `towers` for an engine that has them.
+    def receive(self, manifest: WeightManifest, *, towers: bool) -> Arrived:
+        """The whole manifest, or all but `towers` for an engine that has them.
 
-        They alias the object store's memory. All buckets are fetched at once, so that one is on its way while another
-        is checked.
+        Tensors alias the object store's memory. All buckets are fetched at once, so that one is on its way while
+        another is checked.
 
         Raises:
             EngineError: a bucket's checksum is not the manifest's.
@@ -49,8 +56,9 @@ class Inbox:
             for bucket, arrays in zip(new, payloads, strict=True)
         }
         tensors = [pair for bucket in buckets for pair in (arrived | self._fixed)[bucket.payload]]
+        unchanged = frozenset(entry.name for bucket in buckets if bucket not in new for entry in bucket.entries)
         self._fixed |= {bucket.payload: arrived[bucket.payload] for bucket in new if bucket.kind == "fixed"}
-        return tensors
+        return Arrived(tensors, unchanged)
 
 
 def _checked(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:

@@ -142,6 +142,22 @@ def test_a_layer_of_which_nothing_comes_stays_as_it_is() -> None:
     assert not torch.equal(after["norm"], before["norm"])
 
 
+def test_only_layers_that_change_are_loaded_again() -> None:
+    model, tracing = started()
+    routes, sent = tracing.routes(model), tensors(1)
+    routes.load(sent, torch.float32)
+    before, packed = model.computes(), model.plain.cpu_linear
+    sent["q"].add_(1.0)
+    routes.load(sent, torch.float32, unchanged=sent.keys() - {"q"})
+    after = model.computes()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["fused"]
+    assert model.plain.cpu_linear is packed
+    sent["embed"].add_(1.0)
+    routes.load(sent, torch.float32, unchanged=sent.keys() - {"embed"})
+    assert torch.equal(model.computes()["head"], model.computes()["embed"])
+    assert not torch.equal(model.computes()["head"], after["head"])
+
+
 def test_half_of_a_fused_weight_is_refused() -> None:
     model, tracing = started()
     half = {name: tensor for name, tensor in tensors(1).items() if name != "k"}

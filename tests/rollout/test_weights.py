@@ -43,7 +43,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_tensors_are_parts_of_arrays(fetched: list[str]) -> None:
-    found = dict(Inbox().receive(manifest(bucket("a")), towers=True))
+    found = dict(Inbox().receive(manifest(bucket("a")), towers=True).tensors)
     assert list(found) == ["a0", "a8", "a16"]
     assert found["a8"].numpy().tobytes() == bytes(range(8, 16))
     assert np.shares_memory(found["a8"].numpy(), STORE["a"][0])
@@ -52,9 +52,10 @@ def test_tensors_are_parts_of_arrays(fetched: list[str]) -> None:
 def test_what_is_fixed_comes_once_and_towers_only_when_asked(fetched: list[str]) -> None:
     inbox, sent = Inbox(), manifest(bucket("a"), bucket("b", "fixed"))
     first, second = inbox.receive(sent, towers=True), inbox.receive(sent, towers=True)
-    assert [name for name, _ in first] == [name for name, _ in second]
+    assert [name for name, _ in first.tensors] == [name for name, _ in second.tensors] == ["a0", "a8", "a16", "b0"]
+    assert (first.unchanged, second.unchanged) == (set(), {"b0"})
     assert fetched == ["a", "b", "a"]
-    assert [name for name, _ in inbox.receive(manifest(bucket("a", "towers")), towers=False)] == []
+    assert inbox.receive(manifest(bucket("a", "towers")), towers=False).tensors == []
 
 
 def test_damaged_bytes_are_refused(fetched: list[str]) -> None:
