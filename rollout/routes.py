@@ -102,7 +102,7 @@ class Tracing(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sources = _Sources(tensors)
         held = [(layer, name, tensor) for layer in model.modules() for name, tensor in _own_tensors(layer)]
         self._held = [tensor for _, _, tensor in held]  # no other storage shall get the address of one of these
@@ -126,10 +126,10 @@ class Tracing(TorchDispatchMode):
         if func is torch.ops.aten.copy_.default and isinstance(source, Tensor):
             if _storage(source) == _storage(args[0]):  # vLLM puts back what it has put there
                 return
-            found = self._sources.find(source)
+            found = self._sources.find(source) if source.shape == args[0].shape else None
         elif func is torch.ops.aten.fill_.Scalar and View.of(args[0]) != target.view:
             return  # padding, which stays as it is
-        if found is None or source.shape != args[0].shape:
+        if found is None:
             self._strange.append(f"{func} into {target.name} of a {type(target.layer).__name__}")
         else:
             target.routes[Route(*found, View.of(args[0]))] = None

@@ -52,7 +52,7 @@ class Model(torch.nn.Module):
         self.embed = Layer(8, UnquantizedEmbeddingMethod())
         self.head = Layer(8, UnquantizedEmbeddingMethod())
         self.head.weight = self.embed.weight
-        self.double = False
+        self.twice = False
 
     def layers(self) -> dict[str, Layer]:
         return {"fused": self.fused, "plain": self.plain, "norm": self.norm, "embed": self.embed}
@@ -60,7 +60,7 @@ class Model(torch.nn.Module):
     def copies(self, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         for place, name in enumerate("qkv"):
             weights["fused"].narrow(0, place * SIZE, SIZE).copy_(tensors[name])
-        weights["plain"].copy_(tensors["plain"] * 2 if self.double else tensors["plain"].T)
+        weights["plain"].copy_(tensors["plain"] * 2 if self.twice else tensors["plain"].T)
         weights["norm"][0].copy_(tensors["norm"])
         weights["embed"][:6].copy_(tensors["embed"])
         weights["embed"][6:].fill_(0)
@@ -69,7 +69,8 @@ class Model(torch.nn.Module):
         kept = {name: layer.weight for name, layer in self.layers().items()}
         for layer in self.layers().values():
             layer.weight = torch.nn.Parameter(torch.empty(layer.rows, SIZE, device="meta"), requires_grad=False)
-        with Tracing(self, tensors.items()) as tracing:
+        tracing = Tracing(self, tensors.items())
+        with tracing:
             self.copies({name: layer.weight for name, layer in self.layers().items()}, tensors)
             for name, layer in self.layers().items():
                 live = kept[name].numel() > 0
@@ -187,7 +188,7 @@ def test_a_tied_head_is_packed_again() -> None:
 
 def test_what_is_no_copy_of_a_tensor_is_not_trusted() -> None:
     model = Model()
-    model.double = True
+    model.twice = True
     model.process()
     with pytest.raises(UnknownRouteError, match="weight of a Layer"):
         model.traced(tensors(0)).routes(model)
@@ -202,7 +203,8 @@ def test_a_method_nobody_knows_is_not_trusted() -> None:
 def test_a_fill_of_a_whole_parameter_is_not_padding() -> None:
     model = Model()
     model.process()
-    with Tracing(model, tensors(0).items()) as tracing:
+    tracing = Tracing(model, tensors(0).items())
+    with tracing:
         model.norm.weight.data.fill_(3.0)
     with pytest.raises(UnknownRouteError, match="fill_"):
         tracing.routes(model)

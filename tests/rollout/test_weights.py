@@ -53,7 +53,7 @@ def test_what_is_fixed_comes_once_and_towers_only_when_asked(fetched: list[str])
     inbox, sent = Inbox(), manifest(bucket("a"), bucket("b", "fixed"))
     first, second = inbox.receive(sent, towers=True), inbox.receive(sent, towers=True)
     assert [name for name, _ in first.tensors] == [name for name, _ in second.tensors] == ["a0", "a8", "a16", "b0"]
-    assert (first.unchanged, second.unchanged) == (set(), {"b0"})
+    assert (first.unchanged, second.unchanged) == (frozenset(), frozenset({"b0"}))
     assert fetched == ["a", "b", "a"]
     assert inbox.receive(manifest(bucket("a", "towers")), towers=False).tensors == []
 
