@@ -6,13 +6,11 @@ a second in the driver, and as much in an engine for the hundreds of them that v
 
 from __future__ import annotations
 
-import sys
+import importlib
 from typing import Any
 
 
 def leave_out_docstrings() -> None:
     """Call it before the first import of a model's configuration or of vLLM."""
-    from transformers.utils import auto_docstring  # the decorator: the package hides its module behind it
-
-    module: Any = sys.modules[auto_docstring.__module__]
+    module: Any = importlib.import_module("transformers.utils.auto_docstring")
     module.auto_class_docstring = module.auto_method_docstring = lambda described, **_: described
