@@ -88,8 +88,12 @@ class Loader:
         return _worker(self._llm).model_runner.model
 
     def _short_way(self, routes: Routes, arrived: Arrived) -> None:
-        dtype = _worker(self._llm).model_config.dtype
-        routes.load(dict(arrived.tensors), dtype, unchanged=arrived.unchanged)
+        from vllm.model_executor.layers.attention import is_deferred_attention_layer
+
+        routes.load(dict(arrived.tensors), unchanged=arrived.unchanged)
+        for layer in self._model.modules():
+            if is_deferred_attention_layer(layer):  # after all others, as vLLM does it
+                layer.process_weights_after_loading(_worker(self._llm).model_config.dtype)
 
     def _own_way(self, tensors: Tensors, watch: Callable[[Any], AbstractContextManager[Any]] = nullcontext) -> Any:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead

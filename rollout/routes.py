@@ -160,13 +160,10 @@ class Routes:
         }
         # A head that shares the embedding's weight has its own packed copy of it, and nothing is ever copied into it.
         self._heads = [layer for layer in model.modules() if _method(layer) == KEPT and layer not in self._targets]
-        self._attention = [m for m in model.modules() if callable(getattr(m, "process_weights_after_loading", None))]
         self._scratch: dict[torch.dtype, Tensor] = {}
 
-    def load(
-        self, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, unchanged: Collection[str] = frozenset()
-    ) -> None:
-        """Copy tensors to where they go and do what vLLM does after loading.
+    def load(self, tensors: Mapping[str, Tensor], *, unchanged: Collection[str] = frozenset()) -> None:
+        """Copy tensors to where they go and do what vLLM does with each layer after loading it.
 
         Layers stay as they are of which there is no tensor (see `rollout.loader`), or none but those that are
         `unchanged` since the load before.
@@ -181,8 +178,6 @@ class Routes:
         if any(_method(layer) == KEPT for layer in loaded):
             for head in self._heads:
                 head.quant_method.process_weights_after_loading(head)  # type: ignore[union-attr, operator]
-        for attention in self._attention:
-            attention.process_weights_after_loading(dtype)  # type: ignore[operator]
 
     def fingerprint(self) -> dict[str, int]:
         """Checksums of all the model computes with: its tensors, and what comes out of layers that keep theirs packed.

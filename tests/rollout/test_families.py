@@ -111,7 +111,7 @@ def test_law_1_at_start_and_after_two_pushes_with_five_steps_between(
                 policy.shake(version)
         print(f"{family}: gaps {gaps}, losses {losses}, {engine.notes}")
         slow = [note for note in engine.notes if note]  # vLLM packs experts in a way of its own
-        assert slow == [] or (family == "aria" and "RoutedExperts" in slow[0]), slow
+        assert bool(slow) == (family == "aria"), slow
         assert max(gaps) < TIGHT
         assert torch.tensor(losses).isfinite().all()
         assert losses[-1] < losses[0]

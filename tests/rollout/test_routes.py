@@ -115,7 +115,7 @@ def started(**settings: Any) -> tuple[Model, Tracing]:
 def test_the_short_way_leads_where_the_long_one_does() -> None:
     model, tracing = started()
     routes = tracing.routes(model)
-    routes.load(tensors(1), torch.float32)
+    routes.load(tensors(1))
     found = model.computes()
     model.traced(tensors(1))
     assert same(found, model.computes())
@@ -126,7 +126,7 @@ def test_the_short_way_leads_where_the_long_one_does() -> None:
 def test_the_senders_memory_is_not_kept() -> None:
     model, tracing = started()
     routes, sent = tracing.routes(model), tensors(1)
-    routes.load(sent, torch.float32)
+    routes.load(sent)
     before = model.computes()
     for tensor in sent.values():
         tensor.zero_()
@@ -137,7 +137,7 @@ def test_a_layer_of_which_nothing_comes_stays_as_it_is() -> None:
     model, tracing = started()
     before = model.computes()
     rest = {name: tensor for name, tensor in tensors(1).items() if name not in "qkv"}
-    tracing.routes(model).load(rest, torch.float32)
+    tracing.routes(model).load(rest)
     after = model.computes()
     assert torch.equal(after["fused"], before["fused"])
     assert not torch.equal(after["norm"], before["norm"])
@@ -146,15 +146,15 @@ def test_a_layer_of_which_nothing_comes_stays_as_it_is() -> None:
 def test_only_layers_that_change_are_loaded_again() -> None:
     model, tracing = started()
     routes, sent = tracing.routes(model), tensors(1)
-    routes.load(sent, torch.float32)
+    routes.load(sent)
     before, packed = model.computes(), model.plain.cpu_linear
     sent["q"].add_(1.0)
-    routes.load(sent, torch.float32, unchanged=sent.keys() - {"q"})
+    routes.load(sent, unchanged=sent.keys() - {"q"})
     after = model.computes()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["fused"]
     assert model.plain.cpu_linear is packed
     sent["embed"].add_(1.0)
-    routes.load(sent, torch.float32, unchanged=sent.keys() - {"embed"})
+    routes.load(sent, unchanged=sent.keys() - {"embed"})
     assert torch.equal(model.computes()["head"], model.computes()["embed"])
     assert not torch.equal(model.computes()["head"], after["head"])
 
@@ -163,26 +163,26 @@ def test_half_of_a_fused_weight_is_refused() -> None:
     model, tracing = started()
     half = {name: tensor for name, tensor in tensors(1).items() if name != "k"}
     with pytest.raises(KeyError, match="k"):
-        tracing.routes(model).load(half, torch.float32)
+        tracing.routes(model).load(half)
 
 
 @pytest.mark.parametrize("what", ["embed", "norm", "plain", "fused"])
 def test_a_fingerprint_sees_every_layer(what: str) -> None:
     model, tracing = started()
     routes = tracing.routes(model)
-    routes.load(tensors(1), torch.float32)
+    routes.load(tensors(1))
     before = routes.fingerprint()
     assert before == routes.fingerprint()
     changed = tensors(1)
     changed["v" if what == "fused" else what].view(-1)[1] += 1e-3
-    routes.load(changed, torch.float32)
+    routes.load(changed)
     changes = [name for name, found in routes.fingerprint().items() if found != before[name]]
     assert any(name.startswith(what) for name in changes), changes
 
 
 def test_a_tied_head_is_packed_again() -> None:
     model, tracing = started()
-    tracing.routes(model).load(tensors(1), torch.float32)
+    tracing.routes(model).load(tensors(1))
     assert torch.equal(model.head.cpu_linear(torch.eye(SIZE), None, None).T[:6], tensors(1)["embed"])  # type: ignore[operator]
 
 
