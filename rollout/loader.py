@@ -77,7 +77,7 @@ class Loader:
         short = routes.fingerprint()
         self._own_way(tensors)
         own = routes.fingerprint()
-        differs = [name for name, found in own.items() if short[name] != found]
+        differs = [name for name, found in own.items() if short.get(name) != found]
         if differs:
             self._routes = None
             return f"{', '.join(differs[:5])} came out otherwise"

@@ -71,7 +71,8 @@ class Target:
             return None
         ((source, taken, placed),) = self.routes
         tensor = tensors[source]
-        return taken.on(tensor) if placed == self.view and tensor.dtype == self.dtype else None
+        as_it_is = placed == self.view and taken.stride == placed.stride and tensor.dtype == self.dtype
+        return taken.on(tensor) if as_it_is else None
 
 
 class _Sources:
@@ -230,7 +231,7 @@ def _insist_on_copies(target: Target) -> None:
     if _method(layer) not in (None, PACKED, KEPT):
         raise UnknownRouteError(f"{where}, which {_method(layer)} keeps in a way of its own")
     if now.numel():
-        if now.shape != target.view.shape or now.stride() != target.view.stride:
+        if View.of(now, int(now.storage_offset())) != target.view:
             raise UnknownRouteError(f"{where}, which vLLM keeps in another shape")
     elif _method(layer) != PACKED or target.name != "weight" or not _covered(target):
         raise UnknownRouteError(f"{where}, which vLLM does not keep")
