@@ -100,6 +100,8 @@ class DataConfig(_Section):
     max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
     cache_mb: NonNegative = 512
     """Host memory for the decoded images of each split, and as much again for what the processor makes of them."""
+    timeout_s: Seconds = 600.0
+    """How long a step's rows may take to be read and preprocessed."""
 
 
 class RolloutConfig(_Section):
@@ -413,7 +415,7 @@ FREE_ON_RESUME = frozenset(
     | {f"rollout.{key}" for key in ("start_timeout_s", "step_timeout_s")}
     | {f"learner.{key}" for key in ("probe_gap", "cpus_per_rank", "gpus_per_rank", "start_timeout_s", "step_timeout_s")}
     | {f"reward.{key}" for key in ("timeout_s", "workers", "cpus_per_worker", "max_drop_share")}
-    | {"weights", "data.cache_mb"}
+    | {"weights", "data.cache_mb", "data.timeout_s"}
 )
 
 

@@ -161,7 +161,8 @@ class WeightEntry:
     name: str  # Hugging Face name
     dtype: str  # numpy or torch dtype name, "float32" or "bfloat16"
     shape: tuple[int, ...]
-    index: int  # of its bytes among the bucket's arrays; tied parameters share theirs
+    index: int  # of the bucket's array that holds its bytes; tied parameters share theirs
+    start: int  # of its bytes in that array
 
 
 # What a run does to the parameters of a bucket: every step changes them; no step does; no step changes any parameter
@@ -191,6 +192,14 @@ class WeightManifest:
     def by_nccl(self) -> bool:
         """The bytes are broadcast, and only engines that joined the learner's NCCL group can take them."""
         return any(bucket.payload is None for bucket in self.buckets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedWeights:
+    """What an engine says once it has taken a manifest."""
+
+    version: int  # now served
+    note: str | None  # why it loads the slow way from now on, when it has just found that out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

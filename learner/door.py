@@ -27,6 +27,8 @@ from learner.written import Writer
 from rollout.rewards.door import check_rewards
 from rollout.rewards.loading import asking, check_functions
 
+CPUINFO = Path("/proc/cpuinfo")  # Linux's
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadModel:
@@ -38,9 +40,6 @@ class ReadModel:
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
-
-
-CPUINFO = Path("/proc/cpuinfo")  # Linux's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,7 +272,7 @@ def _started(
     parts.callback(fleet.close)
     rewards = RewardPool(config.reward, config.data)
     parts.callback(rewards.close)
-    feed = PromptFeed(admitted.stream(), admitted.encoder)
+    feed = PromptFeed(admitted.stream(), admitted.encoder, timeout_s=config.data.timeout_s)
     parts.callback(feed.close)
     run = Run(
         config=config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from common.docstrings import leave_out_docstrings
 from rollout.spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def build(spec: EngineSpec) -> LLM:
     """Up, with the checkpoint's weights. Raises whatever vLLM does."""
+    leave_out_docstrings()
     from vllm import LLM
 
     only_on_cpu: dict[str, Any] = {

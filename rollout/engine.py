@@ -24,9 +24,11 @@ from common.types import (
     GenerationRequest,
     Group,
     ImageFeatures,
+    LoadedWeights,
     WeightManifest,
 )
 from rollout.build import build
+from rollout.loader import Loader, receive_nccl
 from rollout.spec import EngineInfo, EngineSpec
 from rollout.weights import Inbox
 
@@ -49,6 +51,7 @@ class RolloutEngine:
         self._requests = 0
         self._recorder = Recorder()
         self._inbox = Inbox()
+        self._loader = Loader(self._llm)
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
@@ -65,8 +68,8 @@ class RolloutEngine:
         """The version of the weights it would sample with; None before the first load."""
         return self._version
 
-    def load(self, manifest: WeightManifest) -> int:
-        """Replace every weight by those of the manifest, reset the caches, return the version now served.
+    def load(self, manifest: WeightManifest) -> LoadedWeights:
+        """Replace every weight by those of the manifest, reset the caches, say what is served now.
 
         A manifest without buckets (`OWN_WEIGHTS`) leaves those the engine started with.
 
@@ -74,21 +77,20 @@ class RolloutEngine:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
-        from rollout.weights import load_weights, receive_nccl
-
         keep = manifest.vision_unchanged and self._version is not None
-        tensors = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
+        arrived = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
         self._version = None  # half-loaded weights must never serve
+        note = None
         try:
-            if tensors is None:
+            if arrived is None:
                 receive_nccl(self._llm, manifest, keep_image_features=keep)
             elif manifest.buckets:
-                load_weights(self._llm, tensors, keep_image_features=keep)
+                note = self._loader.load(arrived, keep_image_features=keep)
         except Exception as error:
             raise self._broken("loading weights", error) from error
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
-        return manifest.version
+        return LoadedWeights(version=manifest.version, note=note)
 
     def start_profile(self) -> None:
         """Record what this process does from now on."""

@@ -15,7 +15,7 @@ from typing import Any
 from common.config import Config
 from common.errors import EngineError
 from common.placement import get
-from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
+from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
 from rollout.round import Round, why_lost
 from rollout.spec import EngineInfo, EngineSpec
@@ -201,14 +201,17 @@ class RolloutFleet:
         import ray
 
         try:
-            held = ray.get(member.loading, timeout=self._load_timeout_s)
+            answer: EngineInfo | LoadedWeights = ray.get(member.loading, timeout=self._load_timeout_s)
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
             self.replace(member, why_lost(error))
             return
         member.loading = None
+        held = answer.version if isinstance(answer, LoadedWeights) else None  # it came up before there were weights
         if not member.joined:
             member.joined = True
             self._event("engine_joined", engine=member.id, version=held)
+        if isinstance(answer, LoadedWeights) and answer.note:
+            self._event("weights_load_slow", engine=member.id, why=answer.note)
         if self._manifest is not None and held != self._manifest.version:
             raise EngineError(
                 f"engine {member.id} reports weights it was not given",

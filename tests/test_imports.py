@@ -21,7 +21,7 @@ VLLM = {
     "rollout.build",
     "rollout.engine",
     "rollout.inputs",
-    "rollout.weights",
+    "rollout.loader",
     "learner.weights",
 }  # the last: the sending half of vLLM's own transfer
 
@@ -90,3 +90,22 @@ def test_every_module_imports_without_vllm_and_deepspeed() -> None:
     names = [module for package in PACKAGES for module in modules(package) if module not in DEEPSPEED]
     loaded, _ = loaded_by(names, {"vllm", "deepspeed"})
     assert loaded == set()
+
+
+def test_a_model_is_read_without_scikit_learn(digits_model: Path) -> None:
+    """transformers brings in what generates for a docstring, and that these: a second of every start."""
+    script = """
+import sys
+from common.config import ModelConfig
+from common.processor import load_model_config
+print(load_model_config(ModelConfig(path=sys.argv[1])).model_type, "sklearn" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(digits_model)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["qwen2_vl", "False"]

@@ -57,6 +57,7 @@ def test_the_second_set_up_does_nothing_and_says_so(
     setup.main()
     assert first[0] == "a new .venv"
     assert first[-1] == "rollcall itself, editable"
+    assert "torch's bytecode" in first, "every process of a run would compile torch's thousand files at its start"
     assert steps == first
     assert capsys.readouterr().out == "set-up: .venv is up to date, nothing to do\n"
 

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
 
 from common.data.stream import PromptStream, StreamState
+from common.errors import DeadlineError
 from common.prompts import PromptEncoder
 from common.types import Prompt
+
+CLOSE_S = 5.0  # for the batch being made, when a run ends
 
 
 class PromptFeed:
     """A stream and its encoder, one batch ahead. Whatever making a batch raises, `next_batch` raises in its turn."""
 
-    def __init__(self, stream: PromptStream, encoder: PromptEncoder) -> None:
-        self._stream, self._encoder = stream, encoder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+    def __init__(self, stream: PromptStream, encoder: PromptEncoder, *, timeout_s: float) -> None:
+        self._stream, self._encoder, self._timeout_s = stream, encoder, timeout_s
         self._ahead: Future[list[Prompt]] | None = None
         self._taken = stream.state()
 
     def next_batch(self) -> list[Prompt]:
-        """P prompts, different ones."""
-        prompts = self._ahead.result() if self._ahead else self._make()
+        """P prompts, different ones. Raises DeadlineError when they do not come in time."""
+        self._ahead = self._ahead or self._begin()
+        try:
+            prompts = self._ahead.result(self._timeout_s)
+        except TimeoutError as error:
+            if self._ahead.done():  # it is the batch's own
+                raise
+            raise DeadlineError(
+                "waited too long for the next prompts",
+                got=f"a batch not read and preprocessed after {self._timeout_s:g} s",
+                remedy="look at the disk that data.path lies on, or raise data.timeout_s",
+            ) from error
         self._taken = self._stream.state()
-        self._ahead = self._thread.submit(self._make)
+        self._ahead = self._begin()
         return prompts
 
     def state(self) -> StreamState:
@@ -31,19 +45,30 @@ class PromptFeed:
 
     def restore(self, state: StreamState) -> None:
         """Go on from `state`. Raises DataError when it was taken on a data set of another size."""
-        self._forget()
+        self._forget(self._timeout_s)
         self._stream.restore(state)
         self._taken = state
 
     def close(self) -> None:
-        """Wait for the batch being made."""
-        self._forget()
-        self._thread.shutdown()
+        """Wait for the batch being made, but not for a disk that is stuck."""
+        with suppress(TimeoutError):
+            self._forget(CLOSE_S)
 
-    def _forget(self) -> None:
-        if self._ahead and not self._ahead.cancel():
-            self._ahead.exception()
+    def _forget(self, timeout_s: float) -> None:
+        """Raises TimeoutError when the batch being made is not done by then."""
+        if self._ahead:
+            self._ahead.exception(timeout_s)
         self._ahead = None
 
-    def _make(self) -> list[Prompt]:
-        return [self._encoder.encode(example) for example in self._stream.next_batch()]
+    def _begin(self) -> Future[list[Prompt]]:
+        """Make a batch beside the caller, in a thread that no exit waits for."""
+        future: Future[list[Prompt]] = Future()
+
+        def make() -> None:
+            try:
+                future.set_result([self._encoder.encode(example) for example in self._stream.next_batch()])
+            except BaseException as error:  # noqa: BLE001  # raised again where the batch is due
+                future.set_exception(error)
+
+        threading.Thread(target=make, name="feed", daemon=True).start()
+        return future

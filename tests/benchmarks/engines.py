@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.types import Prompt
 from tests.benchmarks import w1
-from tests.benchmarks.report import THREADS
+from tests.benchmarks.report import THREADS, in_fresh_process
 
 if TYPE_CHECKING:
     from common.prompts import PromptEncoder
     from learner.door import Admitted
 
 WORKLOADS = ("digits", "w1")
+
+
+def options(about: str | None, sides: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line of a benchmark of two sides."""
+    made = argparse.ArgumentParser(description=about)
+    made.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--alone", choices=sides, help="one side, in this process")
+    return made
+
+
+def side_alone(benchmark: str, side: str, name: str, repeats: int) -> dict[str, Any]:
+    """What one side of a benchmark of this package finds in a process of its own."""
+    words = ("--alone", side, "--workloads", name, f"--repeats={repeats}")
+    return in_fresh_process(f"tests.benchmarks.{benchmark}", *words)
 
 
 def workload(name: str) -> Admitted:

@@ -9,18 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.benchmarks import w1
-from tests.benchmarks.engines import WORKLOADS, bare, batches, workload
-from tests.benchmarks.report import THREADS, best, emit, in_fresh_process, middle, seconds, table
+from tests.benchmarks.engines import bare, batches, options, side_alone, workload
+from tests.benchmarks.report import THREADS, best, emit, middle, seconds, table
 
 SIDES = ("rollcall", "floor")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--alone", choices=SIDES, help="one side, in this process")
-    return made
+    return options(__doc__, SIDES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,8 +105,7 @@ def reload(llm: Any, tensors: Sequence[tuple[str, Any]]) -> None:
 
 
 def _sides(name: str, repeats: int) -> dict[str, float]:
-    words = ("--workloads", name, f"--repeats={repeats}")
-    found = [in_fresh_process("tests.benchmarks.publish", "--alone", side, *words) for side in SIDES]
+    found = [side_alone("publish", side, name, repeats) for side in SIDES]
     return {key: value for one in found for key, value in one.items() if isinstance(value, float)}
 
 

@@ -13,18 +13,14 @@ from typing import Any
 
 from common.types import Prompt
 from tests.benchmarks import w1
-from tests.benchmarks.engines import WORKLOADS, bare, batches, workload
-from tests.benchmarks.report import emit, in_fresh_process, middle, seconds, table
+from tests.benchmarks.engines import bare, batches, options, side_alone, workload
+from tests.benchmarks.report import emit, middle, seconds, table
 
 SIDES = ("rollcall", "bare")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--alone", choices=SIDES, help="one side, in this process")
-    return made
+    return options(__doc__, SIDES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = _rollcall(name) if arguments.alone == "rollcall" else _bare(name)
         emit("rollout", _medians(measured, repeats=arguments.repeats))
         return 0
-    found = {name: {side: _side(side, name, arguments.repeats) for side in SIDES} for name in arguments.workloads}
+    found = {
+        name: {side: side_alone("rollout", side, name, arguments.repeats) for side in SIDES}
+        for name in arguments.workloads
+    }
     again = {name: one["bare"]["again_s"] / one["rollcall"]["again_s"] for name, one in found.items()}
     new = {name: one["bare"]["new_s"] / one["rollcall"]["new_s"] for name, one in found.items()}
     head = ["seconds", *(f"{side} {kind}" for kind in ("again", "new") for side in SIDES), "ratio", "ratio new"]
@@ -133,11 +132,6 @@ def _medians(measured: Iterator[tuple[float, float, int]], *, repeats: int) -> d
         "again_s": middle(again for _, again, _ in found),
         "tokens": sum(tokens for _, _, tokens in found),
     }
-
-
-def _side(side: str, name: str, repeats: int) -> dict[str, Any]:
-    words = ("--alone", side, "--workloads", name, f"--repeats={repeats}")
-    return in_fresh_process("tests.benchmarks.rollout", *words)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any, cast
 
 import pytest
 
+from common.data import feed as feeds
 from common.data.feed import PromptFeed
 from common.data.stream import PromptStream
-from common.errors import DataError
+from common.errors import DataError, DeadlineError
 from common.prompts import PromptEncoder
 from common.types import Example, Prompt
 
@@ -35,9 +38,9 @@ class Encoder:
         return Prompt(example=example, text_ids=(1,), token_ids=(1,), images=None)
 
 
-def feed(broken: str = "") -> PromptFeed:
+def feed(broken: str = "", *, encoder: Any = None, timeout_s: float = 60.0) -> PromptFeed:
     stream = PromptStream(cast("Any", Source()), seed=1, prompts_per_step=3)
-    return PromptFeed(stream, cast("PromptEncoder", Encoder(broken)))
+    return PromptFeed(stream, cast("PromptEncoder", encoder or Encoder(broken)), timeout_s=timeout_s)
 
 
 def ids(found: PromptFeed, batches: int) -> list[list[str]]:
@@ -70,3 +73,37 @@ def test_an_error_ahead_is_raised_when_its_batch_is_due() -> None:
     with pytest.raises(DataError, match=broken):
         failing.next_batch()
     failing.close()
+
+
+class Stuck:
+    """A disk that has stopped answering."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def encode(self, example: Example) -> Prompt:
+        self.released.wait(60)
+        return Encoder().encode(example)
+
+
+def test_a_stuck_disk_has_a_deadline_and_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "CLOSE_S", 0.1)
+    stuck = Stuck()
+    slow = feed(encoder=stuck, timeout_s=0.1)
+    began = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"the next prompts(.|\n)*data\.timeout_s"):
+        slow.next_batch()
+    slow.close()
+    assert time.monotonic() - began < 30
+    stuck.released.set()
+
+
+def test_the_deadline_of_reading_a_row_is_told_from_the_feeds_own() -> None:
+    class Late:
+        def encode(self, example: Example) -> Prompt:
+            raise TimeoutError("the mount")
+
+    late = feed(encoder=Late())
+    with pytest.raises(TimeoutError, match="the mount"):
+        late.next_batch()
+    late.close()

@@ -13,6 +13,7 @@ from torch import Tensor
 from common.types import WeightEntry
 from learner.model import freeze_towers
 from learner.weights import Meta, NcclSender, WeightSource, pack_bucket
+from rollout.weights import _tensor
 from tests.learner import tiny
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -73,6 +74,34 @@ def test_bytes_are_the_tensors_bit_for_bit_and_tied_ones_travel_once() -> None:
     assert [entry.dtype for entry in entries] == ["bfloat16", *["float32"] * 4]
     assert len(arrays) == 4
     assert np.shares_memory(arrays[1], tensors["full"].numpy()), "nothing is copied before the store does"
+
+
+def test_what_lies_side_by_side_travels_as_one_array() -> None:
+    """As DeepSpeed lays parameters out; a gap, another type or another memory begins a new array."""
+    flat, other = torch.randn(40), torch.randn(6)
+    tensors = {
+        "first": flat[0:6].view(2, 3),
+        "second": flat[6:10],
+        "tied": flat[0:6].view(2, 3),
+        "third": flat[10:12],
+        "bits": flat.view(torch.int32)[12:14],
+        "far": flat[20:22],
+        "other": other,
+    }
+    entries, arrays = pack_bucket([meta(*pair) for pair in tensors.items()], list(tensors.values()))
+    assert [(entry.index, entry.start) for entry in entries] == [
+        (0, 0),
+        (0, 24),
+        (0, 0),
+        (0, 40),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+    ]
+    assert [len(array) for array in arrays] == [48, 8, 8, 24]
+    manifest = {entry.name: _tensor(entry, torch.from_numpy(arrays[entry.index])) for entry in entries}
+    assert all(torch.equal(manifest[name], tensor) for name, tensor in tensors.items())
+    assert np.shares_memory(arrays[0], flat.numpy()), "nothing is copied before the store does"
 
 
 def test_a_tensor_that_was_not_gathered_is_never_sent() -> None:
