@@ -51,7 +51,7 @@ def quicken(model: Any) -> None:
         if type(module) is nn.Conv3d:
             module.__class__ = PatchProjection
         elif type(module) is QuickGELUActivation:
-            module.__class__ = QuickGELU
+            module.__class__ = cast("Any", QuickGELU)
 
 
 def attend_tower(

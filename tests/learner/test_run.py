@@ -50,8 +50,8 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
     engines, recorded = Engines(), Recorded()
     made = Run(
         config=config,
-        admitted=cast("Any", SimpleNamespace(held_out=[1] if held_out else None)),
-        tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(accuracies=dict.fromkeys(evaluated, 0.5)))),
+        admitted=cast("Any", SimpleNamespace(sets=[1] if held_out else [])),
+        tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(evaluations=dict.fromkeys(evaluated, {})))),
         ledger=Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0),
         fleet=cast("Any", engines),
         rewards=nothing,
