@@ -51,7 +51,7 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
     made = Run(
         config=config,
         admitted=cast("Any", SimpleNamespace(sets=[1] if held_out else [])),
-        tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(evaluations=dict.fromkeys(evaluated, {})))),
+        tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(evaluations={step: {} for step in evaluated}))),
         ledger=Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0),
         fleet=cast("Any", engines),
         rewards=nothing,
@@ -78,7 +78,7 @@ def versions(made: Run, recorded: Recorded, first: int = 0) -> list[int]:
         made.publish(version)
         assert made.version == version
         assert made.served == recorded.versions[-1]
-        made.tracker.history.accuracies[version] = 0.5
+        made.tracker.history.evaluations[version] = {}
     return recorded.versions
 
 
