@@ -5,14 +5,21 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import shutil
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from common import cli
+from common.data.build import main as build
+from common.data.lint import main as lint
+from common.errors import ModelError
+from learner import subject
 from learner.main import main, train
+from learner.report import main as report
 from tests import jobs, readme
+from tests.learner import fake_run
 from tests.pictures import draw_shapes
 
 
@@ -30,6 +37,7 @@ def test_every_make_target_exists() -> None:
 @pytest.mark.parametrize("command", [line for line in readme.commands() if "learner.main" in line or "ARGS=" in line])
 def test_every_command_line_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shapes.yaml").write_text(readme.recipe())
+    (tmp_path / "deploy").symlink_to(jobs.ROOT / "deploy")
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     if words[0] == "make":
@@ -41,6 +49,53 @@ def test_every_command_line_parses(command: str, tmp_path: Path, monkeypatch: py
         arguments = [word for word in words[words.index("learner.main") + 1 :] if word != "…"]
         arguments = arguments[:-1] if arguments[-1:] == ["--config"] else arguments
     assert cli.parse(arguments).config.steps
+
+
+def test_every_entry_point_shown_is_tried() -> None:
+    shown = {
+        word for line in readme.commands() for word in line.split() if re.fullmatch(r"(learner|common)[.][\w.]+", word)
+    }
+    assert shown == {"learner.main", "learner.evaluate", "learner.report", "common.data.build", "common.data.lint"}
+
+
+def arguments(module: str) -> list[list[str]]:
+    """Of every command of the README that runs `module`, without where it is put."""
+    lines = [shlex.split(line) for line in readme.commands() if f" {module} " in line]
+    return [words[words.index(module) + 1 :] for words in lines]
+
+
+def test_a_folder_of_pictures_becomes_a_set_that_a_recipe_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two commands, the second as far as the cluster, and the linter between them."""
+    ((*built,), (*linted,)) = arguments("common.data.build")[0], arguments("common.data.lint")[0]
+    (trained,) = [words for words in arguments("learner.main") if "data.path=sets/photos" in words]
+    draw_shapes(tmp_path / "photos", each=12)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build(built) == 0
+    assert lint(linted) == 0
+    (tmp_path / "deploy").symlink_to(jobs.ROOT / "deploy")
+    assert main([*trained, "rollout.prompts_per_step=8", "--dry-run"]) == 0
+    assert "3 labels" in capsys.readouterr().out
+
+
+def test_evaluations_and_reports_are_asked_for_as_they_are_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of runs that were written down, not run."""
+    monkeypatch.chdir(tmp_path)
+    fake_run.main(4, 0.0)
+    for name in ("a", "b", "c"):
+        shutil.copytree((tmp_path / "runs/latest").resolve(), tmp_path / "runs" / name)
+    for words in arguments("learner.report"):
+        assert report(words) == 0
+    assert (tmp_path / "runs/latest/report.html").exists() and (tmp_path / "compare.html").exists()
+    first, *of_runs = arguments("learner.evaluate")
+    assert list(subject.parse(first).models) == ["embedded:tiny"]
+    for words in of_runs:  # these runs exported nothing
+        with pytest.raises(ModelError, match="runs/"):
+            subject.parse(words)
 
 
 def test_every_file_named_exists() -> None:

@@ -70,6 +70,7 @@ def main(steps: int = 60, seconds: float = 0.2) -> None:
     """Show a run of `steps` steps."""
     config = Config(steps=steps, name="digits")
     folder = RunFolder.open(config, now=datetime.now().astimezone())
+    folder.begin(config)
     tracker = Tracker(folder, config, open_console(config))
     started = time.monotonic()
     for what in ("data and model ready", "learner ranks up", "engines up"):
