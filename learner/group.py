@@ -16,7 +16,8 @@ from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.packing import Micro, deal, packed_cost, packed_length
 from learner.portions import Portion, portions
-from learner.rank import LearnerRank, RankPack, RankStats
+from learner.rank import LearnerRank, RankPack
+from learner.stats import combine
 from learner.written import unscored
 
 KEPT_MEMORY = {  # blocks under 32 MiB, malloc's most, stay the process's: every step would fault them in anew
@@ -236,22 +237,3 @@ def _without_picture(scored: ScoredGroup) -> ScoredGroup:
     """What a rank needs of a group: the features are there, the picture and the row's columns are not."""
     example = replace(scored.prompt.example, image=None, columns={})
     return replace(scored, prompt=replace(scored.prompt, example=example))
-
-
-def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
-    """The step's figures from its ranks': shares add up, means are over all tokens or, of what compares with engines,
-    all sampled ones; the gap's maximum is a maximum."""
-    tokens, sampled = sum(rank.tokens for rank in stats), max(1.0, sum(rank.sampled for rank in stats))
-    return StepResult(
-        loss=sum(rank.loss for rank in stats),
-        kl=sum(rank.kl for rank in stats),
-        entropy=sum(rank.entropy for rank in stats) / tokens,
-        grad_norm=stats[0].grad_norm,
-        lr=stats[0].lr,
-        clip_share=sum(rank.clipped for rank in stats) / sampled,
-        logprob_gap_mean=sum(rank.gap for rank in stats) / sampled,
-        logprob_gap_max=max(rank.gap_max for rank in stats),
-        tokens=int(tokens),
-        seconds=seconds,
-        probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
-    )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +21,20 @@ from common.families import family_of
 from common.handles import opened, shared
 from common.recorder import Recorder
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
-from learner.forward import Scores, packed_logprobs
+from learner.forward import packed_logprobs
 from learner.lora import add_adapters, export_adapter, switched_off
 from learner.model import base_identity, export_model, freeze_towers, load_model, require_base
 from learner.naive import build_rows
-from learner.objective import LOSSES, sequence_logp
+from learner.objective import LOSSES
 from learner.pack import Pack, build_pack
 from learner.portions import Portion
+from learner.random_states import random_states, set_random_states
 from learner.schedule import learning_rate
+from learner.stats import PackStats, RankStats, added_up, measured
 from learner.tower import embed
 from learner.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
 UNCUT = {"top_k": 0, "top_p": 1.0}
-CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +44,6 @@ class RankPack:
     groups: tuple[ScoredGroup, ...]
     real: bool
     portion: Portion | None = None  # that they are learnt as; None: they are only scored
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankStats:
-    """What one rank saw in a step: sums over its tokens, shares of the loss."""
-
-    loss: float
-    kl: float
-    entropy: float
-    gap: float
-    clipped: float
-    tokens: float
-    sampled: float  # of these tokens
-    gap_max: float
-    grad_norm: float  # of all ranks
-    lr: float
-    probabilities: Mapping[str, tuple[float, ...]]  # of its written completions, by prompt id
 
 
 class LearnerRank:
@@ -130,8 +113,7 @@ class LearnerRank:
         at = self._engine.global_steps
         packs = self._opened(packs)
         seen = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
-        sums, peaks = torch.stack([s for s, _, _ in seen]).sum(0), torch.stack([p for _, p, _ in seen])
-        self._insist_finite(sums.isfinite().all(), at, "loss")
+        self._insist_finite(torch.stack([pack.sums for pack in seen]).isfinite().all(), at, "loss")
         lr = learning_rate(
             at,
             peak=self._config.learner.lr,
@@ -141,20 +123,7 @@ class LearnerRank:
         )
         norm = zero.optimizer_step(self._engine, lr=lr)
         self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
-        loss, kl, entropy, gap, clipped, tokens, sampled = sums.tolist()
-        return RankStats(
-            loss=loss,
-            kl=kl,
-            entropy=entropy,
-            gap=gap,
-            clipped=clipped,
-            tokens=tokens,
-            sampled=sampled,
-            gap_max=float(peaks.max()),
-            grad_norm=norm,
-            lr=lr,
-            probabilities={name: shares for _, _, written in seen for name, shares in written.items()},
-        )
+        return added_up(seen, grad_norm=norm, lr=lr)
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
@@ -198,7 +167,7 @@ class LearnerRank:
         """What trains, its optimizer, the step counter and random states into `folder`; what could not be written."""
         from learner import zero
 
-        own = {"base": self._base, "random": _random_states()}
+        own = {"base": self._base, "random": random_states()}
         return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
 
     def load(self, folder: Path) -> None:
@@ -211,7 +180,7 @@ class LearnerRank:
         own = torch.load(folder / f"rank-{self._rank}.pt", weights_only=True)
         require_base(self._base, own["base"], folder)
         zero.load(self._engine, folder)
-        _set_random_states(own["random"])
+        set_random_states(own["random"])
 
     def export(self, folder: Path) -> None:
         """Rank 0 writes the whole model in Hugging Face layout, or the adapter alone; the gathering takes all ranks."""
@@ -291,11 +260,8 @@ class LearnerRank:
             return self._sampling
         return self._sampling | UNCUT | ({"temperature": 1.0} if portion.loss == "sft" else {})
 
-    def _forward_backward(
-        self, rank_pack: RankPack, *, last: bool
-    ) -> tuple[Tensor, Tensor, Mapping[str, tuple[float, ...]]]:
-        """(7,) sums in RankStats' order, () largest gap, and the probabilities of written completions by prompt; all
-        zero or empty for a pack that is not real."""
+    def _forward_backward(self, rank_pack: RankPack, *, last: bool) -> PackStats:
+        """Add the pack's gradient, and say what was seen: nothing where it is not real."""
         pack, portion, learner = self._pack(rank_pack), rank_pack.portion, self._config.learner
         assert portion is not None, "a pack to learn from is a portion of its step"
         sampling = self._sampling_of(portion)
@@ -311,9 +277,8 @@ class LearnerRank:
         self._engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
         if not last:
             self._engine.step()  # only counts
-        sums, peak = _measure(pack, scores, loss.detach(), kl, sampled=portion.sampled)
-        written = _probabilities(rank_pack, pack, scores) if rank_pack.real and not portion.sampled else {}
-        return sums * rank_pack.real, peak * rank_pack.real, written
+        names = [scored.prompt.id for scored in rank_pack.groups] if not portion.sampled else []
+        return measured(pack, scores, loss.detach(), kl, written=names, counts=rank_pack.real)
 
     def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
         worst = (~finite).to(torch.int32)
@@ -330,38 +295,3 @@ def _own_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
-
-
-def _measure(pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, sampled: bool) -> tuple[Tensor, Tensor]:
-    difference = (scores.logp.detach() - pack.engine_logp) * sampled
-    ratio = difference.exp()
-    clipped = (ratio < CLIP_RANGE[0]) | (ratio > CLIP_RANGE[1])
-    gap = difference.abs()
-    counts = torch.tensor([len(gap), len(gap) * sampled], device=gap.device)
-    sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), *counts]
-    return torch.stack([value.double() for value in sums]), gap.max()
-
-
-def _probabilities(rank_pack: RankPack, pack: Pack, scores: Scores) -> dict[str, tuple[float, ...]]:
-    shares = iter(sequence_logp(scores.logp.detach(), pack.row, len(pack.reward)).exp().tolist())
-    return {scored.prompt.id: tuple(islice(shares, len(scored.rewards))) for scored in rank_pack.groups}
-
-
-def _random_states() -> dict[str, Any]:
-    """Of torch, Python and numpy, in types that load without running anybody's code."""
-    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
