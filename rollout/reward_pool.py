@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -85,12 +86,16 @@ class RewardPool:
             "length_target": config.length_target,
             "repetition_ngram": config.repetition_ngram,
         }
-        self.asks_beliefs = bool(asking(config.functions, "beliefs"))
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
         self.restarts = 0
         self.rescored = 0
         self._workers = [self._spawn() for _ in range(config.workers)]
+
+    @cached_property
+    def asks_beliefs(self) -> bool:
+        """Whether a function wants to know what the policy believes after each thought."""
+        return bool(asking(self._config.functions, "beliefs"))
 
     def score(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -97,8 +98,8 @@ def unpack(manifest: WeightManifest) -> Weights:
         arrays = ray.get(bucket.payload, timeout=60)
         assert checksum(arrays) == bucket.xxh3
         for entry in bucket.entries:
-            raw = torch.tensor(arrays[entry.index])
-            weights[entry.name] = raw.view(getattr(torch, entry.dtype)).view(entry.shape)
+            raw = torch.tensor(arrays[entry.index])[entry.start :].view(getattr(torch, entry.dtype))
+            weights[entry.name] = raw[: math.prod(entry.shape)].view(entry.shape)
     return weights
 
 
