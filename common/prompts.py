@@ -87,6 +87,7 @@ class PromptEncoder:
         self._data = data
         self._family = family
         self._share = share
+        self._rendered = lru_cache(maxsize=1024)(self._text)
         self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
         self._lock = Lock()  # the next prompts are made beside an evaluation
         self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
@@ -136,7 +137,7 @@ class PromptEncoder:
 
     def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
         """T of the prompt, from its text and the image's (height, width)."""
-        length = len(self._ids(self._render(problem, with_image=image_size is not None)))
+        length = len(self._rendered(problem, image_size is not None)[1])
         if image_size is not None:
             length += self._added_tokens(image_size)
         self._insist_short(length)
@@ -153,8 +154,7 @@ class PromptEncoder:
         from PIL import Image
 
         self._length(problem, None if image is None else image.shape[:2])
-        text = self._render(problem, with_image=image is not None)
-        text_ids = self._ids(text)
+        text, text_ids = self._rendered(problem, image is not None)
         if image is None:
             return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
         inputs = self._inputs(text, Image.fromarray(image))
@@ -166,6 +166,11 @@ class PromptEncoder:
         )
         nbytes = 8 * (len(text_ids) + len(token_ids)) + images.nbytes
         return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
+
+    def _text(self, problem: str, with_image: bool) -> tuple[str, tuple[int, ...]]:
+        """The prompt as text, and its ids before image expansion: many rows share one question."""
+        text = self._render(problem, with_image=with_image)
+        return text, self._ids(text)
 
     def _render(self, problem: str, *, with_image: bool) -> str:
         if found := self._special_in(problem):

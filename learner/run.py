@@ -98,6 +98,8 @@ class Run:
         """
         scored: dict[str, ScoredGroup] = {}
         believed: Mapping[str, tuple[Belief, ...]] = {}
+        if not self.config.sampled_prompts:  # all are there, and are scored in one call
+            groups = list(groups)
         if self.rewards.asks_beliefs:  # the learner is asked once, for all groups
             groups = list(groups)
             believed = beliefs(prompts, groups, self.admitted.closed_set, self.learner)

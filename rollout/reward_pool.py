@@ -105,7 +105,8 @@ class RewardPool:
     ) -> Iterator[ScoredGroup | Dropped]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
-        What arrives while every actor is busy travels in one call. Order is not promised.
+        What arrives while every actor is busy travels in one call, and so does what is there from the beginning: a
+        sequence. Order is not promised.
 
         Args:
             beliefs: (G,) by prompt, where `asks_beliefs`.
@@ -116,7 +117,8 @@ class RewardPool:
         try:
             for group in groups:
                 self._waiting.append(_Job(prompts[group.prompt_id], group, beliefs.get(group.prompt_id)))
-                yield from self._advance(block=False)
+                if not isinstance(groups, Sequence):
+                    yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):
                 yield from self._advance(block=True)
         finally:  # an abandoned round must not show up in the next one
