@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from common.allocator import KEPT_MEMORY
 from common.closed_set import Answer
 from common.config import Config
 from common.errors import CheckpointError
@@ -19,12 +20,6 @@ from learner.portions import Portion, portions
 from learner.rank import LearnerRank, RankPack
 from learner.stats import combine
 from learner.written import unscored
-
-KEPT_MEMORY = {  # blocks under 32 MiB, malloc's most, stay the process's: every step would fault them in anew
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_ARENA_MAX": "1",  # forward and backward are two threads
-}
 
 
 class LearnerGroup:

@@ -121,7 +121,7 @@ class LearnerRank:
             warmup_steps=self._config.learner.warmup_steps,
             schedule=self._config.learner.schedule,
         )
-        norm = zero.optimizer_step(self._engine, lr=lr)
+        norm = zero.optimizer_step(self._engine, lr=lr, clip=self._config.learner.grad_clip)
         self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
         return added_up(seen, grad_norm=norm, lr=lr)
 

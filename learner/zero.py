@@ -57,7 +57,7 @@ def trained(model: Any, config: Config) -> Any:
     """The engine that trains whatever of `model` requires a gradient."""
     learner = config.learner
     settings = _settings(model, config) | {
-        "gradient_clipping": learner.grad_clip,
+        "gradient_clipping": learner.grad_clip if learner.zero_stage else 0.0,  # at stage 0 it is ours: see below
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -73,6 +73,8 @@ def trained(model: Any, config: Config) -> Any:
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
     engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
+    if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
+        engine.enable_backward_allreduce = False
     engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
     engine.module_state_dict = lambda **_: _trained_state(model)
     return engine
@@ -108,11 +110,11 @@ def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[
     return gathered
 
 
-def optimizer_step(engine: Any, *, lr: float) -> float:
-    """Clip and step at rate `lr`; norm of the whole gradient before clipping, NaN when there was no valid step."""
+def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
+    """Clip to norm `clip`, step at rate `lr`; norm of the whole gradient before, NaN when there was no valid step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    norm = _plain_norm(engine.module) if engine.zero_optimization_stage() == 0 else None
+    norm = _clipped(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
     if norm is not None and not math.isfinite(norm):
         return math.nan
     engine.step()
@@ -210,7 +212,8 @@ _OFFLOADED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _plain_norm(module: torch.nn.Module) -> float:
-    """Of averaged gradients that every rank holds whole."""
-    norms = [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.stack(norms).double().norm())
+def _clipped(module: torch.nn.Module, limit: float) -> float:
+    """Clip averaged gradients that every rank holds whole; their norm before, which DeepSpeed would keep to itself."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return float(norm)

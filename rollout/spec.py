@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from common.allocator import KEPT_MEMORY
 from common.config import Config
 from common.families import family_of
 from common.processor import image_size, load_model_config
@@ -42,7 +43,8 @@ class EngineSpec:
         if self.device == "cuda":
             return common
         # Binding would pin every engine to core 0; dynamo would compile a log-prob helper with g++ for 15 s.
-        return common | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        only_on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return common | only_on_cpu | KEPT_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

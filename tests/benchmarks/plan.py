@@ -109,11 +109,11 @@ def measured(config: Config) -> dict[str, float]:
     update = zero.optimizer_step
     seen: dict[str, float] = {}
 
-    def watched(engine: Any, *, lr: float) -> float:
+    def watched(engine: Any, *, lr: float, clip: float) -> float:
         gc.collect()
         seen["peak"], seen["ready"] = peak(), resident()
         forget_peak()
-        norm = update(engine, lr=lr)
+        norm = update(engine, lr=lr, clip=clip)
         seen["update"] = peak()
         return norm
 
