@@ -348,7 +348,7 @@ _TILES: dict[str, Any] = {"size": {"longest_edge": 128}, "max_image_size": {"lon
 def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 768,  # so that one of a layer's weights is large enough for the engine to pack it
         "num_hidden_layers": 2,
         "num_attention_heads": 2,  # of 32: vLLM has no CPU attention for 16
         "num_key_value_heads": 1,

@@ -41,6 +41,14 @@ class Turns:
     def generate(self, requests: Sequence[GenerationRequest], version: int) -> list[Any]:
         return [group for groups in self._engine.generate(requests, version) for group in groups]
 
+    def multiply(self) -> dict[str, bool]:
+        """By layer: whether its weight is packed."""
+        from rollout.loader import _worker
+
+        model = _worker(self._engine._llm).model_runner.model  # noqa: SLF001
+        linears = {name: layer.cpu_linear for name, layer in model.named_modules() if hasattr(layer, "cpu_linear")}
+        return {name: linear is not torch.nn.functional.linear for name, linear in linears.items()}
+
     def stop(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -56,6 +64,7 @@ class Engine:
         self._turns = turns
         ray.get(turns.start.remote(spec), timeout=300)
         self.notes: list[str | None] = []
+        self.packed: dict[str, bool] = ray.get(turns.multiply.remote(), timeout=60)
 
     def load(self, manifest: WeightManifest) -> None:
         loaded = ray.get(self._turns.load.remote(manifest), timeout=60)
@@ -112,6 +121,7 @@ def test_law_1_at_start_and_after_two_pushes_with_five_steps_between(
         print(f"{family}: gaps {gaps}, losses {losses}, {engine.notes}")
         slow = [note for note in engine.notes if note]  # vLLM packs experts in a way of its own
         assert bool(slow) == (family == "aria"), slow
+        assert set(engine.packed.values()) == {True, False}, engine.packed  # both kinds were pushed to
         assert max(gaps) < TIGHT
         assert torch.tensor(losses).isfinite().all()
         assert losses[-1] < losses[0]
