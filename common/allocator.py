@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-KEPT_MEMORY = {  # blocks under 32 MiB, malloc's most, stay the process's: every step would fault them in anew
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+KEPT_MEMORY = {  # what is freed stays the process's: every step would fault it in anew
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_ARENA_MAX": "1",  # forward and backward are two threads
 }
