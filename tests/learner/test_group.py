@@ -202,7 +202,16 @@ def assert_equal(found: Weights, wanted: Weights) -> None:
 @STAGES
 def test_two_ranks_are_one_twin(trained: tuple[int, Trained], twin: Twin) -> None:
     """Laws 2 and 3, in norms and weights: at ratio 1 the loss value proves nothing."""
-    _, run = trained
+    assert_is_twin(trained[1], twin)
+
+
+def test_one_rank_that_averages_nothing_is_the_twin(
+    ray_session: None, model_path: Path, twin: Twin, tmp_path: Path
+) -> None:
+    assert_is_twin(train(settings(model_path, ranks=1, stage=0), tmp_path / "checkpoint"), twin)
+
+
+def assert_is_twin(run: Trained, twin: Twin) -> None:
     assert run.results[0].grad_norm == pytest.approx(twin.norms[0], rel=1e-5)
     assert [result.grad_norm for result in run.results[:3]] == pytest.approx(twin.norms, rel=1e-3)
     assert_close(run.weights[3], twin.weights)
