@@ -59,7 +59,7 @@ class Prompt:
     example: Example
     text_ids: tuple[int, ...]  # before image expansion
     token_ids: tuple[int, ...]  # (T,) after image expansion: what engine and learner must see
-    images: ImageFeatures | SharedFeatures | None  # None for a prompt without a picture; see `common.handles`
+    images: ImageFeatures | SharedFeatures | None  # None for a prompt without a picture; see `common.object_store`
 
     @property
     def id(self) -> str:
@@ -67,7 +67,7 @@ class Prompt:
 
     @property
     def features(self) -> Mapping[str, npt.NDArray[Any]]:
-        """The model's image inputs, empty without a picture. Of a prompt that holds them: see `common.handles`."""
+        """The model's image inputs, empty without a picture. Of a prompt that holds them: see `common.object_store`."""
         if isinstance(self.images, SharedFeatures):
             raise TypeError(f"the image features of {self.id} are in the object store: open them first")
         return self.images.values if self.images else {}

@@ -18,18 +18,18 @@ from common.errors import RollcallError
 from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
-    from common.config import Config
-    from learner.judging import Judge
-    from learner.run_folder import RunFolder
-    from learner.subject import Subject
+    from common.config.schema import Config
+    from learner.driver.evaluation_target import Subject
+    from learner.driver.evaluator import Judge
+    from learner.storage.run_folder import RunFolder
 
 RELEASE_S = 30.0  # for what the model before held to be free again
 
 
 def evaluate(subjects: Sequence[Subject], folder: RunFolder, *, seed_format: Path | None) -> None:
     """Every set by every model, one model after the other, written and shown."""
-    from common.cluster import connected
-    from learner.findings import Findings
+    from learner.driver.cluster import connected
+    from learner.evaluation.results import Findings
 
     findings = Findings(folder.path)
     with connected(subjects[0].config.cluster):
@@ -43,10 +43,10 @@ def evaluate(subjects: Sequence[Subject], folder: RunFolder, *, seed_format: Pat
 @contextmanager
 def _judge(subject: Subject) -> Iterator[Judge]:
     """Engines that serve the subject's own weights, and a learner that scores if a set wants it."""
-    from common.cluster import require
-    from learner.ending import undisturbed_close
-    from learner.group import LearnerGroup
-    from learner.judging import Judge
+    from learner.driver.cluster import require
+    from learner.driver.evaluator import Judge
+    from learner.driver.finish import undisturbed_close
+    from learner.trainer.group import LearnerGroup
     from rollout.fleet import OWN_WEIGHTS, RolloutFleet
     from rollout.spec import engine_spec
 
@@ -74,14 +74,14 @@ def _judge(subject: Subject) -> Iterator[Judge]:
 
 def _opened(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
     """`out`, or `runs/<date>-evaluate`."""
-    from learner.run_folder import RunFolder
+    from learner.storage.run_folder import RunFolder
 
     place = config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
     return closing(RunFolder.open(place, now=datetime.now().astimezone()))
 
 
 def _demand(subject: Subject) -> dict[str, float]:
-    from common.cluster import demand
+    from learner.driver.cluster import demand
 
     nobody: dict[str, Any] = {"reward": subject.config.reward.model_copy(update={"workers": 0})}
     if not subject.scores:
@@ -90,7 +90,7 @@ def _demand(subject: Subject) -> dict[str, float]:
 
 
 def _tell(kind: str, **fields: Any) -> None:
-    from learner.console import QUIET, event_line
+    from learner.tracking.lines import QUIET, event_line
 
     if kind not in QUIET:
         print("event " + event_line(kind, fields), flush=True)
@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = REFUSED
     try:
-        from learner.subject import admit, parse
+        from learner.driver.evaluation_target import admit
+        from learner.evaluation.args import parse
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()

@@ -14,19 +14,19 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from common import cli
+from common.config import cli
 from common.errors import RollcallError
 
 if TYPE_CHECKING:
-    from common.config import Config
-    from learner.run import Run
+    from common.config.schema import Config
+    from learner.driver.run import Run
 
 REFUSED, FAILED = 2, 1
 
 
 def train(run: Run) -> None:
     """One step a turn: sample or write answers, score, learn, publish, write down."""
-    from common.clock import StepClock
+    from learner.driver.clock import StepClock
 
     config = run.config
     run.evaluate()
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> None:
     """Everything up to, but without, the cluster."""
-    from common.cluster import demand
-    from learner.door import admit
+    from learner.driver.cluster import demand
+    from learner.driver.preflight import admit
 
     admit(config, say=print)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
@@ -86,8 +86,8 @@ def _dry_run(config: Config) -> None:
 
 def _plan(config: Config) -> None:
     """What it would take, from the model's configuration alone."""
-    from learner.door import resolved
-    from learner.plan import device_memory, plan, shown
+    from learner.driver.preflight import resolved
+    from learner.memory.plan import device_memory, plan, shown
 
     model = resolved(config)
     for line in shown(plan(config, model), model, device_memory(config)):
@@ -98,9 +98,9 @@ def _plan(config: Config) -> None:
 def _opened(config: Config) -> Iterator[Run]:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
-    from learner.door import admit
-    from learner.run import opened
-    from learner.run_folder import RunFolder
+    from learner.driver.preflight import admit
+    from learner.driver.run import opened
+    from learner.storage.run_folder import RunFolder
 
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
         print(f"run folder: {folder.shown}", flush=True)

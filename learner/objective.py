@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.config import RewardConfig
+from common.config.schema import RewardConfig
 from common.types import ScoredGroup
 
 SUMMED = RewardConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from common.docstrings import leave_out_docstrings
+from common.models.docstrings import leave_out_docstrings
 from rollout.spec import EngineSpec
 
 if TYPE_CHECKING:

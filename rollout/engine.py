@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
-from common.handles import opened
+from common.object_store import opened
 from common.recorder import Recorder
 from common.types import (
     Completion,
@@ -28,8 +28,8 @@ from common.types import (
     WeightManifest,
 )
 from rollout.build import build
-from rollout.loader import Loader, receive_nccl
 from rollout.spec import EngineInfo, EngineSpec
+from rollout.weight_loader import Loader, receive_nccl
 from rollout.weights import Inbox
 
 if TYPE_CHECKING:

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
+from common.config.schema import Config
 from common.errors import EngineError
 from common.placement import get
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
-from rollout.round import Round, why_lost
+from rollout.sampling_round import Member, Round, why_lost
 from rollout.spec import EngineInfo, EngineSpec
 
 OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # those an engine started with
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """An engine of the fleet."""
-
-    id: str
-    handle: Any
-    joined: bool  # has served, or was there from the start; a replacement joins with its first load
-    loading: Any = None  # the unresolved call that will make it serve
-    deadline: float = 0.0
 
 
 class RolloutFleet:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.families import family_of
+from common.models.families import family_of
 from common.types import GenerationRequest, ImageFeatures
 
 if TYPE_CHECKING:

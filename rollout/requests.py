@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.config import RolloutConfig
+from common.config.schema import RolloutConfig
 from common.types import GenerationRequest, Prompt, Sampling, request_seed
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from common.config import DataConfig, RewardConfig
+from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
 from common.types import Belief, Dropped, Group, Prompt, ScoredGroup

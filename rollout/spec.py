@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 
 from common.allocator import KEPT_MEMORY
-from common.config import Config
-from common.families import family_of
-from common.processor import image_size, load_model_config
+from common.config.schema import Config
+from common.models.families import family_of
+from common.models.processor import image_size, load_model_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

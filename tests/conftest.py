@@ -34,7 +34,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_model() -> Path:
     """Folder of the embedded model, out of the cache that a run uses too."""
-    from learner.embedded import ensure_model
+    from learner.embedded.model import ensure_model
 
     return ensure_model()
 
@@ -42,7 +42,7 @@ def digits_model() -> Path:
 @pytest.fixture(scope="session")
 def random_qwen2vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Qwen2-VL."""
-    from tests.models import build_random_model
+    from tests.helpers.models import build_random_model
 
     return build_random_model(tmp_path_factory.mktemp("random") / "qwen2_vl", seed=1)
 
@@ -50,6 +50,6 @@ def random_qwen2vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_qwen2_5vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Qwen2.5-VL."""
-    from tests.models import build_random_model
+    from tests.helpers.models import build_random_model
 
     return build_random_model(tmp_path_factory.mktemp("random") / "qwen2_5_vl", seed=1, architecture="qwen2_5_vl")

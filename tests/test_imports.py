@@ -7,23 +7,46 @@ import json
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
-# The only ones that know both sides.
-ENTRY_POINTS = {f"learner.{name}" for name in ("main", "run", "door", "evaluate", "judging", "probe", "publisher")}
-DEEPSPEED = {"learner.zero"}  # imports it at its top, and is itself imported only inside rank processes
-VLLM = {
-    "rollout.build",
-    "rollout.engine",
-    "rollout.inputs",
-    "rollout.loader",
-    "learner.weights",
-}  # the last: the sending half of vLLM's own transfer
+SHARED = {"common", "common.config"}  # what every room of common may use; labels are in it, for the modes of answers
+LEARNER = {"common", "common.config", "common.labels", "common.models", "common.data", "learner"}
+# Which room may import which: a room is a package, without those inside it. `learner` holds what its rooms share, and
+# the entry points, which alone may import everything.
+MAY_IMPORT: dict[str, set[str]] = {
+    "common": {"common"},
+    "common.config": {"common", "common.config", "common.labels"},
+    "common.labels": {"common", "common.labels"},
+    "common.models": SHARED | {"common.models", "common.labels", "common.data"},
+    "common.data": SHARED | {"common.data", "common.labels", "common.models"},
+    "common.data.build": SHARED | {"common.data.build", "common.data", "common.labels"},
+    "rollout": {"common", "common.config", "common.models", "rollout", "rollout.rewards"},
+    "rollout.rewards": LEARNER - {"learner"} | {"rollout.rewards"},
+    "learner": {"common", "common.config", "learner"},
+    "learner.embedded": LEARNER | {"learner.embedded"},
+    "learner.evaluation": LEARNER | {"learner.evaluation"},
+    "learner.model": LEARNER | {"learner.model"},
+    "learner.trainer": LEARNER | {"learner.trainer", "learner.model"},
+    "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
+    "learner.storage": LEARNER | {"learner.storage"},
+    "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
+    "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking"},
+    "learner.driver": LEARNER
+    | {"rollout", "rollout.rewards"}
+    | {f"learner.{room}" for room in ("driver", "embedded", "evaluation", "model", "trainer")}
+    | {f"learner.{room}" for room in ("storage", "tracking", "report")},
+}
+DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes
+VLLM = {"rollout"}  # the room, and of the learner the sending half of vLLM's own NCCL transfer
+VLLM_SENDER = {"learner.trainer.weights"}
+MOST_FILES = 15  # in one folder
 
 
 def modules(package: str) -> list[str]:
@@ -32,22 +55,40 @@ def modules(package: str) -> list[str]:
     return [package, *(module.name for module in found)]
 
 
-def imported(module: str) -> Iterator[str]:
-    """The dotted names `module` imports anywhere in its source, at its top or not."""
+MODULES = frozenset(module for package in PACKAGES for module in modules(package))
+
+
+def source(module: str) -> Path:
     path = ROOT / Path(*module.split("."))
-    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.walk(ast.parse(source.read_text())):
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+# The pages at the top of `learner`, which open the parts of every room.
+ENTRY_POINTS = {
+    module for module in MODULES if module.count(".") == 1 and '__name__ == "__main__"' in source(module).read_text()
+}
+
+
+def room(module: str) -> str:
+    """The package a module stands in; of a package itself, that package."""
+    return module if source(module).name == "__init__.py" else module.rpartition(".")[0]
+
+
+def imported(module: str) -> Iterator[str]:
+    """The dotted names `module` imports anywhere in its source, at its top or not: our own down to the module."""
+    for node in ast.walk(ast.parse(source(module).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             assert node.module is not None
-            yield node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in names)
 
 
-def importers(target: str, package: str) -> set[str]:
-    """The modules of `package` that import the package `target`."""
-    return {module for module in modules(package) if any(name.split(".")[0] == target for name in imported(module))}
+def importers(target: str) -> set[str]:
+    """Our modules that import the third-party package `target`."""
+    return {module for module in MODULES if any(name.split(".")[0] == target for name in imported(module))}
 
 
 def loaded_by(names: list[str], watched: set[str]) -> tuple[set[str], float]:
@@ -65,18 +106,45 @@ print(json.dumps([[name for name in watched if name in sys.modules], time.proces
     return set(loaded), seconds
 
 
-@pytest.mark.parametrize(("package", "target"), [("common", "rollout"), ("common", "learner"), ("rollout", "learner")])
-def test_arrows_point_one_way(package: str, target: str) -> None:
-    assert importers(target, package) == set()
+def test_every_room_imports_only_what_it_may() -> None:
+    strays = [
+        f"{module} imports {name}"
+        for module in sorted(MODULES - ENTRY_POINTS)
+        for name in imported(module)
+        if name in MODULES and room(name) not in MAY_IMPORT[room(module)]
+    ]
+    assert strays == []
 
 
-def test_only_entry_points_of_the_learner_know_rollouts() -> None:
-    assert importers("rollout", "learner") <= ENTRY_POINTS
+def test_the_arrows_have_no_circle() -> None:
+    """Neither between the rooms of the learner nor between any two files."""
+    graphs = {
+        "rooms": {name: others for name, others in MAY_IMPORT.items() if name.startswith("learner.")},
+        "files": {module: {name for name in imported(module) if name in MODULES} for module in MODULES},
+    }
+    for graph in graphs.values():
+        sorter = TopologicalSorter({node: others - {node} for node, others in graph.items()})
+        sorter.prepare()  # raises CycleError, which names the circle
 
 
-def test_vllm_and_deepspeed_stay_in_their_few_files() -> None:
-    assert {module for package in PACKAGES for module in importers("vllm", package)} <= VLLM
-    assert {module for package in PACKAGES for module in importers("deepspeed", package)} <= DEEPSPEED
+def test_no_folder_holds_more_than_fifteen_files() -> None:
+    counts = Counter(path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    full = {str(folder): count - 1 for folder, count in counts.items() if count - 1 > MOST_FILES}  # less __init__
+    assert full == {}
+
+
+@pytest.mark.parametrize("package", sorted(module for module in MODULES if source(module).name == "__init__.py"))
+def test_every_package_says_what_may_come_in(package: str) -> None:
+    """One paragraph, in the words of whoever has to decide where a new file goes."""
+    text = ast.get_docstring(ast.parse(source(package).read_text())) or ""
+    assert len(text) > 60
+    assert "\n\n" not in text
+    assert "may import" in text or "imports" in text
+
+
+def test_vllm_and_deepspeed_stay_in_their_rooms() -> None:
+    assert {module for module in importers("vllm") if room(module) not in VLLM} <= VLLM_SENDER
+    assert importers("deepspeed") <= DEEPSPEED
 
 
 def test_the_door_opens_without_the_heavy_packages() -> None:
@@ -87,7 +155,7 @@ def test_the_door_opens_without_the_heavy_packages() -> None:
 
 
 def test_every_module_imports_without_vllm_and_deepspeed() -> None:
-    names = [module for package in PACKAGES for module in modules(package) if module not in DEEPSPEED]
+    names = [module for module in sorted(MODULES - DEEPSPEED) if not module.endswith("__main__")]
     loaded, _ = loaded_by(names, {"vllm", "deepspeed"})
     assert loaded == set()
 
@@ -96,8 +164,8 @@ def test_a_model_is_read_without_scikit_learn(digits_model: Path) -> None:
     """transformers brings in what generates for a docstring, and that these: a second of every start."""
     script = """
 import sys
-from common.config import ModelConfig
-from common.processor import load_model_config
+from common.config.schema import ModelConfig
+from common.models.processor import load_model_config
 print(load_model_config(ModelConfig(path=sys.argv[1])).model_type, "sklearn" in sys.modules)
 """
     done = subprocess.run(

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from common import cli
-from common.data.build import main as build
+from common.config import cli
+from common.data.build.__main__ import main as build
 from common.data.lint import main as lint
 from common.errors import ModelError
-from learner import subject
+from learner.evaluation import args as subject
 from learner.main import main, train
-from learner.report import main as report
-from tests import jobs, readme
-from tests.learner import fake_run
-from tests.pictures import draw_shapes
+from learner.report.__main__ import main as report
+from tests.helpers import fake_run, jobs, readme
+from tests.helpers.pictures import draw_shapes
 
 
 def test_the_loop_shown_is_the_loop() -> None:
@@ -55,7 +54,13 @@ def test_every_entry_point_shown_is_tried() -> None:
     shown = {
         word for line in readme.commands() for word in line.split() if re.fullmatch(r"(learner|common)[.][\w.]+", word)
     }
-    assert shown == {"learner.main", "learner.evaluate", "learner.report", "common.data.build", "common.data.lint"}
+    assert shown == {
+        "learner.main",
+        "learner.evaluate",
+        "learner.report",
+        "common.data.build",
+        "common.data.lint",
+    }
 
 
 def arguments(module: str) -> list[list[str]]:

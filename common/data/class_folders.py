@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from common.candidates import with_candidates
 from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, hidden
 from common.errors import DataError
+from common.labels.candidates import with_candidates
 
 
 def class_folders(place: Path, question: str) -> dict[str, Opener]:

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.candidates import with_candidates
-from common.data.halves import base_and_new
-from common.data.split import hold_out
+from common.data.split import base_and_new, hold_out
 from common.data.table import Table
 from common.errors import DataError
+from common.labels.candidates import with_candidates
 
 NAME = "embedded:digits"
 QUESTION = "What type of object is in the photo?"

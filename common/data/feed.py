@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from common.data.stream import PromptStream, StreamState
 from common.errors import DeadlineError
-from common.prompts import PromptEncoder
+from common.models.prompts import PromptEncoder
 from common.types import Prompt
 
 CLOSE_S = 5.0  # for the batch being made, when a run ends

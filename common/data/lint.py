@@ -1,7 +1,7 @@
 """The label linter as a command: `python -m common.data.lint PATH[@SPLIT] ... [--model MODEL]`.
 
 Reads whole data sets as a run would, so all that stops a run stops it too: rows, images, labels and, with a model,
-prompts that are too long. What `common.data.labels` only doubts is shown as warnings.
+prompts that are too long. What `common.labels.lint` only doubts is shown as warnings.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from common.answers import Mode
-from common.candidates import candidates
-from common.config import DataConfig, ModelConfig
-from common.data.labels import Finding, lint, settle
+from common.config.schema import DataConfig, ModelConfig
 from common.data.places import find_splits, place_and_split
 from common.data.sources import ExampleSource, load
 from common.data.table import UNNAMED
 from common.errors import ConfigError, RollcallError
+from common.labels.answers import Mode
+from common.labels.candidates import candidates
+from common.labels.lint import Finding, lint, settle
 
 REFUSED = 2
 
@@ -63,9 +63,9 @@ def _lint_place(place: str, options: argparse.Namespace) -> None:
 
 def _measure(sources: Sequence[ExampleSource], data: DataConfig, path: str) -> None:
     """Print the tokens of labels. Raises DataError naming the rows whose prompt is too long for the limit."""
-    from common.families import family_of
-    from common.processor import load_model_config, load_processor
-    from common.prompts import PromptEncoder
+    from common.models.families import family_of
+    from common.models.processor import load_model_config, load_processor
+    from common.models.prompts import PromptEncoder
 
     if path.startswith("embedded:"):
         raise ConfigError(f"{path} is made for each data set anew", got=path, remedy="give a folder or a hub id")

@@ -12,7 +12,7 @@ from common.data.class_folders import class_folders
 from common.data.parquet import parquet_file, parquet_folder
 from common.data.table import UNNAMED, Opener, Table, unreadable
 from common.errors import DataError
-from common.hub import unreachable
+from common.models.hub import unreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from common.candidates import listed, relisted
 from common.data.draws import generator
 from common.data.sources import ExampleSource, Outline
 from common.errors import DataError
+from common.labels.candidates import listed, relisted
 from common.types import Example
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.candidates import breaks_list, candidates
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.faults import BadRowError
 from common.data.image import read_image
+from common.labels.candidates import breaks_list, candidates
 from common.types import Example
 
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.faults import BadRowError, refuse
 from common.data.places import find_splits
 from common.data.row import OWN_COLUMNS, bare_label, read_row

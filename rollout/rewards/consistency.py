@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.answers import NO_ALIASES, Aliases, Mode
-from common.consistency import consistency
+from common.labels.answers import NO_ALIASES, Aliases, Mode
+from common.labels.consistency import consistency
 
 
 def consistency_reward(
     completions: Sequence[str], *, problem: str, mode: Mode, aliases: Aliases = NO_ALIASES, **columns: Any
 ) -> Sequence[float]:
-    """(G,) how far each thought names its answer and no other candidate (`common.consistency`); 0 without a thought."""
+    """(G,) how far each thought names its answer and no other candidate, as `common.labels.consistency` measures it; 0
+    without a thought.
+    """
     measured = (consistency(completion, problem, mode=mode, aliases=aliases) for completion in completions)
     return [one or 0.0 for one in measured]

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from common.config import RewardConfig
+from common.config.schema import RewardConfig
 from common.errors import ConfigError
 from rollout.rewards import REWARDS, RewardFunction
 from rollout.rewards.model import RewardModel, check_reward_model

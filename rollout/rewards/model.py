@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
-from common.hub import unreachable
+from common.models.hub import unreachable
 
 
 class RewardModel:

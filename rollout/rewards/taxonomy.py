@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.answers import NO_ALIASES, Aliases, Mode, named
-from common.candidates import candidates
-from common.taxonomy import Taxonomy, leaves, similarity
+from common.labels.answers import NO_ALIASES, Aliases, Mode, named
+from common.labels.candidates import candidates
+from common.labels.taxonomy import Taxonomy, leaves, similarity
 
 
 def taxonomy_reward(
@@ -20,8 +20,8 @@ def taxonomy_reward(
     aliases: Aliases = NO_ALIASES,
     **columns: Any,
 ) -> Sequence[float]:
-    """(G,) how near the strictly given candidate is to the label in `data.taxonomy` (`common.taxonomy.similarity`): 1
-    for the label itself, 0 for what shares no class with it.
+    """(G,) how near the strictly given candidate is to the label in the tree `data.taxonomy`: 1 for the label itself, 0
+    for what shares no class with it.
 
     An answer out of the row's list earns 0, so that no class above the candidates can be named in their place; without
     a list any class with none below it counts.

@@ -49,8 +49,8 @@ def group(cell: Cell, *, number: int = 0, lengths: Sequence[int] | None = None) 
 
 def shared(model: Any, groups: Sequence[ScoredGroup]) -> None:
     """Forward and backward of one pack, building it included; gradients add up on the model."""
-    from learner.forward import packed_logprobs
-    from learner.pack import build_pack
+    from learner.model.logprobs import packed_logprobs
+    from learner.model.pack import build_pack
 
     pack = build_pack(groups, model, banned=())
     logp = packed_logprobs(model, pack, **SAMPLING).logp

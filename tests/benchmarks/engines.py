@@ -13,8 +13,8 @@ from tests.benchmarks import w1
 from tests.benchmarks.report import THREADS, in_fresh_process
 
 if TYPE_CHECKING:
-    from common.prompts import PromptEncoder
-    from learner.door import Admitted
+    from common.models.prompts import PromptEncoder
+    from learner.driver.preflight import Admitted
 
 WORKLOADS = ("digits", "w1")
 
@@ -38,8 +38,8 @@ def workload(name: str) -> Admitted:
     """What a run of it is given: the embedded default with 32 prompts x G = 16, or W1."""
     if name == "w1":
         return w1.admitted(w1.config())
-    from common import cli
-    from learner.door import admit
+    from common.config import cli
+    from learner.driver.preflight import admit
 
     sizes = ["rollout.cpus_per_engine=0.5", "learner.cpus_per_rank=0.5", f"cluster.threads={THREADS}"]
     words = [*sizes, "data.eval_split=null", "checkpoint.every=0", "checkpoint.export=false", "cluster.address=local"]

@@ -74,7 +74,7 @@ def build() -> Any:
     import torch
     import transformers
 
-    from learner.vocabulary import token_ids
+    from learner.embedded.tokenizer import token_ids
 
     config = transformers.Qwen2VLConfig(
         text_config=TEXT, vision_config=VISION, tie_word_embeddings=True, **token_ids(w1.processor().tokenizer)
@@ -116,7 +116,7 @@ def measure(
 def _installed(model: Any, way: str) -> str | None:
     """Make the model attend in `way`; why not, if it cannot."""
     from common.errors import ModelError
-    from learner.attention import install
+    from learner.model.attention import install
 
     try:
         install(model, way, cuda=True)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load(dtype: str, *, attention: str = "auto") -> Any:
     """W1's model, in training mode; with "sdpa" its tower and attention are transformers' own."""
-    from learner.model import load_model
+    from learner.model.load import load_model
 
     config = w1.config(model={"dtype": dtype}, learner={"attention": attention})
     return load_model(str(w1.home() / "model"), config).train()

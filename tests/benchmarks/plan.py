@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
+from common.config.schema import Config
 from tests.benchmarks.report import emit, in_fresh_process, table
 
 CASES: Mapping[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def settings(changes: Mapping[str, Any]) -> Config:
 
 def predicted(config: Config) -> dict[str, float]:
     """MiB of each part, as `measured` names them."""
-    from learner.plan import plan
+    from learner.memory.plan import plan
 
     share = plan(config, config.model).rank
     held = {part.name: part.nbytes / 2**20 for part in share.parts}
@@ -93,19 +93,19 @@ def predicted(config: Config) -> dict[str, float]:
 
 def measured(config: Config) -> dict[str, float]:
     """MiB that a real rank took, over three steps of two packs."""
-    import learner.rank
-    from learner import zero
-    from learner.portions import portions
+    from learner.trainer import rank as ranks
+    from learner.trainer import zero
+    from learner.trainer.loss_terms import portions
     from tests.benchmarks.cells import Cell, group
 
-    learner.rank._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
-    rank = learner.rank.LearnerRank(
+    ranks._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
+    rank = ranks.LearnerRank(
         config, rank=0, model_path=config.model.path, banned=(), steps=config.steps, tower_runs=not config.towers_frozen
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
     rank.start(rank.open_store())
     ((portion, _),) = portions([scored, scored], config.loss)
-    pack = learner.rank.RankPack(groups=(featured(rank, scored),), real=True, portion=portion)
+    pack = ranks.RankPack(groups=(featured(rank, scored),), real=True, portion=portion)
     update = zero.optimizer_step
     seen: dict[str, float] = {}
 
@@ -139,7 +139,7 @@ def featured(rank: Any, group: Any) -> Any:
     """The group with features in place of pixels where its tower is frozen."""
     if rank._tower_runs:  # noqa: SLF001
         return group
-    from learner.tower import embed
+    from learner.model.vision_features import embed
 
     (images,) = embed(rank._engine.module, [group.prompt.images])  # noqa: SLF001
     return replace(group, prompt=replace(group.prompt, images=images))

@@ -68,7 +68,7 @@ def floor(name: str, *, repeats: int) -> dict[str, float]:
     """The fastest copy of all bytes into memory that is there, and the fastest reload by vLLM alone."""
     import torch
 
-    from learner.model import load_model
+    from learner.model.load import load_model
 
     torch.set_num_threads(THREADS)
     what = workload(name)

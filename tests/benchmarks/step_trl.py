@@ -59,8 +59,8 @@ def _trainer(admitted: Any, folder: str, *, dtype: str, steps: int) -> Any:
     from transformers import TrainerCallback
 
     trl: Any = import_module("trl")
-    from common.processor import load_processor
-    from common.prompts import messages
+    from common.models.processor import load_processor
+    from common.models.prompts import messages
 
     class Timed(trl.GRPOTrainer):  # type: ignore[misc]  # trl has no types
         """Times its parts and keeps what its last step saw and computed."""
@@ -154,11 +154,11 @@ def _gradient_error(trainer: Any, admitted: Any) -> float:
     """Relative distance, over all parameters in float64, of Rollcall's gradient of the same loss from TRL's."""
     import torch
 
-    from common.config import Config
-    from learner.forward import packed_logprobs
-    from learner.model import load_model
+    from common.config.schema import Config
+    from learner.model.load import load_model
+    from learner.model.logprobs import packed_logprobs
+    from learner.model.pack import build_pack
     from learner.objective import LOSSES
-    from learner.pack import build_pack
 
     config: Config = admitted.config
     caught = trainer.caught

@@ -103,7 +103,7 @@ def test_counts_agree_with_what_torch_counts() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tests.learner import tiny
+    from tests.helpers import tiny
 
     model = tiny.model()
     grid = (1, 4, 6)

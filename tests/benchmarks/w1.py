@@ -18,14 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import Config
+from common.config.schema import Config
 from tests.benchmarks.report import THREADS
 
 if TYPE_CHECKING:
-    from common.prompts import PromptEncoder
+    from common.models.prompts import PromptEncoder
     from common.types import Prompt
-    from learner.door import Admitted
-    from learner.run import Run
+    from learner.driver.preflight import Admitted
+    from learner.driver.run import Run
 
 P, G, C, BETA, LR = 2, 8, 8, 0.04, 1e-5
 SIZE, PROMPT = 384, 264  # pixels a side, 196 tokens; tokens of the prompt with them
@@ -67,9 +67,9 @@ def _save_model(folder: Path) -> None:
     import torch
     import transformers
 
-    from common.candidates import with_candidates
-    from common.prompts import TEMPLATES
-    from learner.vocabulary import build_processor, token_ids
+    from common.labels.candidates import with_candidates
+    from common.models.prompts import TEMPLATES
+    from learner.embedded.tokenizer import build_processor, token_ids
 
     asked = with_candidates("What", LABELS)
     system = "system\nYou are a helpful assistant.<|im_end|>\nuser\n<|vision_end|>"
@@ -110,8 +110,8 @@ def question(length: int = PROMPT, *, size: int = SIZE) -> str:
 
     Raises ValueError when the picture and the template alone take more.
     """
-    from common.candidates import with_candidates
-    from common.prompts import TEMPLATES
+    from common.labels.candidates import with_candidates
+    from common.models.prompts import TEMPLATES
 
     found = processor()
     visual = side(size) ** 2
@@ -141,16 +141,16 @@ def _asked(count: int) -> str:
 @cache
 def processor() -> Any:
     """W1's own."""
-    from common.config import ModelConfig
-    from common.processor import load_processor
+    from common.config.schema import ModelConfig
+    from common.models.processor import load_processor
 
     return load_processor(ModelConfig(path=str(home() / "model"), dtype="float32"))
 
 
 def local_encoder(what: Admitted) -> PromptEncoder:
     """As the run's, but image features stay in this process, which needs no Ray."""
-    from common.processor import load_processor
-    from common.prompts import PromptEncoder
+    from common.models.processor import load_processor
+    from common.models.prompts import PromptEncoder
 
     config = what.config
     return PromptEncoder(load_processor(config.model.model_copy(update={"path": what.model_path})), config.data)
@@ -160,9 +160,9 @@ def prompt(length: int = PROMPT, *, size: int = SIZE, number: int = 0) -> Prompt
     """One of `length` tokens with a picture of noise of `size` x `size` pixels."""
     import numpy as np
 
-    from common.candidates import with_candidates
-    from common.config import DataConfig
-    from common.prompts import PromptEncoder
+    from common.config.schema import DataConfig
+    from common.labels.candidates import with_candidates
+    from common.models.prompts import PromptEncoder
     from common.types import Example
 
     image = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -214,8 +214,8 @@ def spelling(completions: Sequence[str], **_columns: Any) -> list[float]:
 
 def admitted(wanted: Config) -> Admitted:
     """What the door says of it, with the end of turn banned: every completion is C tokens long."""
-    from common.processor import eos_token_ids
-    from learner.door import admit
+    from common.models.processor import eos_token_ids
+    from learner.driver.preflight import admit
 
     found = admit(wanted, say=lambda line: None)
     return dataclasses.replace(found, banned=tuple(sorted({*found.banned, *eos_token_ids(wanted.model)})))
@@ -224,8 +224,8 @@ def admitted(wanted: Config) -> Admitted:
 @contextmanager
 def running(what: Admitted) -> Iterator[Run]:
     """A run with everything up and the first weights published, as `learner.main` has it."""
-    from learner.run import opened
-    from learner.run_folder import RunFolder
+    from learner.driver.run import opened
+    from learner.storage.run_folder import RunFolder
 
     os.environ |= {"OMP_NUM_THREADS": str(THREADS)}
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch:

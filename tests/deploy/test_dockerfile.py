@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.deploy.kuberay import ROOT
+from tests.helpers.kuberay import ROOT
 
 TEXT = (ROOT / "deploy/Dockerfile").read_text()
 LINES = [line for line in TEXT.splitlines() if line and not line.startswith("#")]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from common.cli import Invocation, parse
-from common.cluster import demand
-from tests.deploy.kuberay import CRDS, ROOT, groups, operator_errors, schema_errors
+from common.config.cli import Invocation, parse
+from learner.driver.cluster import demand
+from tests.helpers.kuberay import CRDS, ROOT, groups, operator_errors, schema_errors
 
 IMAGE_ROOT = "/app"  # WORKDIR of deploy/Dockerfile
 JOB: dict[str, Any] = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from common import cli
-from common.answers import is_right
-from common.config import Config
-from tests.deploy.dry_runs import LABELS, ROWS, SETS
-from tests.jobs import ROOT
-from tests.pictures import draw_shapes
+from common.config import cli
+from common.config.schema import Config
+from common.labels.answers import is_right
+from tests.helpers.dry_runs import LABELS, ROWS, SETS
+from tests.helpers.jobs import ROOT
+from tests.helpers.pictures import draw_shapes
 
 RECIPES = ROOT / "deploy/recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -50,7 +50,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[st
     draw_shapes(place / "data/my-images", each=10)
     (place / "deploy").symlink_to(ROOT / "deploy")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.deploy.dry_runs", str(home)],
+        [sys.executable, "-m", "tests.helpers.dry_runs", str(home)],
         input=json.dumps(list(lines().values())),
         env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         cwd=place,

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from learner.evaluate import main
-from learner.findings import answer_lines, matrix, measures_table, seed_json
-from learner.judged import Answer, ClosedScores, Judged
-from learner.measures import measure
-from learner.subject import parse
-from tests import sets
-from tests.common.data.makers import parquet, row
+from learner.evaluation.args import parse
+from learner.evaluation.measures import measure
+from learner.evaluation.results import answer_lines, matrix, measures_table, seed_json
+from learner.evaluation.verdicts import Answer, ClosedScores, Judged
+from tests.helpers import sets
+from tests.helpers.makers import parquet, row
 
 TINY = ["--model", "embedded:tiny"]
 

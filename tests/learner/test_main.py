@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Config
-from common.data.build import main as build
+from common.config.schema import Config
+from common.data.build.__main__ import main as build
 from learner.main import main
-from learner.run_folder import RunFolder
-from tests import jobs
-from tests.pictures import draw_shapes
+from learner.storage.run_folder import RunFolder
+from tests.helpers import jobs
+from tests.helpers.pictures import draw_shapes
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.config import RewardConfig
+from common.config.schema import RewardConfig
 from common.types import ScoredGroup
-from learner.naive import build_rows
+from learner.model.pack import build_pack
+from learner.model.rows import build_rows
 from learner.objective import LOSSES, LossInputs, advantages, group_advantages, grpo_loss, kl_k3
-from learner.pack import build_pack
-from learner.schedule import learning_rate
-from tests.learner import tiny
+from learner.trainer.schedule import learning_rate
+from tests.helpers import tiny
 
 
 def inputs(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Config
+from common.config.schema import Config
 from rollout.fleet import RolloutFleet
 from rollout.spec import engine_spec
-from tests.rollout.policy import Policy
+from tests.helpers.policy import Policy
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
 from common.types import FailedGroup, Group, ImageFeatures, Sampling
-from learner.tower import embed
+from learner.model.vision_features import embed
 from rollout.fleet import RolloutFleet
 from rollout.requests import request
-from tests.rollout.policy import SAMPLED, Policy
+from tests.helpers.policy import SAMPLED, Policy
 
 pytestmark = pytest.mark.engine
 TIGHT = 2e-5

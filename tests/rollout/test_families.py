@@ -10,16 +10,16 @@ import pytest
 import ray
 import torch
 
-from common.config import Config
+from common.config.schema import Config
 from common.types import GenerationRequest, Group, LoadedWeights, ScoredGroup, WeightManifest
-from learner.attention import install
-from learner.forward import packed_logprobs
+from learner.model.attention import install
+from learner.model.logprobs import packed_logprobs
+from learner.model.pack import build_pack
 from learner.objective import grpo_loss
-from learner.pack import build_pack
 from rollout.requests import request
 from rollout.spec import EngineSpec, engine_spec
-from tests.models import Architecture, build_random_model
-from tests.rollout.policy import SAMPLED, Policy
+from tests.helpers.models import Architecture, build_random_model
+from tests.helpers.policy import SAMPLED, Policy
 
 pytestmark = pytest.mark.engine
 TIGHT = 2e-5
@@ -43,7 +43,7 @@ class Turns:
 
     def multiply(self) -> dict[str, bool]:
         """By layer: whether its weight is packed."""
-        from rollout.loader import _worker
+        from rollout.weight_loader import _worker
 
         model = _worker(self._engine._llm).model_runner.model  # noqa: SLF001
         linears = {name: layer.cpu_linear for name, layer in model.named_modules() if hasattr(layer, "cpu_linear")}

@@ -11,7 +11,7 @@ import pytest
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask
 
 CONSTANTS = {"mode": "no_think", "aliases": {"dog": ["hound"]}, "length_target": 4}
-HERE = "tests.rollout.hostile_rewards"
+HERE = "tests.helpers.hostile_rewards"
 
 
 def task(number: int = 0, *, label: str = "cat", texts: tuple[str, ...] = ("cat", "dog"), **columns: Any) -> RewardTask:
@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_other_tasks_alone() -> None:
 
 def test_a_hang_is_named_after_the_time_limit_and_ends_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("tests.rollout.hostile_rewards.time.sleep", release.wait)
+    monkeypatch.setattr("tests.helpers.hostile_rewards.time.sleep", release.wait)
     outcomes = score(f"{HERE}:hangs_on_odd", task(0), task(1), task(2), timeout_s=0.2)
     release.set()
     assert outcomes == [

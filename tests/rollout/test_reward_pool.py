@@ -13,17 +13,17 @@ from typing import Any
 import psutil
 import pytest
 
-from common.config import DataConfig, RewardConfig
+from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
 from common.types import Dropped, Group, Prompt, ScoredGroup
 from rollout import reward_pool
 from rollout.reward_pool import RewardPool
-from tests.rollout.reward_parts import group, prompt
+from tests.helpers.reward_parts import group, prompt
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_session")]
 
-HERE = "tests.rollout.hostile_rewards"
+HERE = "tests.helpers.hostile_rewards"
 
 
 @contextmanager

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.answers import Mode
-from common.candidates import with_candidates
-from common.config import Config, DataConfig, RewardConfig
+from common.config.schema import Config, DataConfig, RewardConfig
 from common.data.sources import Outline
 from common.errors import ConfigError, ModelError, RollcallError
-from common.taxonomy import leaves, similarity
+from common.labels.answers import Mode
+from common.labels.candidates import with_candidates
+from common.labels.taxonomy import leaves, similarity
 from common.types import Belief
 from rollout.rewards import REWARDS
-from rollout.rewards.door import check_rewards
 from rollout.rewards.loading import check_functions, load_function
+from rollout.rewards.preflight import check_rewards
 
-HERE = "tests.rollout.hostile_rewards"
+HERE = "tests.helpers.hostile_rewards"
 unhurried = settings(deadline=None)  # the cores are shared
 
 

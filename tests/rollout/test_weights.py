@@ -64,7 +64,7 @@ def test_damaged_bytes_are_refused(fetched: list[str]) -> None:
 
 
 def test_an_engine_that_gets_no_bytes_is_one_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an error that stops the run: see `rollout.round.why_lost`."""
+    """Not an error that stops the run: see `rollout.sampling_round.why_lost`."""
 
     def late(payloads: list[str], *, timeout: float) -> None:
         raise ray.exceptions.GetTimeoutError

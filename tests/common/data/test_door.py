@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.faults import BadRowError
 from common.data.image import read_image
 from common.data.sources import ExampleSource, load
 from common.errors import DataError
-from tests.common.data.makers import QUESTION, encoded, huge_png, image_folder, noise, parquet, row
+from tests.helpers.makers import QUESTION, encoded, huge_png, image_folder, noise, parquet, row
 
 
 def enter(tmp_path: Path, rows: list[dict[str, Any]], **changes: object) -> ExampleSource:

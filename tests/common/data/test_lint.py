@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.candidates import with_candidates
 from common.data.lint import main
 from common.data.places import place_and_split
-from tests.common.data.makers import image_folder, noise, parquet, row
+from common.labels.candidates import with_candidates
+from tests.helpers.makers import image_folder, noise, parquet, row
 
 
 def test_warnings_leave_a_set_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

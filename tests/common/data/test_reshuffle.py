@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.candidates import candidates, listed, relisted, with_candidates
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, load
 from common.data.stream import PromptStream, StreamState
 from common.errors import DataError
-from tests.common.data.makers import parquet, row
+from common.labels.candidates import candidates, listed, relisted, with_candidates
+from tests.helpers.makers import parquet, row
 
 LABELS = tuple(f"class {letter}" for letter in "abcdefghij")
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.candidates import candidates
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.digits import LABELS
 from common.data.sources import ExampleSource, load, load_held_out
 from common.errors import DataError
-from tests.common.data.makers import QUESTION, encoded, image_folder, noise, parquet, row
+from common.labels.candidates import candidates
+from tests.helpers.makers import QUESTION, encoded, image_folder, noise, parquet, row
 
 
 def config(path: str, **changes: object) -> DataConfig:
@@ -49,7 +49,7 @@ def test_the_door_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 import common.data.stream, common.prompts
-from common.config import DataConfig
+from common.config.schema import DataConfig
 from common.data.sources import load
 load(DataConfig(image_size=56), split="test")
 assert not (found := [m for m in {heavy} if m in sys.modules]), found"""

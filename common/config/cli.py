@@ -1,0 +1,104 @@
+"""The command line (`common.config.usage.USAGE`) to one checked Config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from common.config.recipe import read_override, read_recipes
+from common.config.schema import Config
+from common.config.settings import Setting, resolve
+from common.errors import ConfigError
+
+DEFAULT_RECIPE = Path(__file__).parents[2] / "deploy/recipes/digits.yaml"
+START_RECIPE = "deploy/recipes/qwen2vl-2b.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """What one command line asks for."""
+
+    config: Config
+    dry_run: bool  # resolve and check everything, place nothing
+    print_config: bool  # print the configuration and stop
+    plan: bool  # print the memory it would take and stop
+    recipes: tuple[Path, ...]  # in the order they were merged
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Arguments (without the program's name) to a checked configuration. `--help` prints and exits.
+
+    Raises:
+        ConfigError: naming every key at fault, its value, where it came from and what it takes.
+    """
+    words = list(argv)
+    flags: set[str] = set()
+    recipes: list[Path] = []
+    overrides: list[Setting] = []
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            from common.config.usage import print_usage  # rich is slow to import, and only help needs it
+
+            print_usage()
+            raise SystemExit(0)
+        if word in ("--dry-run", "--print-config", "--plan"):
+            flags.add(word)
+            continue
+        name, text = _pair(word, words)
+        if name == "--config":
+            recipes.append(Path(text))
+        elif name == "--profile":
+            overrides += read_override("tracking.profile_steps", _steps(text))
+        else:
+            overrides += read_override(name.removeprefix("--").replace("-", "_"), text)
+    config = resolve([*read_recipes(recipes or [DEFAULT_RECIPE]), *overrides])
+    if not recipes:
+        _refuse_foreign(config)
+    return Invocation(
+        config=config,
+        dry_run="--dry-run" in flags,
+        print_config="--print-config" in flags,
+        plan="--plan" in flags,
+        recipes=tuple(recipes) or (DEFAULT_RECIPE,),
+    )
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as a recipe: given back by `--config`, it makes an equal Config."""
+    values = config.model_dump(mode="json", exclude={"steps"} if config.epochs else None)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _pair(word: str, rest: list[str]) -> tuple[str, str]:
+    """Name and value at the front of the arguments; `--name value` takes its value from `rest`."""
+    name, equals, text = word.partition("=")
+    if not equals and not word.startswith("--"):
+        raise ConfigError("an argument is neither a flag nor key=value", got=word, remedy=f"write {word}=VALUE")
+    if not equals and rest and not rest[0].startswith("--"):
+        text = rest.pop(0)
+    if not text:
+        raise ConfigError(f"{name} has no value", got=" ".join([word, *rest]), remedy=f"write {name}=VALUE (or null)")
+    return name, text
+
+
+def _steps(text: str) -> str:
+    """steps=3:5 as the key takes it."""
+    key, _, window = text.partition("=")
+    first, colon, end = window.partition(":")
+    if key != "steps" or not colon:
+        raise ConfigError("--profile takes a range of steps", got=text, remedy="write --profile steps=3:5")
+    return f"[{first}, {end}]"
+
+
+def _refuse_foreign(config: Config) -> None:
+    for key, path in (("model.path", config.model.path), ("data.path", config.data.path)):
+        if not path.startswith("embedded:"):
+            raise ConfigError(
+                f"{key} was changed but no recipe was given",
+                got=f"{path} on top of the embedded digits, whose learning rate, lengths and image size are not for it",
+                remedy=f"pass --config RECIPE; {START_RECIPE} is the one to start from",
+            )

@@ -1,0 +1,150 @@
+"""YAML to settings: recipe files, with the recipes they extend, and values of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.config.settings import Setting, keys, sections
+from common.errors import ConfigError
+
+_EXTENDS = "extends"
+_NULLS = ("null", "~")
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Structure only: a plain scalar is null or text, and pydantic makes the types.
+
+    YAML 1.1 would read `5e-4` as text, `1e5.0` or a revision of digits as a number and `no` as false. A key given
+    twice, which YAML libraries let pass, is an error.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (declared by PyYAML)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be one word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+    def settings(self, node: yaml.MappingNode, prefix: str, origin: Callable[[yaml.Node], str]) -> Iterator[Setting]:
+        """Every leaf under `node` as a setting; sections are entered, any other mapping is one value."""
+        self.flatten_mapping(node)
+        for key_node, value_node in node.value:
+            key = prefix + str(key_node.value)
+            if key in sections() and isinstance(value_node, yaml.MappingNode):
+                yield from self.settings(value_node, f"{key}.", origin)
+                continue
+            value = self.construct_object(value_node, deep=True)
+            if key not in sections() or value is not None:  # a section whose keys are all commented out is no setting
+                yield Setting(key=key, value=value, origin=origin(key_node))
+
+
+def read_recipes(paths: Iterable[Path]) -> list[Setting]:
+    """Settings of recipe files, each with its line; of two for one key the later is to hold.
+
+    A recipe may begin with `extends: base.yaml`, or a list of such: files beside it or below, whose settings come
+    before its own. One that several extend is read for the first of them only, or it would undo what that one changed.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML (with its line), something else than a mapping, or a recipe that extends
+            itself or what lies outside its folder.
+    """
+    read: set[Path] = set()
+    return [setting for path in paths for setting in _with_bases(path, read, ())]
+
+
+def _with_bases(path: Path, read: set[Path], extenders: tuple[Path, ...]) -> Iterator[Setting]:
+    """`extenders`: the recipes, resolved, by which we came here, which `path` must not extend."""
+    own = _read_file(path, extender=extenders[-1] if extenders else None)
+    read.add(path.resolve())
+    chain = (*extenders, path.resolve())
+    for setting in own:
+        if setting.key == _EXTENDS:
+            for base in _bases(setting, path):
+                if base.resolve() in chain:
+                    raise ConfigError(
+                        f"recipe {path} extends itself",
+                        got=" -> ".join(file.name for file in (*chain, base)),
+                        remedy=f"break the circle at {setting.origin}",
+                    )
+                if base.resolve() not in read:
+                    yield from _with_bases(base, read, chain)
+    yield from (setting for setting in own if setting.key != _EXTENDS)
+
+
+def _bases(setting: Setting, path: Path) -> Iterator[Path]:
+    names = setting.value if isinstance(setting.value, list) else [setting.value]
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{_EXTENDS} in recipe {path} takes a file name or a list of them",
+                got=setting,
+                remedy=f"write {_EXTENDS}: base.yaml",
+            )
+        base = path.parent / name
+        if not base.resolve().is_relative_to(path.parent.resolve()):
+            raise ConfigError(
+                f"recipe {path} extends a file outside its folder",
+                got=setting,
+                remedy="name one that lies beside it or below, or give both with --config",
+            )
+        yield base
+
+
+def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
+    by = f" (extended by {extender.name})" if extender else ""
+    try:
+        loader = _TextLoader(path.read_bytes())
+        root = loader.get_single_node()
+        if root is None:
+            return []
+        if not isinstance(root, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "a recipe is a mapping of keys", root.start_mark)
+        return list(loader.settings(root, "", lambda node: f"{path}:{node.start_mark.line + 1}"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path}{by} cannot be read", got=error.strerror, remedy="check the path") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path}{by} is not valid", got=_where(error), remedy="correct that line") from error
+
+
+def read_override(key: str, text: str) -> list[Setting]:
+    """Settings of one `key=text` of the command line.
+
+    Text keys (paths, questions) take the text as it stands. The others read it as YAML, so lists and mappings work;
+    what YAML cannot read stays text, for the key's type to refuse.
+    """
+    origin = "command line"
+    if key not in sections() and _takes_text(key):
+        nullable = {"type": "null"} in keys().get(key, {}).get("anyOf", ())
+        return [Setting(key=key, value=None if nullable and text in _NULLS else text, origin=origin)]
+    try:
+        loader = _TextLoader(text)
+        node = loader.get_single_node()
+        if key in sections() and isinstance(node, yaml.MappingNode):
+            return list(loader.settings(node, f"{key}.", lambda _: origin))
+        value = text if node is None else loader.construct_object(node, deep=True)
+    except yaml.YAMLError:
+        value = text
+    return [Setting(key=key, value=value, origin=origin)]
+
+
+def _takes_text(key: str) -> bool:
+    schema = keys().get(key, {"type": "string"})  # an unknown key is shown as it was typed
+    return any(option.get("type") == "string" and "enum" not in option for option in schema.get("anyOf", [schema]))
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else str(error)

@@ -1,0 +1,148 @@
+"""From settings to a Config: dotted keys, each with its value and the place that value came from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from common.config.schema import Config
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Schema = Mapping[str, Any]  # a JSON schema
+
+_LENGTHS = ("steps", "epochs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One value somebody asked for."""
+
+    key: str  # dotted: "rollout.engines"
+    value: Any  # text, None, or a list or mapping of such: pydantic makes the type
+    origin: str  # "recipe.yaml:12" or "command line"
+
+    def __str__(self) -> str:
+        shown = self.value if isinstance(self.value, str) else json.dumps(self.value)
+        return f"{self.key} = {shown} ({self.origin})"
+
+
+@cache
+def keys() -> Mapping[str, Schema]:
+    """Every dotted key with its JSON schema, in the order of declaration."""
+    whole = Config.model_json_schema()
+    found: dict[str, Schema] = {}
+    for name, schema in whole["properties"].items():
+        if "$ref" in schema:
+            section = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+            found |= {f"{name}.{key}": inner for key, inner in section["properties"].items()}
+        else:
+            found[name] = schema
+    return found
+
+
+@cache
+def sections() -> frozenset[str]:
+    return frozenset(key.partition(".")[0] for key in keys() if "." in key)
+
+
+def kind(schema: Schema) -> str:
+    """What a key takes, in words: `integer >= 1`, `linear | cosine | constant`, `text or null`."""
+    if "anyOf" in schema:
+        return " or ".join(kind(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(schema["enum"])
+    if "items" in schema:
+        return f"[{kind(schema['items'])}, ...]"
+    if schema["type"] == "array":
+        return "[" + ", ".join(kind(item) for item in schema["prefixItems"]) + "]"
+    if schema["type"] == "object":
+        return "{name: " + kind(schema["additionalProperties"]) + ", ...}"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
+    word = {"string": "text", "boolean": "true or false", "null": "null"}.get(schema["type"], schema["type"])
+    return f"{word} {bounds}".strip()
+
+
+def resolve(settings: Iterable[Setting]) -> Config:
+    """The configuration these settings make over the class defaults; of two for one key the later holds.
+
+    Raises:
+        ConfigError: unknown keys, wrong values and impossible combinations, all of them, one line each.
+    """
+    given = _last(settings)
+    problems = [f"{setting}: {_unknown(key)}" for key, setting in given.items() if key not in keys()]
+    try:
+        config = Config.model_validate(_nested(setting for key, setting in given.items() if key in keys()))
+    except ValidationError as invalid:
+        problems += dict.fromkeys(line for error in invalid.errors() for line in _explain(error, given))
+    else:
+        if not problems:
+            return config
+    raise ConfigError(
+        "the configuration cannot be used",
+        got="\n          ".join(problems),
+        remedy="correct the keys named; `python -m learner.main --help` lists every key, its type and its default",
+    )
+
+
+def _last(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """The setting that holds for each key, in the order they were made.
+
+    `steps` and `epochs` say the same thing: of two recipes, or a recipe and the command line, the later one's holds.
+    """
+    given: dict[str, Setting] = {}
+    for setting in settings:
+        given.pop(setting.key, None)
+        given[setting.key] = setting
+    lengths = [
+        setting for setting in given.values() if setting.key in ("steps", "epochs") and setting.value is not None
+    ]
+    if len({setting.origin.rpartition(":")[0] for setting in lengths}) == 2:
+        del given[lengths[0].key]
+    return given
+
+
+def nearest(key: str) -> list[str]:
+    """Known keys or sections an unknown key may have meant: alike as a whole, else alike in the last part."""
+    if alike := get_close_matches(key, [*keys(), *sections()], n=1, cutoff=0.8):
+        return alike
+    last_parts = {known: known.rpartition(".")[2] for known in keys()}
+    alike = get_close_matches(key.rpartition(".")[2], set(last_parts.values()), n=1, cutoff=0.7)
+    return [known for known, last in last_parts.items() if last in alike]
+
+
+def _nested(settings: Iterable[Setting]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        section, _, key = setting.key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = setting.value
+    return tree
+
+
+def _unknown(key: str) -> str:
+    if key in sections():
+        return f"{key} is a section, give it a mapping or set one of its keys"
+    meant = " or ".join(nearest(key))
+    return f"no such key, perhaps you meant {meant}" if meant else "no such key"
+
+
+def _explain(error: ErrorDetails, given: Mapping[str, Setting]) -> Iterator[str]:
+    if error["type"] == "value_error":  # a cross-field check of Config: one misfit a line
+        for misfit in str(error["ctx"]["error"]).splitlines():
+            named = (given[key] for key in re.findall(r"([\w.]+) = ", misfit) if key in given)
+            origins = ", ".join(f"{setting.key}: {setting.origin}" for setting in named)
+            yield f"{misfit} ({origins or 'defaults'})"
+    else:
+        path = [str(part) for part in error["loc"]]
+        key = ".".join(path[:2]) if path[0] in sections() else path[0]
+        yield f"{given[key]}: must be {kind(keys()[key])}"

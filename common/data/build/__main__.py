@@ -1,0 +1,166 @@
+"""`python -m common.data.build SOURCE --out FOLDER --shots N`: from labelled pictures to a set to train on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from common.config.schema import DataConfig
+from common.data.build.collection import Collection
+from common.data.build.coop import LAYOUTS, open_layout
+from common.data.build.make import Built, Plan, build
+from common.data.build.questions import Policy, chooser, read_confusions
+from common.data.build.sources import open_source
+from common.data.faults import BadRowError, refuse
+from common.data.row import bare_label
+from common.errors import ConfigError, RollcallError
+from common.labels.lint import lint, settle, unlistable
+
+REFUSED = 2
+_EXAMPLES = """\
+examples:
+  python -m common.data.build photos --shots all --out sets/photos
+  python -m common.data.build labels.csv --shots 16 --candidates all --out sets/mine
+  python -m common.data.build $DATA --layout dtd --shots 4 --base-new --out sets/dtd
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 2 refused, with nothing written."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    options = _parser().parse_args(words)
+    try:
+        collection, question = _opened(options)
+        plan = _plan(options, collection, question)
+        _check_labels(collection, plan.name)
+        _show(build(collection, plan, options.out, words), collection, options.out)
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> tuple[Collection, str]:
+    if options.layout:
+        collection, question = open_layout(options.layout, options.source)
+    else:
+        collection, question = open_source(options.source), DataConfig().question
+    return collection, options.question or question
+
+
+def _plan(options: argparse.Namespace, collection: Collection, question: str) -> Plan:
+    """Raises ConfigError for options that do not go together."""
+    if collection.test and options.test_fraction is not None:
+        raise ConfigError(
+            "--test-fraction is for a source without a test split",
+            got=f"{len(collection.test)} test pictures",
+            remedy="leave it out",
+        )
+    hard = options.candidates == "hard"
+    if hard != (options.confusion is not None) or (options.list_length and not hard):
+        raise ConfigError(
+            "--candidates hard, --confusion and --list-length belong together",
+            got=f"--candidates {options.candidates}, --confusion {options.confusion}",
+            remedy="give --candidates hard --confusion FILE, or none of them",
+        )
+    confusions = read_confusions(options.confusion, collection.labels) if hard else None
+    return Plan(
+        name=options.out.name,
+        question=question,
+        shots=options.shots,
+        seed=options.seed,
+        policy=options.candidates,
+        choose=chooser(options.candidates, confusions=confusions, length=options.list_length),
+        test_fraction=0.2 if options.test_fraction is None else options.test_fraction,
+        base_new=options.base_new,
+        max_side=options.max_side,
+        max_megapixels=options.max_megapixels,
+    )
+
+
+def _check_labels(collection: Collection, name: str) -> None:
+    """Say what the linter doubts. Raises DataError for labels that no question can list or no answer can give."""
+    faults: list[tuple[str, BadRowError]] = []
+    for label in collection.labels:
+        try:
+            bare_label(label)
+        except BadRowError as fault:
+            faults.append((repr(label), fault))
+    refuse(f"the labels of {name}", len(collection.labels), faults)
+    labels = collection.labels
+    settle(name, [unlistable(labels), *lint(labels, [labels], mode="no_think")], say=print)
+
+
+def _show(built: Built, collection: Collection, out: Path) -> None:
+    print(f"{built.classes} classes: {', '.join(collection.labels[:5])}{' ...' if built.classes > 5 else ''}")
+    for name, file in built.written.items():
+        print(f"  {name:<10} {file.rows:>6} rows")
+    for note in built.notes:
+        print(f"note: {note}")
+    print(f"written to {out}; next, on a laptop or on a GPU:")
+    print(f"  python -m learner.main --config deploy/recipes/laptop.yaml data.path={out}")
+    held_out = " data.eval_split=test data.eval_fraction=0" if "test" in built.written else ""
+    print(f"  python -m learner.main --config deploy/recipes/folder.yaml data.path={out}{held_out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m common.data.build",
+        description="Make a set in CLS-RL's columns, as parquet with a data card.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, help="image folder (class = sub-folder), .csv or .jsonl of path, label and perhaps split")
+    add("--layout", choices=sorted(LAYOUTS), help="SOURCE is the root of the data sets as CoOp lays them out")
+    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("--shots", type=_number(1, none="all"), required=True, help="training pictures of each class, or all")
+    add("--seed", type=int, default=1, help="of pictures, lists and order (default 1)")
+    add(
+        "--candidates",
+        choices=get_args(Policy),
+        default="seed",
+        help="classes a question lists: CLS-RL's rule (min(100, 0.4 K), all where that is under 30), all, or those "
+        "most often confused with the right one (default seed)",
+    )
+    add("--confusion", type=Path, metavar="FILE", help="of hard: an evaluation's JSON or evaluations.jsonl")
+    add("--list-length", type=_number(2), metavar="N", help="of hard: classes a question lists")
+    add("--base-new", action="store_true", help="add base_train, base_test and new_test, by CoOp's rule")
+    add("--test-fraction", type=_share, help="taken for test where the source has none (default 0.2; 0: none)")
+    add("--question", help="asked about every picture, before the list")
+    add(
+        "--max-side",
+        type=_number(1, none="any"),
+        default=1024,
+        metavar="PIXELS",
+        help="larger pictures are scaled down (default 1024), or any",
+    )
+    add("--max-megapixels", type=float, default=DataConfig().max_image_megapixels, help="larger pictures are refused")
+    return parser
+
+
+def _number(least: int, *, none: str | None = None) -> Callable[[str], int | None]:
+    """A type of argparse: whole numbers from `least` on, or the word that means no number."""
+
+    def number(text: str) -> int | None:
+        if text == none:
+            return None
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return number
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

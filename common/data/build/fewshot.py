@@ -1,0 +1,38 @@
+"""A few pictures of every class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from common.data.build.collection import Collection, Picture
+from common.data.draws import generator
+from common.data.split import hold_out
+
+
+def few_shot(pictures: Iterable[Picture], shots: int, seed: int) -> tuple[list[Picture], list[str]]:
+    """`shots` pictures of each label, all where it has fewer, and a note that counts those."""
+    by_label: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        by_label[picture.label].append(picture)
+    drawn: list[Picture] = []
+    for label, found in by_label.items():
+        rows = generator("shots", seed, label).permutation(len(found))[:shots]
+        drawn += [found[row] for row in sorted(rows.tolist())]
+    few = [f"{label} ({len(found)})" for label, found in by_label.items() if len(found) < shots]
+    more = " and more" if len(few) > 3 else ""
+    return drawn, [f"{len(few)} classes have fewer than {shots} pictures: {', '.join(few[:3])}{more}"] if few else []
+
+
+def shuffled(pictures: Sequence[Picture], seed: int, split: str) -> list[Picture]:
+    """In one order for every run: the first rows of a split are of all classes, as a limited evaluation wants them."""
+    return [pictures[row] for row in generator("order", seed, split).permutation(len(pictures)).tolist()]
+
+
+def train_and_test(collection: Collection, test_fraction: float) -> tuple[list[Picture], list[Picture]]:
+    """The collection's own halves; where it has no test split, a stratified share of its pictures is taken for one."""
+    if collection.test or not test_fraction:
+        return list(collection.train), list(collection.test)
+    held_out = hold_out([picture.label for picture in collection.train], test_fraction)
+    train = [picture for row, picture in enumerate(collection.train) if row not in held_out]
+    return train, [picture for row, picture in enumerate(collection.train) if row in held_out]

@@ -1,0 +1,142 @@
+"""From a collection to a finished folder: drawn, asked, written, described; all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from common.data.build.card import card
+from common.data.build.collection import Collection, Picture
+from common.data.build.fewshot import few_shot, shuffled, train_and_test
+from common.data.build.questions import Choose, Policy
+from common.data.build.stored import Reader
+from common.data.build.write import Row, Written, write_split
+from common.data.draws import generator
+from common.data.faults import refuse
+from common.data.split import base_and_new
+from common.errors import DataError
+from common.labels.candidates import with_candidates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be made of a collection."""
+
+    name: str
+    question: str
+    shots: int | None  # of each class; None: every picture there is
+    seed: int
+    policy: Policy
+    choose: Choose
+    test_fraction: float  # where the source has no test split
+    base_new: bool
+    max_side: int | None  # of stored pictures; None: any
+    max_megapixels: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The pictures of a split, in their order, and the classes its questions list from."""
+
+    pictures: Sequence[Picture]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What was made."""
+
+    classes: int
+    written: dict[str, Written]
+    notes: tuple[str, ...]
+
+
+def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
+    """Write the set into `out`, which must not exist or be empty. The same input and plan give the same bytes.
+
+    Args:
+        argv: arguments of the command, for the card.
+
+    Raises:
+        DataError: `out` is taken or cannot be written, or pictures cannot be read, all of them counted; nothing is
+            left behind then.
+    """
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise DataError(f"{out} is there already", got="a file or folder with something in it", remedy="choose another")
+    try:
+        return _built(collection, plan, out, argv)
+    except OSError as error:  # pictures that cannot be read are no such errors
+        raise DataError(
+            f"{out} cannot be written",
+            got=error.strerror or error,
+            remedy="free space there, or choose a folder you can write",
+        ) from error
+
+
+def _built(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
+    splits, notes = _drawn(collection, plan)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        made = Path(scratch) / "set"
+        made.mkdir()
+        written, rewritten = _written(made, splits, plan)
+        built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes, *rewritten))
+        offered = {name: len(split.labels) for name, split in splits.items()}
+        (made / "README.md").write_text(card(plan.name, argv, _made(plan, built), written, offered), encoding="utf-8")
+        made.replace(out)
+    return built
+
+
+def _drawn(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[str]]:
+    """Splits by name, and notes."""
+    train, test = train_and_test(collection, plan.test_fraction)
+    notes: list[str] = []
+    if lacking := sorted(set(collection.labels) - {picture.label for picture in train}):
+        notes.append(f"{len(lacking)} classes have no picture to train on: {', '.join(lacking[:3])}")
+    if plan.shots is not None:
+        train, few = few_shot(train, plan.shots, plan.seed)
+        notes += few
+    halves = {"train": shuffled(train, plan.seed, "train"), "test": shuffled(test, plan.seed, "test")}
+    splits = {name: Split(pictures=found, labels=collection.labels) for name, found in halves.items() if found}
+    return splits | (dict(_halves(halves, collection.labels)) if plan.base_new else {}), notes
+
+
+def _halves(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterator[tuple[str, Split]]:
+    base, new = base_and_new(labels)
+    for name, split, kept in (("base_train", "train", base), ("base_test", "test", base), ("new_test", "test", new)):
+        known = set(kept)
+        if found := [picture for picture in halves[split] if picture.label in known]:
+            yield name, Split(pictures=found, labels=kept)
+
+
+def _written(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
+    """Files by split, and notes."""
+    read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
+    written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
+    pictures = {picture for split in splits.values() for picture in split.pictures}
+    faults = sorted(((picture.name, fault) for picture, fault in read.faults.items()), key=itemgetter(0))
+    refuse(plan.name, len(pictures), faults)
+    how = f"scaled down to {plan.max_side} pixels or " if plan.max_side else ""
+    count = len(read.rewritten)
+    return written, [f"{count} of {len(pictures)} pictures were {how}written anew as PNG or JPEG"] if count else []
+
+
+def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:
+    for picture in split.pictures:
+        draw = generator("candidates", plan.seed, name, picture.path)
+        listed = plan.choose(picture.label, split.labels, draw)
+        yield Row(picture=picture, problem=with_candidates(plan.question, listed))
+
+
+def _made(plan: Plan, built: Built) -> dict[str, object]:
+    return {
+        "classes": built.classes,
+        "shots": plan.shots or "all",
+        "seed": plan.seed,
+        "candidates": plan.policy,
+        "question": plan.question,
+        "notes": list(built.notes),
+    }

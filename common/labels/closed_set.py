@@ -1,0 +1,142 @@
+"""A row's candidates as token ids, written as an engine would sample them, so that a model can score each."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from common.errors import DataError
+from common.labels.answers import Mode
+from common.types import Prompt
+
+Answer = tuple[int, ...]  # ids of one whole answer
+_MARK = "answer"  # said by the assistant to see what ends its turn
+_OPENING: Mapping[Mode, str] = {
+    "no_think": "",
+    "think": "</think>\n<answer>",
+    "think_after_answer": "<answer>",
+    "adaptive": "<answer>",
+}
+_THOUGHT_ENDS = ("</think>", "<answer>")  # whichever comes first
+
+
+class ClosedSet:
+    """How candidates are answered in one mode by one model."""
+
+    def __init__(self, processor: Any, *, mode: Mode, ends: Collection[int], banned: Collection[int]) -> None:
+        """
+        Args:
+            processor: of the model.
+            ends: ids that end an answer, as in `common.models.processor.eos_token_ids`.
+            banned: ids that have no probability.
+        """
+        self._tokenizer, self._mode, self._banned = processor.tokenizer, mode, frozenset(banned)
+        self._turn = end_of_turn(processor, ends)
+        self._end = () if mode == "think_after_answer" else (self._turn,)
+        self._known: dict[tuple[str, str], Answer] = {}
+
+    def answers(self, candidates: Sequence[str], *, opening: str | None = None) -> tuple[Answer, ...]:
+        """(K,) the ids of each candidate as a whole answer, up to where the mode lets it end: in think-after-answer
+        with the answer block, else with the end of turn.
+
+        Args:
+            opening: what stands before the candidate; by default what begins the mode's answer. See `after_thought`.
+
+        Raises:
+            DataError: a candidate cannot be said in the model's tokens, or two are the same answer.
+        """
+        opening = _OPENING[self._mode] if opening is None else opening
+        made = tuple((*self._ids(candidate, opening), *self._end) for candidate in candidates)
+        _refuse_twins(candidates, made)
+        return made
+
+    def completion(self, text: str) -> Answer:
+        """The ids of `text` as a whole turn of the assistant, with its end.
+
+        Raises:
+            DataError: it cannot be said in the model's tokens.
+        """
+        return (*self._ids(text, ""), self._turn)
+
+    def after_thought(self, prompt: Prompt, completion: Sequence[int]) -> tuple[Prompt, str]:
+        """`prompt` with the thought of a sampled completion added, and the opening with which its answers begin.
+
+        The thought ends where the completion closes it, or else begins to answer, or else stops; so there is always
+        one. In modes that answer first, and in adaptive where nothing was thought, it is empty.
+        """
+        ids = [token for token in completion if token not in self._end]
+        text = self._text(ids)
+        thinks = self._mode == "think" or (self._mode == "adaptive" and "</think>" in text)
+        if not thinks:
+            return prompt, _OPENING[self._mode]
+        cut = min(at for at in (*map(text.find, _THOUGHT_ENDS), len(text)) if at >= 0)
+        kept = self._tokens_within(ids, text[:cut])
+        thought, said = tuple(ids[:kept]), self._text(ids[:kept])
+        longer = replace(prompt, token_ids=prompt.token_ids + thought, text_ids=prompt.text_ids + thought)
+        return longer, text[len(said) : cut] + _OPENING["think"]
+
+    def _ids(self, candidate: str, opening: str) -> Answer:
+        key = (candidate, opening)
+        if key not in self._known:
+            if len(self._known) > 65536:  # thoughts come in endless variety
+                self._known.clear()
+            self._known[key] = self._written(candidate, opening)
+        return self._known[key]
+
+    def _written(self, candidate: str, opening: str) -> Answer:
+        text = f"{opening}{candidate}</answer>" if opening else candidate
+        ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        back, barred = self._text(ids), sorted(self._banned.intersection(ids))
+        if not candidate.strip() or _nfc(back) != _nfc(text) or barred:
+            raise DataError(
+                f"candidate {candidate!r} cannot be an answer of this model",
+                got=f"banned tokens {barred}" if barred else f"its tokens read {back!r}",
+                remedy="take special tokens and odd characters out of the label",
+            )
+        return ids
+
+    def _tokens_within(self, ids: Sequence[int], text: str) -> int:
+        """How many of `ids` from the first on say a beginning of `text`: a token may reach over its end."""
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if len(self._text(ids[:middle])) <= len(text) else (low, middle - 1)
+        while not text.startswith(self._text(ids[:low])):  # half a character
+            low -= 1
+        return low
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def end_of_turn(processor: Any, ends: Collection[int]) -> int:
+    """The id with which an assistant's turn ends in the chat template, else the tokenizer's EOS.
+
+    Args:
+        ends: ids that end an answer; an engine stops at each of them.
+    """
+    said = [{"type": "text", "text": _MARK}]
+    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}, {"role": "assistant", "content": said}]
+    text: str = processor.apply_chat_template(chat, tokenize=False, processor_kwargs={"padding": False})
+    tail = processor.tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
+    eos: int = processor.tokenizer.eos_token_id
+    return next((token for token in tail if token in ends), eos)
+
+
+def _refuse_twins(candidates: Sequence[str], answers: Sequence[Answer]) -> None:
+    seen: dict[Answer, str] = {}
+    for candidate, answer in zip(candidates, answers, strict=True):
+        if answer in seen:
+            raise DataError(
+                "two candidates of a list are one answer to the model",
+                got=f"{seen[answer]!r} and {candidate!r}",
+                remedy="name each class once in the list",
+            )
+        seen[answer] = candidate
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)

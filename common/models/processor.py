@@ -1,0 +1,139 @@
+"""The model's own reader of text and images, and what its configuration says about tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from common.config.schema import ModelConfig
+from common.errors import ModelError
+from common.models.docstrings import leave_out_docstrings
+from common.models.families import FAMILIES, Family, family_of
+from common.models.hub import unreachable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Loaded = TypeVar("Loaded")
+
+
+def load_model_config(model: ModelConfig) -> PreTrainedConfig:
+    """The configuration of a model that reads pictures and text.
+
+    Raises ModelError when it cannot be read (within seconds when the hub cannot be reached) or reads no pictures.
+    """
+    from transformers import AutoConfig
+
+    leave_out_docstrings()
+    config: PreTrainedConfig = _load(model, AutoConfig.from_pretrained)
+    if config.model_type not in FAMILIES and not _answers_about_pictures(config):
+        raise ModelError(
+            f"model.path = {model.path} does not answer questions about pictures",
+            got=f"model_type {config.model_type}",
+            remedy=f"use a model of one of the families {', '.join(FAMILIES)}",
+        )
+    return config
+
+
+def _answers_about_pictures(config: PreTrainedConfig) -> bool:
+    """As transformers has it. To ask takes seconds of imports, which a family of ours need not pay."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    return config.model_type in KNOWN
+
+
+def load_processor(model: ModelConfig) -> Any:
+    """Tokenizer, image processor and chat template, with `min_pixels` and `max_pixels` of `model` where they apply.
+
+    Raises ModelError as `load_model_config` does, and when a part is missing or cannot be set.
+    """
+    from transformers import AutoProcessor
+
+    family = family_of(load_model_config(model))
+    processor: Any = _load(model, AutoProcessor.from_pretrained)
+    parts = ("image_processor", "tokenizer", "chat_template")
+    if missing := [part.replace("_", " ") for part in parts if not getattr(processor, part, None)]:
+        raise ModelError(
+            f"model.path = {model.path} has no {' and no '.join(missing)}",
+            got=type(processor).__name__,
+            remedy="use an instruction-tuned model, with its preprocessor, tokenizer and chat template files",
+        )
+    if size := image_size(model, family):
+        # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
+        processor.image_processor.size = size
+    return processor
+
+
+def image_size(model: ModelConfig, family: Family) -> dict[str, int] | None:
+    """The image processor's `size` in a family that bounds pixels, None in others.
+
+    Raises ModelError for limits that are set and mean nothing.
+    """
+    limits = (model.min_pixels, model.max_pixels)
+    if family.pixel_limits is None:
+        if limits != (None, None):
+            raise ModelError(
+                "model.min_pixels and model.max_pixels mean nothing to this family: its processor has sizes of its own",
+                got=f"model.path = {model.path} with limits {limits}",
+                remedy="leave them out, and set data.image_size if the pictures are too large",
+            )
+        return None
+    least, most = (own if limit is None else limit for limit, own in zip(limits, family.pixel_limits, strict=True))
+    if least > most:
+        raise ModelError(
+            "model.min_pixels is above model.max_pixels",
+            got=f"{least} and {most}, null standing for the family's own",
+            remedy="set both",
+        )
+    return {"shortest_edge": least, "longest_edge": most}
+
+
+def eos_token_ids(model: ModelConfig) -> frozenset[int]:
+    """Every id that ends an answer, as the model's generation config has it; empty when it has none of its own."""
+    from transformers import GenerationConfig
+
+    config = load_model_config(model)
+    try:
+        eos = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main").eos_token_id
+    except OSError:  # no generation_config.json
+        eos = config.get_text_config().eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else eos or ())
+
+
+def banned_token_ids(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int] = ()
+) -> tuple[int, ...]:
+    """Ids that neither engine nor learner gives any probability, ascending.
+
+    Tokens of pictures and video, which the learner's forward would take for features; the family's marks around them;
+    the pad token unless it ends answers too, as in Qwen2-VL; and rows of the vocabulary that stand for no token. What
+    ends an answer (`eos_ids`, the tokenizer's EOS) is never among them.
+    """
+    named: set[int | None] = {
+        getattr(config, f"{name}_token_id", None) for name in ("vision_start", "vision_end", "image", "video")
+    }
+    vocabulary = tokenizer.get_vocab()
+    named |= {vocabulary.get(token) for token in family_of(config).marks} | {tokenizer.pad_token_id}
+    empty = range(max(vocabulary.values()) + 1, config.get_text_config().vocab_size)
+    allowed = {tokenizer.eos_token_id, *eos_ids}
+    return tuple(sorted(token for token in {*named, *empty} if token is not None and token not in allowed))
+
+
+def _load(model: ModelConfig, loader: Callable[..., Loaded]) -> Loaded:
+    local = Path(model.path).expanduser().is_dir()
+    if not local and (reason := unreachable()):
+        raise ModelError(
+            f"model.path = {model.path} is no folder and the hub cannot be reached",
+            got=reason,
+            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
+        )
+    try:
+        return loader(str(Path(model.path).expanduser()) if local else model.path, revision=model.revision or "main")
+    except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
+        raise ModelError(
+            f"model.path = {model.path} cannot be read",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            remedy="give a complete model folder or a hub id; private ones need a login; "
+            "HF_HUB_OFFLINE=1 reads only the local cache",
+        ) from error

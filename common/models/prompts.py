@@ -1,0 +1,243 @@
+"""What the model is asked, and the same thing as token ids and image features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.config.schema import DataConfig
+from common.data.faults import BadRowError, refuse
+from common.errors import DataError
+from common.lru import ByteLRU
+from common.models.families import Family
+from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from common.data.sources import ExampleSource, Outline
+
+PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
+# The first two are the seed's. The others are those of its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
+TEMPLATES: Mapping[str, str] = {
+    "no_think": "{problem}\n Please directly output the answer.",
+    "think": "{problem}\n Please output the thinking process in <think> </think> "
+    "and final answer in <answer> </answer> tags.",
+    "think_after_answer": "{problem}\n Please first output the answer in <answer> </answer> tags "
+    "and then output a brief reasoning process in <reason> </reason> tags.",
+    "adaptive": "{problem}\n Please first identify whether this problem requires intermediate thinking or calculation. "
+    "If the problem requires thinking or calculation, output the thinking and calculation process inside "
+    "<think> </think> tags and the final answer inside <answer> </answer> tags. If no thinking or calculation is "
+    "required, directly output the final answer inside <answer> </answer> tags. Your output should follow one of two "
+    "cases: (1) '<answer> ... </answer>', (2) '<think> ... </think> <answer> ... </answer>'.",
+}
+SYSTEM = (
+    "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
+    "then the answer between <answer> and </answer>."
+)
+OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})  # the learner makes its own
+
+
+def messages(example: Example, mode: str, template: str | None = None) -> list[dict[str, Any]]:
+    """The example as a chat: one user turn [image, text], worded by `template` or else as the mode is.
+
+    Without an image the turn is text alone; think mode then asks in a system prompt, as the seed does.
+    """
+    return _chat(example.problem, mode, template, with_image=example.image is not None)
+
+
+def _chat(problem: str, mode: str, template: str | None, *, with_image: bool) -> list[dict[str, Any]]:
+    if not with_image and mode == "think" and template is None:
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem}]
+    text = (TEMPLATES[mode] if template is None else template).replace(PROBLEM, problem)
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}] if with_image else text}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Features:
+    text_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    images: ImageFeatures | SharedFeatures | None
+    nbytes: int
+
+
+class PromptEncoder:
+    """Examples to prompts. One processor makes ids and pixels for engine and learner alike."""
+
+    def __init__(
+        self,
+        processor: Any,
+        data: DataConfig,
+        *,
+        family: Family = Family(),  # noqa: B008  # frozen
+        share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
+    ) -> None:
+        """`share` makes the handle under which image features travel; see `common.object_store`.
+
+        Raises DataError for a `data.template` with special tokens of the model.
+        """
+        self._processor = processor
+        self._data = data
+        self._family = family
+        self._share = share
+        self._rendered = lru_cache(maxsize=1024)(self._text)
+        self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
+        self._lock = Lock()  # the next prompts are made beside an evaluation
+        self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
+        self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
+        added = processor.tokenizer.added_tokens_decoder.values()
+        self._special = tuple(token.content for token in added if token.special)
+        if found := self._special_in(data.template or ""):
+            raise DataError(
+                f"data.template holds {found}, a special token of the model",
+                got=data.template,
+                remedy="take it out: the chat template adds such tokens, and the picture, by itself",
+            )
+
+    def encode(self, example: Example) -> Prompt:
+        """Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut."""
+        key = (example.problem, _digest(example.image))  # by content: ids may recur in a held-out set from elsewhere
+        with self._lock:
+            features = self._cache.get(key)
+            if features is None:
+                try:
+                    features = self._features(example.problem, example.image)
+                except BadRowError as fault:
+                    raise DataError(
+                        f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy
+                    ) from fault
+                self._cache.put(key, features, features.nbytes)
+        return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
+
+    def count(self, text: str) -> int:
+        """Tokens of a piece of text alone."""
+        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
+        """Measure every prompt of `source`, or of `outlines` of its rows, without touching a pixel.
+
+        Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
+        tokens of the model, or whose image is too narrow for it.
+        """
+        measure = lru_cache(4096)(self._length)  # many rows share one question
+        faults: dict[str, BadRowError] = {}
+        for outline in source.outlines if outlines is None else outlines:
+            try:
+                measure(outline.problem, outline.image_size)
+            except BadRowError as fault:
+                faults[outline.id] = fault
+        refuse(source.name, len(source), list(faults.items()))
+
+    def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
+        """T of the prompt, from its text and the image's (height, width)."""
+        length = len(self._rendered(problem, image_size is not None)[1])
+        if image_size is not None:
+            length += self._added_tokens(image_size)
+        self._insist_short(length)
+        return length
+
+    def _insist_short(self, length: int) -> None:
+        if length > self._data.max_prompt_tokens:
+            raise BadRowError(
+                f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
+                remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
+            )
+
+    def _features(self, problem: str, image: Pixels | None) -> _Features:
+        from PIL import Image
+
+        self._length(problem, None if image is None else image.shape[:2])
+        text, text_ids = self._rendered(problem, image is not None)
+        if image is None:
+            return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
+        inputs = self._inputs(text, Image.fromarray(image))
+        token_ids = tuple(inputs["input_ids"][0].tolist())
+        self._insist_short(len(token_ids))  # text and the marks of a picture may join to other tokens than alone
+        images = ImageFeatures(
+            digest=hashlib.blake2b(self._salt, key=_digest(image), digest_size=16).hexdigest(),
+            values={name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in OF_TEXT},
+        )
+        nbytes = 8 * (len(text_ids) + len(token_ids)) + images.nbytes
+        return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
+
+    def _text(self, problem: str, with_image: bool) -> tuple[str, tuple[int, ...]]:
+        """The prompt as text, and its ids before image expansion: many rows share one question."""
+        text = self._render(problem, with_image=with_image)
+        return text, self._ids(text)
+
+    def _render(self, problem: str, *, with_image: bool) -> str:
+        if found := self._special_in(problem):
+            raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
+        chat = _chat(problem, self._data.mode, self._data.template, with_image=with_image)
+        text: str = self._processor.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=True,
+            processor_kwargs={"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
+        )
+        return text
+
+    def _special_in(self, text: str) -> str | None:
+        return next((token for token in self._special if token in text), None)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._processor.tokenizer(text, add_special_tokens=self._unbegun(text))["input_ids"])
+
+    def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
+        inputs: Mapping[str, Any] = self._processor(
+            text=[text], images=[picture], return_tensors="np", add_special_tokens=self._unbegun(text)
+        )
+        return inputs
+
+    def _unbegun(self, text: str) -> bool:
+        """Whether the tokenizer may begin the text: some chat templates write the first token themselves."""
+        bos = self._processor.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _added_tokens(self, image_size: tuple[int, int]) -> int:
+        """How many tokens a prompt with an image of (height, width) has over those of its text.
+
+        Raises BadRowError for a size the family cannot take.
+        """
+        added = self._added.get(image_size)
+        if added is None:
+            added = self._added[image_size] = self._measured(image_size)
+        return added
+
+    def _measured(self, image_size: tuple[int, int]) -> int:
+        if self._family.square and image_size[0] != image_size[1]:
+            raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
+        images = self._processor.image_processor
+        try:
+            if hasattr(images, "merge_size"):  # the Qwens: one token in the text stands for all
+                return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2 - 1
+            return self._blank_tokens(image_size)
+        except ValueError as error:
+            raise BadRowError(f"image of {image_size}: {error}", remedy=_OTHER_SIZE) from error
+
+    def _blank_tokens(self, image_size: tuple[int, int]) -> int:
+        """As a blank picture of that size tells: wrappers, rows and tiles have tokens too."""
+        from PIL import Image
+
+        text = self._render("?", with_image=True)
+        blank = Image.new("RGB", (image_size[1], image_size[0]))
+        ids = self._inputs(text, blank)["input_ids"][0].tolist()
+        if ids.count(self._processor.image_token_id) < self._family.fewest_image_tokens:
+            raise BadRowError(f"image of {image_size} is too small for this model", remedy=_OTHER_SIZE)
+        return len(ids) - len(self._ids(text))
+
+
+_OTHER_SIZE = "set data.image_size, or crop the image"
+
+
+def _digest(image: Pixels | None) -> bytes:
+    if image is None:
+        return b""
+    return hashlib.blake2b(image.tobytes(), key=repr(image.shape).encode(), digest_size=16).digest()

@@ -1,0 +1,86 @@
+"""The Ray cluster of a run: one of its own on this machine, or one that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from common.config.schema import ClusterConfig, Config
+from common.errors import PlacementError
+from learner.driver.autoscaler import bundles
+
+_LOCAL = "local"
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Join the cluster named, that of RAY_ADDRESS, or start one for this run alone; leave or stop it at the end.
+
+    Raises:
+        PlacementError: no cluster answers at the address.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or _LOCAL
+    local = address == _LOCAL
+    if local:
+        # A cluster of our own admits nobody else, and leaves no token behind in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nor does it report to anybody
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    settings: dict[str, Any] = {"include_dashboard": False} if local else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PlacementError(
+            "no Ray cluster can be reached",
+            got=f"address {address}: {str(error).strip().splitlines()[0]}",
+            remedy="check cluster.address and RAY_ADDRESS, or leave both unset to run on this machine alone",
+        ) from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def demand(config: Config) -> dict[str, float]:
+    """Logical CPUs and GPUs that all actors of a run reserve together."""
+    actors = bundles(config)
+    return {name: sum(actor.get(name, 0.0) for actor in actors) for name in ("CPU", "GPU")}
+
+
+def require(needed: Mapping[str, float], *, wait_s: float) -> None:
+    """Wait until the cluster has what the run needs free.
+
+    Raises:
+        PlacementError: it has not after `wait_s`, with every number.
+    """
+    import ray
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        free = ray.available_resources()
+        short = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount}
+        if not short:
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+    total = ray.cluster_resources()
+    raise PlacementError(
+        "the cluster cannot hold this run",
+        got="; ".join(
+            f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {total.get(name, 0.0):g}"
+            for name, amount in needed.items()
+        ),
+        remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
+        "add nodes, or let cluster.wait_for_resources_s wait for them",
+    )

@@ -1,0 +1,105 @@
+"""Sets of rows through the engines, and their candidates through the learner, into judged answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.config.schema import Config
+from common.errors import DataError
+from common.labels.candidates import candidates
+from common.labels.closed_set import ClosedSet
+from common.types import Example, FailedGroup, GenerationRequest, Group, Prompt
+from learner.evaluation.measures import measures
+from learner.evaluation.sets import EvaluationSet
+from learner.evaluation.verdicts import ClosedScores, Judged, judge
+from learner.trainer.group import LearnerGroup
+from rollout.fleet import RolloutFleet
+from rollout.requests import greedy_requests, training_requests
+
+_CHUNK = 512  # prompts in flight: bounds the host memory of a large set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Whatever weights the engines serve, and the learner holds, are judged."""
+
+    config: Config
+    fleet: RolloutFleet
+    learner: LearnerGroup | None  # None: no set has its candidates scored
+    closed_set: ClosedSet
+    encode: Callable[[Sequence[Example]], list[Prompt]]
+
+    def lines(self, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+        """One line of measures a set, then H where there are a base and a new one."""
+        return measures({one.name: rows for one, rows in self.judged(sets)}, self.config)
+
+    def judged(self, sets: Sequence[EvaluationSet]) -> Iterator[tuple[EvaluationSet, list[Judged]]]:
+        """Every row of each set; rows that two sets share are answered once.
+
+        Raises:
+            DataError: an engine refused a row (nothing is left out of an accuracy).
+        """
+        known: dict[int, list[Judged]] = {}
+        for one in sets:
+            if id(one.source) not in known:
+                known[id(one.source)] = list(self._rows(one))
+            yield one, known[id(one.source)]
+
+    def _rows(self, one: EvaluationSet) -> Iterator[Judged]:
+        """In the order of the source."""
+        config, source = self.config, one.source
+        count = min(len(source), config.evaluation.limit or len(source))
+        for start in range(0, count, _CHUNK):
+            prompts = self.encode([source[index] for index in range(start, min(start + _CHUNK, count))])
+            greedy = self._answers(greedy_requests(prompts, config.rollout))
+            samples = self._answers(self._sampled(prompts)) if config.evaluation.samples else {}
+            closed = self._scores(prompts, greedy) if one.closed_set else {}
+            for prompt in prompts:
+                yield judge(
+                    prompt.example,
+                    greedy[prompt.id].completions[0].text,
+                    data=config.data,
+                    labels=source.labels,
+                    samples=[one.text for one in samples[prompt.id].completions] if samples else (),
+                    closed=closed.get(prompt.id),
+                )
+
+    def _sampled(self, prompts: Sequence[Prompt]) -> list[GenerationRequest]:
+        """As in training, but for the number; the same ones whenever they are asked for."""
+        rollout = self.config.rollout.model_copy(update={"group_size": self.config.evaluation.samples})
+        return training_requests(prompts, rollout, seed=self.config.seed, step=-1)
+
+    def _answers(self, requests: Sequence[GenerationRequest]) -> dict[str, Group]:
+        groups: dict[str, Group] = {}
+        for outcome in self.fleet.generate(requests):
+            if isinstance(outcome, FailedGroup):
+                raise DataError(
+                    f"held-out row {outcome.prompt_id} cannot be evaluated",
+                    got=outcome.reason,
+                    remedy="mend or remove the row: an accuracy with rows left out would not be comparable",
+                )
+            groups[outcome.prompt_id] = outcome
+        return groups
+
+    def _scores(self, prompts: Sequence[Prompt], greedy: Mapping[str, Group]) -> dict[str, ClosedScores]:
+        """Of each row's candidates, after the thought of its greedy answer where the mode thinks first."""
+        assert self.learner is not None, "there is a learner where a set is to be scored"
+        offered = [tuple(candidates(prompt.example.problem) or ()) for prompt in prompts]
+        begun = [
+            self.closed_set.after_thought(prompt, greedy[prompt.id].completions[0].token_ids) for prompt in prompts
+        ]
+        answers = [
+            self.closed_set.answers(labels, opening=opening)
+            for labels, (_, opening) in zip(offered, begun, strict=True)
+        ]
+        scores = self.learner.candidate_logprobs([prompt for prompt, _ in begun], answers)
+        return {
+            prompt.id: ClosedScores(
+                candidates=labels,
+                logprobs=tuple(sum(tokens) for tokens in rows),
+                lengths=tuple(len(tokens) for tokens in rows),
+            )
+            for prompt, labels, rows in zip(prompts, offered, scores, strict=True)
+        }

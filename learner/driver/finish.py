@@ -1,0 +1,81 @@
+"""How a run ends, however it ends: an outcome, a summary, the last lines on the screen."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from learner.storage.run_folder import RunFolder
+from learner.tracking.model_card import write_model_card
+from learner.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from learner.driver.run import Run
+
+
+@dataclass(slots=True, kw_only=True)
+class Ending:
+    """The outermost context of a run: entered when its folder is open, left when every part is closed."""
+
+    tracker: Tracker
+    folder: RunFolder
+    started: float  # time.monotonic() of the process
+    version: int  # optimizer steps done before this start
+    startup_seconds: float = 0.0
+    run: Run | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        version = self.run.version if self.run else self.version
+        summary = self.tracker.summary(
+            outcome=_outcome(kind),
+            steps=version,
+            wall_seconds=time.monotonic() - self.started,
+            startup_seconds=self.startup_seconds,
+            weights_version=version,
+            checkpoint_failures=self.run.checkpoints.failures if self.run else 0,
+        )
+        report = None
+        try:
+            report = self._report(seconds=60.0 if kind is None else 8.0)  # who interrupts does not wait for figures
+            if self.run and self.folder.export.is_dir() and kind is None:
+                write_model_card(self.folder.export, config=self.run.config, summary=summary)
+        finally:
+            self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
+
+    def _report(self, *, seconds: float) -> Path | None:
+        """Write the page of the run; where that fails an event says so, and the run ends as it would have."""
+        try:
+            from learner.report.write import write_report
+
+            return write_report([self.folder.path], seconds=seconds)
+        except Exception as error:  # noqa: BLE001  # it reads whatever lies in the folder, and the run is over
+            self.tracker.event("report_failed", why=f"{type(error).__name__}: {error}")
+            return None
+
+
+def _outcome(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "finished"
+    return "failed" if issubclass(kind, Exception) else "interrupted"
+
+
+@contextmanager
+def undisturbed_close() -> Iterator[ExitStack]:
+    """A stack whose closing no signal interrupts: closing is bounded, and leaves nothing behind only if it ends."""
+    with ExitStack() as afterwards, ExitStack() as parts:
+        try:
+            yield parts
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                afterwards.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))

@@ -1,0 +1,30 @@
+"""The learner's weights into the fleet's engines, by whichever transport is configured."""
+
+from __future__ import annotations
+
+from learner.trainer.group import LearnerGroup
+from rollout.fleet import RolloutFleet
+
+
+class Publisher:
+    """Both halves of a transfer, brought together. The object store needs no more than a manifest; NCCL needs a group
+    of the engines as they are now, made anew whenever they are others, and the broadcast beside their receive."""
+
+    def __init__(self, learner: LearnerGroup, fleet: RolloutFleet, *, nccl: bool) -> None:
+        self._learner, self._fleet, self._nccl = learner, fleet, nccl
+        self._joined: tuple[str, ...] = ()
+        self._version = 0
+        if nccl:
+            fleet.copy_of_weights = lambda: learner.copy(self._version)
+
+    def publish(self, version: int) -> None:
+        """Every serving engine holds the learner's weights as they are now, as `version`."""
+        manifest = self._learner.publish(version)
+        self._version = version
+        if not self._nccl:
+            self._fleet.load(manifest)
+            return
+        if (engines := tuple(member.id for member in self._fleet.serving())) != self._joined:
+            self._joined = engines
+            self._fleet.join(self._learner.nccl_rendezvous(1 + len(self._joined)))
+        self._fleet.load(manifest, meanwhile=lambda: self._learner.broadcast(version))

@@ -1,0 +1,145 @@
+"""What `learner.evaluate` is asked to evaluate: models, each with its configuration, and sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import cli
+from common.config.schema import Config, LoraConfig
+from common.errors import ConfigError, ModelError
+from learner.evaluation.sets import split_place
+
+USAGE = """\
+python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECIPE] [KEY=VALUE ...]
+
+  --model M        a run folder (its export, under the run's own configuration unless a
+                   recipe is given), a Hugging Face folder or hub id, embedded:tiny
+  --data PLACE     a set to evaluate on, as data.path takes it, and its split; @SPLIT alone
+                   is one of data.path's; by default what the configuration evaluates.
+                   With sets named base and new (base_test and new_test are) H is reported
+  several --model and several --data make a matrix
+  --samples N      sample N answers a row too: pass@k and majority@k (evaluation.at says k)
+  --closed-set     insist on closed-set accuracy; --no-closed-set leaves it out
+  --out FOLDER     by default runs/<date>-evaluate
+  --seed-format F  of one model and one set, also the JSON that CLS-RL's evaluation writes
+  --config, KEY=VALUE  as python -m learner.main takes them
+"""
+_VALUED = ("--model", "--data", "--out", "--seed-format", "--samples")
+_OF_BASE_TO_NEW = {"base_test": "base", "new_test": "new"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A command line."""
+
+    models: Mapping[str, Config]  # by the model as it was named
+    held_out: bool  # no set was named: what the configuration evaluates is meant
+    out: Path | None
+    seed_format: Path | None
+
+
+def parse(argv: Sequence[str]) -> Asked:
+    """Arguments (without the program's name) to a configuration for each model. `--help` prints and exits.
+
+    Raises:
+        ConfigError: for what `common.config.cli.parse` refuses, no model, or more than the seed's format can hold.
+        ModelError: a run has no export that can be evaluated.
+    """
+    own, rest = _split(argv)
+    sets = _named(own["--data"])
+    if not own["--model"]:
+        raise ConfigError("no model is named", got=" ".join(argv) or "no arguments", remedy="pass --model M")
+    if own["--seed-format"] and len(own["--model"]) * len(sets) != 1:
+        raise ConfigError(
+            "--seed-format holds the answers of one model to one set",
+            got=f"{len(own['--model'])} models and {len(sets)} sets",
+            remedy="pass one --model and one --data",
+        )
+    rest += [f"evaluation.samples={number}" for number in own["--samples"]]
+    out, seed_format = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--seed-format"))
+    models = {name: _config(name, rest, sets) for name in own["--model"]}
+    return Asked(models=models, held_out=not sets, out=out, seed_format=seed_format)
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """What is ours, by flag, and what the configuration's command line takes."""
+    words, own, rest = list(argv), {flag: list[str]() for flag in _VALUED}, list[str]()
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
+            print(USAGE, end="")
+            raise SystemExit(0)
+        if word in ("--closed-set", "--no-closed-set"):
+            rest.append(f"evaluation.closed_set={'false' if word.startswith('--no') else 'true'}")
+        elif flag in own:
+            if not equals and (not words or words[0].startswith("--")):
+                raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
+            own[flag].append(value if equals else words.pop(0))
+        else:
+            rest.append(word)
+    return own, rest
+
+
+def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
+    path, recipe = _located(name)
+    recipes = [] if recipe is None or any(word.startswith("--config") for word in words) else ["--config", str(recipe)]
+    config = cli.parse([*recipes, *words, f"model.path={path}"]).config
+    of_run = {"revision": None} if recipe else {}  # that of what it was trained from
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=of_run),
+            "lora": LoraConfig(),  # adapters are merged into what is evaluated
+            "learner": config.learner.model_copy(update={"beta": 0.0}),  # no reference
+            "evaluation": config.evaluation.model_copy(update={"sets": sets or config.evaluation.sets}),
+        }
+    )
+
+
+def _located(name: str) -> tuple[str, Path | None]:
+    """Where the model is, and the configuration of the run that made it.
+
+    Raises ModelError for a run that has exported no whole model, and for a checkpoint.
+    """
+    place = Path(name).expanduser()
+    if place.parent.name == "checkpoints":
+        raise ModelError(
+            f"--model {name} is a checkpoint, which only its run can read",
+            got=", ".join(sorted(entry.name for entry in place.iterdir())[:5]) if place.is_dir() else "no such folder",
+            remedy="give the run folder: its export is evaluated",
+        )
+    export = place if place.name == "export" else place / "export"
+    recipe = export.parent / "config.yaml"
+    if not recipe.is_file():
+        return name, None
+    if not (export / "config.json").is_file():
+        held = "an adapter alone" if (export / "adapter_config.json").is_file() else "no exported model"
+        raise ModelError(
+            f"the run {name} has no model to evaluate",
+            got=held,
+            remedy="let the run end with checkpoint.export = true, which also merges adapters",
+        )
+    return str(export), recipe
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """{name: place} of `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
+    sets: dict[str, str] = {}
+    for word in words:
+        given = re.fullmatch(r"([\w.:-]+)=(.+)", word)
+        name, place = given.groups() if given else (_default_name(word), word)
+        if name in sets:
+            raise ConfigError(
+                "two sets have one name", got=f"{name}: {sets[name]} and {place}", remedy=f"write --data NAME={place}"
+            )
+        sets[name] = place
+    return sets
+
+
+def _default_name(place: str) -> str:
+    """The half of base-to-new, else the last part of the path, else the split."""
+    path, split = split_place(place)
+    return _OF_BASE_TO_NEW.get(split or "") or Path(path.partition(":")[2] or path).stem or split or place

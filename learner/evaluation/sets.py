@@ -1,0 +1,116 @@
+"""The sets a run is evaluated on: its own held-out rows, and others by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from common.config.schema import Config, DataConfig
+from common.data.sources import ExampleSource, load
+from common.errors import ConfigError, DataError
+from common.labels.candidates import candidates
+from common.labels.closed_set import ClosedSet
+from learner.evaluation.measures import BASE, HARMONIC, HELD_OUT, NEW, H, named_measure
+
+_PLACE = re.compile(r"(.*?)(?:@([\w-]+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """Rows to evaluate on."""
+
+    name: str
+    source: ExampleSource
+    closed_set: bool = False  # their candidates are scored too
+
+
+def read_sets(config: Config, held_out: ExampleSource | None) -> list[EvaluationSet]:
+    """The held-out rows, if there are any, then `evaluation.sets`.
+
+    Raises:
+        DataError: one cannot be read.
+        ConfigError: one has a name that is taken or cannot be told from a measure of another.
+    """
+    found = [EvaluationSet(name=HELD_OUT, source=held_out)] if held_out else []
+    for name, place in config.evaluation.sets.items():
+        if name in (HELD_OUT, H) or not re.fullmatch(r"[\w.:-]+", name):
+            raise ConfigError(
+                "a set of evaluation.sets needs another name",
+                got=repr(name),
+                remedy=f"use a word; not {HELD_OUT} or {H}",
+            )
+        try:
+            source = _read(place, config.data, held_out)
+        except DataError as error:
+            raise DataError(f"evaluation set {name}: {error.what}", got=error.got, remedy=error.remedy) from error
+        found.append(EvaluationSet(name=name, source=source))
+    return found
+
+
+def split_place(place: str) -> tuple[str, str | None]:
+    """`PATH[@SPLIT]` as path and split; either may be absent."""
+    path, split = _PLACE.fullmatch(place).groups()  # type: ignore[union-attr]  # it matches anything
+    return path, split
+
+
+def _read(place: str, data: DataConfig, held_out: ExampleSource | None) -> ExampleSource:
+    path, named = split_place(place)
+    split = named or data.eval_split or "test"
+    if path and path != data.path:
+        return load(data.model_copy(update={"path": path, "eval_fraction": 0.0}), split=split)
+    if held_out is not None and split == data.eval_split and not (data.eval_fraction or data.eval_path):
+        return held_out  # decoded and evaluated once
+    return load(data, split=split)
+
+
+def with_closed_set(
+    found: EvaluationSet, closed_set: ClosedSet, config: Config, *, say: Callable[[str], None]
+) -> EvaluationSet:
+    """The set, with its candidates to be scored if `evaluation.closed_set` wants it and they can be.
+
+    Raises:
+        DataError: it is wanted, and a row offers no list or a candidate cannot be said.
+    """
+    wanted, data = config.evaluation.closed_set, config.data
+    if wanted is False or (wanted is None and data.mode != "no_think"):
+        return found
+    try:
+        _check_candidates(found, closed_set)
+    except DataError as error:
+        if wanted:
+            raise
+        say(f"{found.name}: no closed-set accuracy: {error.what} ({error.got})")
+        return found
+    return replace(found, closed_set=True)
+
+
+def _check_candidates(found: EvaluationSet, closed_set: ClosedSet) -> None:
+    offers = {outline.problem: candidates(outline.problem) for outline in found.source.outlines}
+    if open_ended := [outline.id for outline in found.source.outlines if not offers[outline.problem]]:
+        raise DataError(
+            f"{len(open_ended)} of {len(found.source)} questions of set {found.name} offer no list to choose from",
+            got=f"the first is of {open_ended[0]}",
+            remedy="evaluate an open-ended set without evaluation.closed_set",
+        )
+    for offered in offers.values():
+        closed_set.answers(offered or ())
+
+
+def check_best_by(config: Config, sets: Sequence[EvaluationSet]) -> None:
+    """Raises ConfigError when `checkpoint.best_by` names what these sets will not measure."""
+    if not sets:
+        return  # nothing is evaluated, and no checkpoint is the best
+    name, measure = named_measure(config.checkpoint.best_by)
+    measured = {one.name: one.closed_set for one in sets}
+    if BASE in measured and NEW in measured:
+        measured[H] = measured[BASE] and measured[NEW]
+    choices = [
+        f"{one}/{key}" for one, closed in measured.items() for key in HARMONIC if closed or not key.startswith("closed")
+    ]
+    if f"{name}/{measure}" not in choices:
+        raise ConfigError(
+            f"checkpoint.best_by = {config.checkpoint.best_by} is not measured",
+            got="measured: " + ", ".join(choices),
+            remedy=f"choose one of these ({HELD_OUT}/ may be left out), or H, or name the set in evaluation.sets",
+        )

@@ -1,0 +1,338 @@
+"""`--plan`: the memory a run will take, part by part, before anything is loaded.
+
+Weights, gradients and optimizer are arithmetic over what DeepSpeed keeps at each ZeRO stage, as measured; what a
+forward and backward holds is rehearsed on a model without memory (`learner.memory.trace`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config.schema import Config, ModelConfig
+from common.models.families import family_of
+from common.models.processor import image_size, load_model_config, load_processor
+from common.models.prompts import PromptEncoder
+from common.types import Example, ImageFeatures, Prompt, ScoredGroup
+from learner.memory.trace import learning_peak, made_up_group, weightless
+from learner.model.vision_features import TAKEN
+from learner.trainer.microbatches import packed_length
+
+GIB = 2**30
+BUCKET = 500_000_000  # elements: learner.zero.LARGEST_BUCKET, which cannot be read without DeepSpeed
+GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpeed's stage3_max_live_parameters
+RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
+ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
+KV_ON_CPU = 64 << 20  # rollout.engine's default
+LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
+SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One line of a plan."""
+
+    name: str
+    nbytes: int
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Of one process: what it holds all the time, and what it holds one after the other."""
+
+    parts: tuple[Part, ...]
+    passing: tuple[Part, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """At its highest."""
+        return sum(part.nbytes for part in self.parts) + max((part.nbytes for part in self.passing), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Elements of a model's parameters, a tied head once."""
+
+    total: int
+    vision: int
+    trained: int
+    largest: int  # of the trained tensors
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: Any) -> Counts:
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        return cls(
+            total=sum(sizes.values()),
+            vision=sum(size for name, size in sizes.items() if "visual" in name or "vision" in name),
+            trained=sum(trained),
+            largest=max(trained),
+            itemsize=model.dtype.itemsize,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a configuration takes."""
+
+    config: Config
+    counts: Counts
+    pack: str  # the largest, in words
+    rank: Share
+    engine: Share
+    host: Share
+
+
+def plan(config: Config, model: ModelConfig) -> Plan:
+    """What a run of `config` would take.
+
+    Args:
+        model: as in the configuration, `embedded:tiny` being made.
+
+    Raises:
+        ModelError: the model's configuration or processor cannot be read.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", config.cluster.device)  # transformers brings DeepSpeed in, aloud
+    model_config = load_model_config(model)
+    policy = weightless(model_config, config)
+    counts = Counts.of(policy)
+    prompt = _prompt(config, model, model_config)
+    packs = [[made_up_group(prompt, **shape)] * number for shape, number in _packs(config, len(prompt.token_ids))]
+    try:
+        peaks = [learning_peak(policy, pack, config) for pack in packs]
+    except RuntimeError:  # torch's word for a forward that asks for values where there are only shapes
+        peaks, largest = [0], "this family's forward cannot be rehearsed: forward and backward are not counted"
+    else:
+        largest = _described(packs[peaks.index(max(peaks))])
+    return Plan(
+        config=config,
+        counts=counts,
+        pack=largest,
+        rank=rank_share(counts, max(peaks), config),
+        engine=engine_share(counts, model_config, config),
+        host=host_share(counts, config),
+    )
+
+
+def _described(pack: Sequence[ScoredGroup]) -> str:
+    tokens = sum(packed_length(group) for group in pack)
+    predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
+    return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
+
+
+def rank_share(counts: Counts, peak: int, config: Config) -> Share:
+    """Of one learner rank, in the device's memory. `peak`: of forward and backward on the largest pack.
+
+    Measured with DeepSpeed 0.19.8, one and two ranks, float32 and bfloat16, every stage (`tests/benchmarks/plan.py`).
+    """
+    learner, size, cuda = config.learner, counts.itemsize, config.cluster.device == "cuda"
+    stage, ranks = learner.zero_stage, learner.ranks
+    waits, all_wait = learner.offload != "none", learner.offload == "optimizer_and_parameters"  # in the host's memory
+    split = [ranks if stage >= least else 1 for least in range(4)]  # of optimizer, gradients and weights: 1, 2, 3
+    weights = counts.total * size // split[3]
+    gradients = counts.trained * size // split[2]
+    bucket = min(BUCKET, counts.total) * size
+    reduced = min(BUCKET, counts.trained) * size
+    parts = [
+        Part(name="weights", nbytes=0 if all_wait else weights, about=config.model.dtype),
+        Part(name="gradients", nbytes=gradients),
+        Part(name="optimizer", nbytes=0 if waits else _optimizer_bytes(counts, config), about="float32"),
+    ]
+    if learner.beta and not config.lora.rank:
+        parts.append(Part(name="reference", nbytes=weights))
+    if stage == 3:
+        gathered = min(GATHERED, counts.total) * size if ranks > 1 or all_wait else 0
+        parts.append(Part(name="ZeRO-3's buffers", nbytes=bucket + gathered, about="gathered weights, gradient bucket"))
+    parts.append(Part(name="the process", nbytes=RANK_ITSELF[config.cluster.device]))
+    own = 4 * (counts.largest if stage == 0 else counts.trained // split[1])
+    update = 4 * counts.trained // split[1] if cuda else 2 * own  # Adam's temporaries: on a GPU all tensors at once
+    if stage or size < 4:
+        update += 4 * counts.trained // split[1]  # gradients in float32
+    whole_bucket = bucket if stage == 2 and cuda else 0  # on a CPU pages that are not written yet take nothing
+    reducing = {0: reduced, 1: reduced, 2: reduced + gradients, 3: 2 * reduced}[stage]
+    update = 0 if waits else max(0, update - (gradients if stage in (1, 2) else 0))
+    passing = (
+        Part(name="forward, backward", nbytes=peak + whole_bucket, about="of the largest pack"),
+        Part(name="or reducing", nbytes=reducing, about="gradients over ranks"),
+        Part(name="or updating", nbytes=update, about="Adam's own"),
+        Part(name="or publishing", nbytes=_bucket_bytes(counts, config), about="one bucket"),
+    )
+    return Share(parts=tuple(parts), passing=passing)
+
+
+def _optimizer_bytes(counts: Counts, config: Config) -> int:
+    """Of one rank: two moments and, unless the weights themselves are updated, a float32 master of each."""
+    learner = config.learner
+    masters = learner.zero_stage > 0 or counts.itemsize < 4
+    return (8 + 4 * masters) * counts.trained // (learner.ranks if learner.zero_stage else 1)
+
+
+def host_share(counts: Counts, config: Config) -> Share:
+    """Of the machine, if it holds all ranks: its own memory, not a GPU's."""
+    learner, weights = config.learner, counts.total * counts.itemsize
+    parts = [Part(name="object store", nbytes=2 * weights, about="two versions of the weights")]
+    if learner.offload != "none":
+        parts.append(
+            Part(name="optimizers", nbytes=learner.ranks * _optimizer_bytes(counts, config), about="offloaded")
+        )
+    if learner.offload == "optimizer_and_parameters":
+        parts.append(Part(name="parameters", nbytes=weights, about="offloaded"))
+    return Share(parts=tuple(parts))
+
+
+def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
+    """Of one engine, in the device's memory. The KV cache of a GPU engine is what `gpu_memory_utilization` leaves."""
+    text, rollout, cpu = model_config.get_text_config(), config.rollout, config.cluster.device == "cpu"
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * counts.itemsize
+    longest = config.data.max_prompt_tokens + rollout.max_completion_tokens
+    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_ON_CPU if cpu else a_token * longest
+    batch = max(4096, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
+    logits = 3 * 4 * text.vocab_size * rollout.max_sequences
+    parts = [
+        Part(name="weights", nbytes=counts.total * counts.itemsize, about=config.model.dtype),
+        Part(
+            name="KV cache", nbytes=cache, about=f"{cache // a_token} tokens" if cpu or rollout.kv_cache_mb else "least"
+        ),
+        Part(name="activations", nbytes=batch + logits, about="an estimate"),
+    ]
+    if cpu:
+        loading = int(1.3 * counts.total * counts.itemsize)
+        parts.append(Part(name="loading weights", nbytes=loading, about="buffers that are kept"))
+        parts.append(Part(name="the process", nbytes=ENGINE_ITSELF))
+    return Share(parts=tuple(parts))
+
+
+def device_memory(config: Config) -> tuple[str, int] | None:
+    """Name and bytes of what one process computes in; None when there is no such device here."""
+    if config.cluster.device == "cpu":
+        return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_properties(0)
+    return device.name, device.total_memory
+
+
+def shown(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Iterator[str]:
+    """The plan as lines to read; with remedies, each planned through, where it does not fit `device`."""
+    config, counts = made.config, made.counts
+    total, vision, trained = (_count(number) for number in (counts.total, counts.vision, counts.trained))
+    yield f"{total} parameters, {vision} of them vision, {trained} trained; ZeRO-{config.learner.zero_stage}"
+    yield f"largest pack: {made.pack}"
+    yield ""
+    yield from _table(f"each of {config.learner.ranks} learner rank(s)", made.rank)
+    yield ""
+    yield from _table(f"each of {config.rollout.engines} engine(s)", made.engine)
+    yield ""
+    yield from _table("the machine", made.host)
+    yield ""
+    needed = made.rank.nbytes
+    if config.cluster.device == "cpu":
+        needed = config.learner.ranks * needed + config.rollout.engines * made.engine.nbytes + made.host.nbytes
+        yield _row("in all", needed)
+    if device is None:
+        yield "no GPU here to hold it against"
+        return
+    name, there = device
+    room = int(there * min(1.0, config.learner.gpus_per_rank)) if config.cluster.device == "cuda" else there
+    if needed <= room:
+        yield f"fits: {name} has {_size(room)} for it"
+        return
+    yield f"does not fit: {name} has {_size(room)} for it. A learner rank takes {_size(made.rank.nbytes)};"
+    for change, other in _remedies(config):
+        instead = plan(other, model).rank.nbytes
+        if instead < made.rank.nbytes:
+            yield _row("  it would take", instead, f"with {change}")
+
+
+def _table(title: str, share: Share) -> Iterator[str]:
+    yield title
+    for part in (*share.parts, *share.passing):
+        yield _row(f"  {part.name}", part.nbytes, part.about)
+    yield _row("  at its highest", share.nbytes)
+
+
+def _row(name: str, nbytes: int, about: str = "") -> str:
+    return f"{name:<24}{_size(nbytes):>11}  {about}".rstrip()
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / 2**20:.1f} MiB"
+
+
+def _count(elements: int) -> str:
+    return f"{elements / 1e9:.2f} G" if elements >= 1e9 else f"{elements / 1e6:.2f} M"
+
+
+def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
+    """What may help, in the order in which it costs least."""
+    model, learner, data = config.model, config.learner, config.data
+
+    def changed(section: str, **values: Any) -> tuple[str, Config]:
+        words = ", ".join(f"{section}.{key}={value}" for key, value in values.items())
+        update = {section: getattr(config, section).model_copy(update=values)}
+        return words.replace("True", "true"), config.model_copy(update=update)
+
+    if not model.gradient_checkpointing:
+        yield changed("model", gradient_checkpointing=True)
+    if learner.ranks > 1 and learner.zero_stage < 3:
+        yield changed("learner", zero_stage=3)
+    if not config.towers_frozen:
+        yield changed("model", freeze_vision=True)
+    if not config.lora.rank:
+        yield changed("lora", rank=16)
+    if learner.zero_stage and learner.offload == "none" and config.cluster.device == "cuda":
+        yield changed("learner", offload="optimizer")
+    yield changed("learner", tokens_per_pack=max(1, learner.tokens_per_pack // 2))
+    yield changed("data", max_prompt_tokens=max(1, data.max_prompt_tokens // 2))
+    yield changed("rollout", max_completion_tokens=max(1, config.rollout.max_completion_tokens // 2))
+
+
+def _packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:
+    """Shapes of groups and how many of them fill a pack: the longest that may come, and the shortest, whose packs hold
+    the most pictures and predict the most tokens. `least`: tokens of the shortest prompt."""
+    rollout, longest = config.rollout, max(config.data.max_prompt_tokens, least)
+    size = {"grpo": rollout.group_size, "exact": LISTED, "sft": 1}[config.method]
+    for tokens, length in (
+        (longest, rollout.max_completion_tokens),
+        (least, min(SHORT, rollout.max_completion_tokens)),
+    ):
+        whole = tokens + size * (length - 1)
+        shape = {"tokens": tokens, "completions": size, "length": length}
+        yield shape, max(1, min(config.learner.tokens_per_pack // whole, rollout.prompts_per_step))
+
+
+def _prompt(config: Config, model: ModelConfig, model_config: Any) -> Prompt:
+    """A blank picture of the configured size and hardly a word, as the learner would be given it."""
+    limits = image_size(model, family_of(model_config))
+    side = config.data.image_size or math.isqrt(limits["longest_edge"] if limits else 384 * 384)
+    encoder = PromptEncoder(
+        load_processor(model),
+        config.data.model_copy(update={"max_prompt_tokens": 2**31}),
+        family=family_of(model_config),
+    )
+    blank = np.zeros((side, side, 3), np.uint8)
+    prompt = encoder.encode(Example(id="plan", problem="?", image=blank, label="", columns={}))
+    if not config.towers_frozen or model_config.model_type not in TAKEN:
+        return prompt
+    visual = prompt.token_ids.count(model_config.image_token_id)
+    embeds = np.zeros((visual, model_config.get_text_config().hidden_size), np.float32)
+    values = {"image_embeds": embeds, "image_grid_thw": prompt.features["image_grid_thw"]}
+    return Prompt(
+        example=prompt.example,
+        text_ids=prompt.text_ids,
+        token_ids=prompt.token_ids,
+        images=ImageFeatures(digest="plan", values=values),
+    )
+
+
+def _bucket_bytes(counts: Counts, config: Config) -> int:
+    return max(min(config.weights.bucket_mb << 20, counts.total * counts.itemsize), counts.largest * counts.itemsize)

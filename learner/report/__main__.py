@@ -1,0 +1,32 @@
+"""Entry point: `python -m learner.report RUN… [--out FILE]`: one page of a run, or several runs side by side.
+
+The page is one file: no script, nothing fetched, safe whatever stands in labels, completions and events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import RollcallError
+from learner.report.write import PAGE, write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 2 refused."""
+    parser = argparse.ArgumentParser(prog="python -m learner.report", description="Write the page of a run.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several are compared")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: {PAGE} in the first run folder")
+    words = parser.parse_args(argv)
+    try:
+        print(write_report(words.runs, words.out))
+    except RollcallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

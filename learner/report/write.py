@@ -1,0 +1,47 @@
+"""Write the page of one run, or of several side by side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from common.errors import RunFolderError
+
+PAGE = "report.html"
+
+
+MOST_RUNS = 24
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: float = math.inf) -> Path:
+    """Write the page of one or several run folders, into the first of them unless `out` says where.
+
+    Args:
+        seconds: after which no further figure is begun; the page then names those it lacks.
+
+    Raises:
+        RunFolderError: one of them is no run, there are too many, or the page cannot be written.
+    """
+    from learner.report.data import labels, read_run
+    from learner.report.figures import Drawing
+    from learner.report.page import render
+    from learner.storage.files import replace_text
+
+    drawing = Drawing(until=time.monotonic() + seconds, left_out=[])
+    if len(folders) > MOST_RUNS:
+        raise RunFolderError(
+            "too many runs for one page", got=f"{len(folders)} runs", remedy=f"name at most {MOST_RUNS}"
+        )
+    runs = [read_run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
+    page = render(runs, drawing, made=datetime.now().astimezone())
+    out = out or folders[0] / PAGE
+    try:
+        replace_text(out, page)
+    except OSError as error:
+        raise RunFolderError(
+            "the report cannot be written", got=f"{out}: {error}", remedy="say with --out where it can"
+        ) from error
+    return out

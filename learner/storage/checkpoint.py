@@ -1,0 +1,118 @@
+"""When the driver saves, and what it saves of itself; `checkpoint_store` makes the folders safe."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.schema import Config, config_hash, incompatible_keys
+from common.errors import CheckpointError
+from learner.storage.checkpoint_store import CheckpointStore
+from learner.storage.files import replace_text
+
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverState:
+    """What the driver must remember, as JSON; ranks keep their own, and every draw is a function of seed and step."""
+
+    step: int  # optimizer steps done
+    config: Config
+    stream: Mapping[str, Any]  # the data cursor
+    counts: Mapping[str, int]  # the books: groups dispatched, trained, dropped, ...
+    best_accuracy: float | None
+
+
+def write_state(folder: Path, state: DriverState) -> None:
+    """Write `state.json` into a checkpoint being written. Raises OSError."""
+    row = {
+        "step": state.step,
+        "config_hash": config_hash(state.config),
+        "config": state.config.model_dump(mode="json"),
+        "stream": dict(state.stream),
+        "counts": dict(state.counts),
+        "best_accuracy": state.best_accuracy,
+    }
+    replace_text(folder / _STATE, json.dumps(row, indent=1) + "\n")
+
+
+def read_state(folder: Path) -> DriverState:
+    """Read `state.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, or of a version of Rollcall with other fields or configuration keys.
+    """
+    try:
+        row = json.loads((folder / _STATE).read_bytes())
+        del row["config_hash"]  # for readers of the file; it follows from the configuration
+        return DriverState(**{**row, "config": Config.model_validate(row["config"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the driver's state in checkpoint {folder} cannot be used",
+            got=error,
+            remedy="resume with the version that wrote it (environment.json of its run has the git sha)",
+        ) from error
+
+
+def check_compatible(old: Config, new: Config) -> None:
+    """Refuse to go on with another experiment than the checkpoint is of.
+
+    Raises:
+        CheckpointError: `got` lists each key with its old and new value.
+    """
+    if changed := incompatible_keys(old, new):
+        raise CheckpointError(
+            "the checkpoint was written under another configuration",
+            got="; ".join(f"{key}: {before!r} then, {after!r} now" for key, (before, after) in changed.items()),
+            remedy="go back to the values it was written under, or start a new run with another run_dir",
+        )
+
+
+class Checkpointer:
+    """Saves every N steps and whenever the score (`checkpoint.best_by`) is the best so far.
+
+    A full disk does not stop training: the save is counted as failed and tried again after 1, 2, 4, ... steps.
+    """
+
+    def __init__(self, store: CheckpointStore, *, every: int, on_event: Callable[..., None], estimate: int = 0) -> None:
+        """`every` = 0 never saves; `estimate` is the bytes of a checkpoint, for the first one."""
+        self.store, self.failures = store, 0
+        self._every, self._on_event, self._estimate = every, on_event, estimate
+        self._in_a_row = 0
+        self._retry_at: int | None = None
+
+    def maybe_save(
+        self, step: int, *, save: Callable[[Path], DriverState], due: bool = False, score: float | None = None
+    ) -> bool:
+        """Save after `step` optimizer steps if it is time; whether a checkpoint was written.
+
+        Args:
+            save: writes everything but the driver's state into the folder it is given, and returns that state.
+            due: save whatever the step.
+            score: of these weights, if they were evaluated.
+        """
+        better = score is not None and score > self.store.best_score()
+        retry = self._retry_at is not None and step >= self._retry_at
+        if not self._every or not (due or better or retry or step % self._every == 0):
+            return False
+        started = time.monotonic()
+        try:
+            with self.store.writing(step, score=score, estimate=self._estimate) as folder:
+                write_state(folder, save(folder))
+        except CheckpointError as error:
+            self._failed(step, error)
+            return False
+        self._in_a_row, self._retry_at = 0, None
+        self._on_event("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
+        return True
+
+    def _failed(self, step: int, error: CheckpointError) -> None:
+        self.failures += 1
+        self._retry_at = step + 2**self._in_a_row
+        self._in_a_row += 1
+        self._on_event("checkpoint_failed", step=step, why=f"{error.what}: {error.got}", retry_at=self._retry_at)

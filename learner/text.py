@@ -1,0 +1,20 @@
+"""Words and numbers as a person reads them: on a console, in a report, in an error."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text with every control, invisible and line-breaking character escaped: it may come from a model."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def shorten(text: str, limit: int) -> str:
+    text = printable(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def clock(seconds: float) -> str:
+    """93 -> `1:33`, 7384 -> `2:03:04`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

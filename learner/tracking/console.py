@@ -1,0 +1,92 @@
+"""What a run looks like on a screen: a live display on a terminal, one readable line a step everywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from common.config.schema import Config
+from common.types import ScoredGroup
+from learner.text import clock
+from learner.tracking.lines import QUIET, Pace, event_line, measured, sample_line, troubles
+from learner.tracking.records import STAGES, History, StepRecord
+
+_SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
+
+
+class Console(Protocol):
+    """Where a run is shown. Every text from model or data is made printable first."""
+
+    def opened(self, folder: Path, history: History, *, first_step: int) -> None: ...
+    def phase(self, what: str, seconds: float) -> None: ...
+    def step(self, record: StepRecord) -> None: ...
+    def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None: ...
+    def sample(self, group: ScoredGroup) -> None: ...
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None: ...
+    def closed(self, lines: Sequence[str]) -> None: ...
+
+
+def open_console(config: Config) -> Console:
+    """The live display if stdout is a terminal, else lines (`ray job submit`, CI, a pipe)."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII stdout shows ? rather than ending the run
+    if sys.stdout.isatty():
+        from learner.tracking.live import LiveConsole  # rich is only paid for where it is seen
+
+        return LiveConsole(config)
+    return LineConsole(config)
+
+
+class LineConsole:
+    """`key=value` cells in columns, under 150 characters a step; the rest is in metrics.jsonl."""
+
+    def __init__(self, config: Config, out: TextIO | None = None) -> None:
+        self._steps, self._name = config.steps, config.name
+        self._out = out or sys.stdout
+        self._pace: Pace | None = None
+
+    def opened(self, folder: Path, history: History, *, first_step: int) -> None:
+        where = f", from step {first_step}" if first_step else ""
+        self._print(f"{self._name}: {self._steps} steps{where}")
+
+    def phase(self, what: str, seconds: float) -> None:
+        self._print(f"{what} in {seconds:.1f} s")
+
+    def step(self, record: StepRecord) -> None:
+        self._pace = self._pace or Pace(record)
+        width = len(str(self._steps))
+        cells = [
+            f"step={record.step + 1:>{width}}/{self._steps}",
+            f"reward={record.reward:<6.3f}",
+            f"equal={record.all_equal_share:<4.2f}",
+            f"kl={record.kl:<6.4f}",
+            f"entropy={record.entropy:<5.3f}",
+            f"grad={record.grad_norm:<5.2g}",
+            f"gap={record.logprob_gap_max:<5.0e}",
+            f"comp/s={record.completions_per_second:<4.0f}",
+            f"s={record.step_seconds:<5.2f}",
+            *(f"{_SHORT[stage]}={record.shares[stage]:<3.0%}" for stage in ("generate", "learn", "publish", "idle")),
+            f"eta={clock(self._pace.left(record, self._steps))}",
+        ]
+        cells += [f"{name}={count}" for name, count in troubles(record).items()]
+        self._print(" ".join(cells))
+
+    def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._print(f"evaluation after {step} steps: {measured(lines)}")
+
+    def sample(self, group: ScoredGroup) -> None:
+        self._print("sample " + sample_line(group))
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        if kind not in QUIET:
+            self._print("event " + event_line(kind, fields))
+
+    def closed(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)

@@ -1,0 +1,60 @@
+"""The lines of a console, and the cells of the live display: each formats one thing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from common.types import ScoredGroup
+from learner.evaluation.measures import HELD_OUT
+from learner.text import printable, shorten
+from learner.tracking.records import StepRecord
+
+QUIET = frozenset(
+    {"start", "weights_loaded", "probe", "evaluation", "phase"}
+)  # events that are shown otherwise, or every step
+
+
+class Pace:
+    """How fast this start goes, evaluations and checkpoints included."""
+
+    def __init__(self, first: StepRecord) -> None:
+        self.started = time.monotonic() - first.step_seconds
+        self._first_step = first.step
+
+    def left(self, record: StepRecord, steps: int) -> float:
+        """Seconds to the end of the run at this pace."""
+        each = (time.monotonic() - self.started) / (record.step + 1 - self._first_step)
+        return each * (steps - record.step - 1)
+
+
+def troubles(record: StepRecord) -> dict[str, int]:
+    """Counts worth showing only when they are not 0."""
+    counts = {
+        "dropped": record.groups_dropped,
+        "checkpoint_failures": record.checkpoint_failures,
+        "engine_restarts": record.engine_restarts,
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def measured(lines: Mapping[str, Mapping[str, Any]]) -> str:
+    """`accuracy 0.915, invalid 0.000, closed-set 0.920; new 0.700; H 0.794`, the held-out rows first."""
+    own = lines.get(HELD_OUT, {})
+    named = {"accuracy": "accuracy", "invalid_rate": "invalid", "closed_set": "closed-set"}
+    cells = [f"{name} {own[key]:.3f}" for key, name in named.items() if own.get(key) is not None]
+    others = [f"{printable(name)} {line['accuracy']:.3f}" for name, line in lines.items() if name != HELD_OUT]
+    return "; ".join([", ".join(cells), *others] if cells else others)
+
+
+def sample_line(group: ScoredGroup, limit: int = 110) -> str:
+    """Label, then completions by frequency: `label 7 · 7 x9 · 1 x4 · 2 x3`."""
+    counts = Counter(completion.text for completion in group.group.completions)
+    said = " · ".join(f"{shorten(text, 40)} x{count}" for text, count in counts.most_common())
+    return shorten(f"{printable(group.prompt.id)} label {printable(group.prompt.example.label)}: {said}", limit)
+
+
+def event_line(kind: str, fields: Mapping[str, Any]) -> str:
+    return " ".join([printable(kind), *(f"{key}={shorten(str(value), 100)}" for key, value in fields.items())])

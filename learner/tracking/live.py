@@ -1,0 +1,223 @@
+"""The live display: one panel of about twenty lines that fits terminals from 70 columns on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from common.config.schema import Config
+from common.types import ScoredGroup
+from learner.evaluation.measures import HELD_OUT
+from learner.text import clock, printable
+from learner.tracking.lines import QUIET, Pace, event_line, measured, sample_line, troubles
+from learner.tracking.records import STAGES, History, StepRecord
+
+_COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
+_EVENTS = 4
+_WIDEST = 120
+
+
+class LiveConsole:
+    """Keeps what was last said and draws it; `__rich_console__` is the picture."""
+
+    def __init__(self, config: Config, console: RichConsole | None = None) -> None:
+        self._steps, self._name = config.steps, config.name
+        self._console = console or RichConsole(highlight=False)
+        self._live = Live(self, console=self._console, refresh_per_second=2, vertical_overflow="crop")
+        self._events: deque[tuple[str, str]] = deque(maxlen=_EVENTS)
+        self._history = History()
+        self._record: StepRecord | None = None
+        self._pace: Pace | None = None
+        self._sample = self._folder = ""
+        self._others: dict[str, float] = {}  # accuracy, by set
+
+    def opened(self, folder: Path, history: History, *, first_step: int) -> None:
+        self._folder, self._history = str(folder), history
+        where = f", from step {first_step}" if first_step else ""
+        self._console.print(Text(f"{self._name}: {self._steps} steps{where}"), soft_wrap=True)
+
+    def phase(self, what: str, seconds: float) -> None:
+        if not self._live.is_started:
+            self._console.print(Text.assemble(("✓ ", "green"), what, (f" in {seconds:.1f} s", "dim")))
+
+    def step(self, record: StepRecord) -> None:
+        self._record = record
+        if self._pace is None:
+            self._pace = Pace(record)
+            self._live.start()
+        self._live.refresh()
+
+    def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._others = {name: line["accuracy"] for name, line in lines.items() if name != HELD_OUT}
+        if not self._live.is_started:
+            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {measured(lines)}"))
+
+    def sample(self, group: ScoredGroup) -> None:
+        self._sample = sample_line(group, _WIDEST)
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        if kind not in QUIET:
+            self._events.append((time.strftime("%H:%M:%S"), event_line(kind, fields)))
+
+    def closed(self, lines: Sequence[str]) -> None:
+        self._live.stop()
+        for line in lines:
+            self._console.print(Text(line), soft_wrap=True)
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        if self._record is None or self._pace is None:
+            return
+        width = min(options.max_width, _WIDEST)
+        inner = width - 6
+        parts: list[RenderableType] = [
+            self._progress(self._record, self._pace, inner),
+            Text(),
+            self._curves(self._record, inner),
+            Text(),
+            _numbers(self._record, self._history, inner),
+            Text(),
+            *_timing(self._record, inner),
+            Rule(style="bright_black"),
+            *self._lately(inner),
+        ]
+        yield Panel(
+            Padding(Group(*parts), (0, 1)),
+            title=Text.assemble(" ", ("rollcall", "bold"), " · ", (self._name, "bold cyan"), " "),
+            title_align="left",
+            subtitle=_line(Text(f" {self._folder} ", "dim"), inner - 4),
+            subtitle_align="right",
+            border_style="bright_black",
+            box=box.ROUNDED,
+            width=width,
+        )
+
+    def _progress(self, record: StepRecord, pace: Pace, width: int) -> Table:
+        done = record.step + 1
+        bar = ProgressBar(total=self._steps, completed=done, complete_style="cyan", finished_style="green")
+        spent, left = time.monotonic() - pace.started, pace.left(record, self._steps)
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.width = width
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        row.add_row(
+            Text.assemble("step ", (f"{done}", "bold"), (f"/{self._steps}", "dim")),
+            bar,
+            Text.assemble(clock(spent), ("  left ", "dim"), (clock(left), "bold")),
+        )
+        return row
+
+    def _curves(self, record: StepRecord, width: int) -> Group:
+        history, space = self._history, max(8, width - 52)
+        accuracies, best = list(history.accuracies.values()), history.best
+        held_out = Text.assemble(("held-out  ", "dim"))
+        if best is None or history.before is None or history.now is None:
+            held_out.append("not evaluated".ljust(40), "dim")
+        else:
+            held_out.append(f"{history.before:.3f} → ").append(f"{history.now:.3f}", "bold green")
+            held_out.append(f"  best {best[1]:.3f} after {best[0]}".ljust(27), "dim")
+            held_out.append(sparkline(accuracies, space, low=0.0, high=1.0), "green")
+        reward = Text.assemble(("reward    ", "dim"), (f"{record.reward:.3f}", "bold cyan"))
+        reward.append(f" ± {record.reward_std:.3f} in a group".ljust(35), "dim")
+        reward.append(sparkline(history.rewards, space), "cyan")
+        lines = [_line(held_out, width), _line(reward, width)]
+        if self._others:
+            cells = "  ".join(f"{printable(name)} {accuracy:.3f}" for name, accuracy in self._others.items())
+            lines.insert(1, _line(Text.assemble(("sets      ", "dim"), (cells, "green")), width))
+        return Group(*lines)
+
+    def _lately(self, width: int) -> list[Text]:
+        lines = [Text.assemble((f"{when}  ", "dim"), what) for when, what in self._events]
+        lines += [Text("no events yet" if not lines else "", "dim")] * (_EVENTS - len(lines))
+        lines.append(Text.assemble(("sample    ", "dim"), self._sample or ("none kept yet", "dim")))
+        return [_line(line, width) for line in lines]
+
+
+def _numbers(record: StepRecord, history: History, width: int) -> Table:
+    """Twelve numbers in four columns (three on a narrow screen)."""
+    cells = {
+        "all-equal": f"{record.all_equal_share:.0%}",
+        "KL": f"{record.kl:.4f}",
+        "entropy": f"{record.entropy:.3f}",
+        "grad norm": f"{record.grad_norm:.3g}",
+        "lr": f"{record.lr:.1e}",
+        "gap": f"{record.logprob_gap_max:.0e}",
+        "worst gap": f"{history.max_logprob_gap:.0e}",
+        "tokens": f"{record.completion_length:.1f}",
+        "truncated": f"{record.truncated_share:.0%}",
+        "per second": f"{record.completions_per_second:.0f}",
+        "epoch": f"{record.epoch:.2f}",
+        "weights": f"v{record.weights_version}",
+    } | {name.split("_")[-1]: str(count) for name, count in troubles(record).items()}
+    columns = 4 if width >= 70 else 3
+    table = Table.grid(expand=False)
+    table.width = width
+    for _ in range(columns):
+        table.add_column(ratio=1, no_wrap=True)
+    pieces = [_cell(name, value, alarm=_alarming(name, value)) for name, value in cells.items()]
+    for start in range(0, len(pieces), columns):
+        table.add_row(*pieces[start : start + columns])
+    return table
+
+
+def _cell(name: str, value: str, *, alarm: bool) -> Text:
+    return Text.assemble((f"{name:<10} ", "dim"), (value, "bold red" if alarm else ""))
+
+
+def _alarming(name: str, value: str) -> bool:
+    return "nan" in value or "inf" in value or name in ("dropped", "failures", "restarts")
+
+
+def _timing(record: StepRecord, width: int) -> list[Text]:
+    """A bar of the step's seconds by stage, and its legend."""
+    seconds = record.seconds
+    total = sum(seconds.values()) or 1.0
+    bar, legend, drawn, ends = Text(), Text(), 0, 0.0
+    for stage in STAGES:
+        ends += seconds[stage] / total * width
+        bar.append("█" * (round(ends) - drawn), _COLOURS[stage])
+        drawn = round(ends)
+        legend.append("■ ", _COLOURS[stage]).append(f"{stage} ").append(f"{record.shares[stage]:.0%} ", "dim")
+    return [bar, _line(legend.append(f"of {record.step_seconds:.2f} s"), width)]
+
+
+def _line(text: Text, width: int) -> Text:
+    """One line, cut with an ellipsis rather than wrapped."""
+    text.truncate(width, overflow="ellipsis")
+    text.no_wrap = True
+    return text
+
+
+def sparkline(values: Sequence[float], width: int, *, low: float | None = None, high: float | None = None) -> str:
+    """The values as bars one character wide, averaged down to at most `width`; NaN is a gap."""
+    blocks = "▁▂▃▄▅▆▇█"
+    count = min(width, len(values))
+    edges = [round(index * len(values) / count) for index in range(count + 1)] if count else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    known = [mean for mean in means if math.isfinite(mean)]
+    floor = min(known, default=0.0) if low is None else low
+    span = (max(known, default=1.0) if high is None else high) - floor
+
+    def block(mean: float) -> str:
+        if not math.isfinite(mean):
+            return " "
+        share = (mean - floor) / span if span > 0 else 0.5
+        return blocks[min(7, max(0, int(share * 8)))]
+
+    return "".join(map(block, means))

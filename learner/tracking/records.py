@@ -1,0 +1,147 @@
+"""What is written about a run: one record a step, what has been seen so far, and a summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isnan
+from typing import Any
+
+from learner.evaluation.measures import HELD_OUT, named_measure
+
+STAGES = ("generate", "reward", "learn", "publish", "idle")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One step as it is logged. Shares are of 1, times in seconds, lengths in tokens."""
+
+    step: int  # 0-based: the record of step s is written by the step that makes weights s + 1
+    epoch: float
+    completion_length: float  # mean tokens, EOS included
+    rewards: Mapping[str, float]  # mean of each function, before its weight
+    reward: float  # expected weighted sum: mean over sampled completions, or over written ones by probability
+    reward_std: float  # mean over groups of the deviation within a group
+    kl: float
+    loss: float
+    entropy: float
+    all_equal_share: float  # groups of two or more whose rewards are all equal: they teach nothing
+    thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
+    grad_norm: float  # before clipping
+    lr: float
+    logprob_gap_mean: float  # |engine - learner| over sampled tokens; 0 without any
+    logprob_gap_max: float
+    clip_share: float
+    truncated_share: float  # completions that ended for length
+    weights_version: int  # what every engine serves after the step: an earlier one where it is not asked yet
+    seconds: Mapping[str, float]  # of each of STAGES
+    step_seconds: float
+    completions_per_second: float
+    dropped: int  # groups of this step
+    groups_dispatched: int  # these three over the whole run
+    groups_trained: int
+    groups_dropped: int
+    checkpoint_failures: int  # over the whole run, as are restarts
+    engine_restarts: int
+
+    def __post_init__(self) -> None:
+        if set(self.seconds) != set(STAGES):
+            raise ValueError(f"seconds are of {STAGES}, not of {tuple(self.seconds)}")
+        if self.groups_trained + self.groups_dropped > self.groups_dispatched:
+            raise ValueError(
+                f"{self.groups_trained} groups trained + {self.groups_dropped} dropped > {self.groups_dispatched}"
+            )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the step each stage took, in the order of STAGES."""
+        return {stage: self.seconds[stage] / max(self.step_seconds, 1e-9) for stage in STAGES}
+
+    def flat(self) -> dict[str, float]:
+        """{"step": 3, "rewards/accuracy": 0.5, "seconds/learn": 0.2, "share/learn": 0.4, ...}"""
+        row: dict[str, float] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            named = isinstance(value, Mapping)
+            row |= {f"{item.name}/{key}": value[key] for key in value} if named else {item.name: value}
+        return row | {f"share/{stage}": share for stage, share in self.shares.items()}
+
+
+@dataclass(slots=True)
+class History:
+    """What the run has shown so far, over every start of it."""
+
+    rewards: list[float] = field(default_factory=list)  # one a step
+    accuracies: dict[int, float] = field(default_factory=dict)  # optimizer steps done -> held-out accuracy
+    evaluations: dict[int, dict[str, Mapping[str, Any]]] = field(default_factory=dict)  # -> line of each set
+    completions: float = 0.0
+    seconds: float = 0.0
+    max_logprob_gap: float = 0.0
+
+    def add_step(self, row: Mapping[str, Any]) -> None:
+        """Take in a flat record; null, what JSON makes of NaN, counts as NaN."""
+        self.rewards.append(_number(row["reward"]))
+        self.seconds += row["step_seconds"]
+        self.completions += row["completions_per_second"] * row["step_seconds"]
+        gap = _number(row["logprob_gap_max"])
+        if not (gap <= self.max_logprob_gap or isnan(self.max_logprob_gap)):  # a NaN, once seen, stays
+            self.max_logprob_gap = gap
+
+    def add_evaluation(self, step: int, line: Mapping[str, Any]) -> None:
+        """Take in the measures of one set; a line without a set is an older run's, of the held-out rows."""
+        name = line.get("set", HELD_OUT)
+        self.evaluations.setdefault(step, {})[name] = line
+        if name == HELD_OUT:
+            self.accuracies[step] = line["accuracy"]
+
+    def measured(self, step: int, best_by: str) -> float | None:
+        """A measure after `step` steps, as `checkpoint.best_by` names it; None if it was not measured then."""
+        name, measure = named_measure(best_by)
+        return self.evaluations.get(step, {}).get(name, {}).get(measure)
+
+    @property
+    def completions_per_second(self) -> float:
+        return self.completions / self.seconds if self.seconds else 0.0
+
+    @property
+    def before(self) -> float | None:
+        return next(iter(self.accuracies.values()), None)
+
+    @property
+    def now(self) -> float | None:
+        return next(reversed(self.accuracies.values()), None)
+
+    @property
+    def last_step(self) -> int | None:
+        """Optimizer steps done at the last evaluation."""
+        return next(reversed(self.accuracies), None)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and accuracy of the first evaluation that none surpassed."""
+        return max(self.accuracies.items(), key=lambda item: item[1]) if self.accuracies else None
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """`summary.json`: how the run ended."""
+
+    outcome: str  # "finished", "interrupted" or "failed"
+    steps: int  # optimizer steps done, over every start of the run
+    accuracy_before: float | None  # held-out, greedy; None: not evaluated
+    accuracy_after: float | None
+    accuracy_step: int | None  # after how many steps that was
+    accuracy_best: float | None
+    wall_seconds: float  # of this start
+    startup_seconds: float
+    completions_per_second: float
+    max_logprob_gap: float
+    weights_version: int
+    checkpoint_failures: int
+    log_failures: int
+    config_hash: str
+    git_sha: str

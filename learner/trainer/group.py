@@ -1,0 +1,234 @@
+"""W ranks called as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from common.allocator import KEPT_MEMORY
+from common.config.schema import Config
+from common.errors import CheckpointError
+from common.labels.closed_set import Answer
+from common.placement import get, reserve
+from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
+from learner.trainer.given_answers import unscored
+from learner.trainer.loss_terms import Portion, portions
+from learner.trainer.microbatches import Micro, deal, packed_cost, packed_length
+from learner.trainer.rank import LearnerRank, RankPack
+from learner.trainer.stats import combine
+
+
+class LearnerGroup:
+    """The learner as the loop sees it. Starts at once and does not wait: call `ready` before anything else.
+
+    Any error of `step`, and any wait past its deadline, leaves the ranks out of step with each other: close the group.
+    A failed `save` does not.
+    """
+
+    def __init__(
+        self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool = True
+    ) -> None:
+        """Reserve the ranks' places, or PlacementError.
+
+        Args:
+            model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
+            banned: ids that no completion may hold; engines have the same list.
+            steps: optimizer steps of the whole run, the schedule's length; with 0 it only scores, without an optimizer.
+            tower_runs: prompts come with pixels; False where all come with features of `embed`.
+        """
+        self._config = config
+        learner = config.learner
+        bundle = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
+        self._place = reserve(
+            [bundle] * learner.ranks,
+            strategy="PACK",
+            what="the learner's ranks",
+            timeout_s=config.cluster.wait_for_resources_s,
+        )
+        self._ranks = [
+            self._actor(index).remote(
+                config, rank=index, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
+            )
+            for index in range(learner.ranks)
+        ]
+        store = self._ranks[0].open_store.remote()
+        self._started = [rank.start.remote(store) for rank in self._ranks]
+
+    def ready(self, timeout_s: float) -> None:
+        """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
+        get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
+
+    def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
+        """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
+        begin = time.monotonic()
+        dealt = [self._packs(own, self._deal(own), portion) for portion, own in portions(scored, self._config.loss)]
+        refs = [
+            rank.step.remote(list(chain.from_iterable(packs))) for rank, *packs in zip(self._ranks, *dealt, strict=True)
+        ]
+        stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
+        return combine(stats, seconds=time.monotonic() - begin)
+
+    def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
+        """The policy's log-probs of every token, by group and completion, under the sampling settings."""
+        return self._logprobs(scored, cut=True)
+
+    def candidate_logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]
+    ) -> list[list[tuple[float, ...]]]:
+        """The policy's log-probs of every token of given answers, by prompt and answer: each prompt is read once.
+
+        They are of the whole distribution at `rollout.temperature`: neither top-k nor top-p leaves anything out.
+
+        Args:
+            answers: of each prompt, as `common.labels.closed_set` writes them; the last token is the end of turn.
+        """
+        return self._logprobs([unscored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False)
+
+    def _logprobs(self, scored: Sequence[ScoredGroup], *, cut: bool) -> list[list[tuple[float, ...]]]:
+        if not scored:
+            return []
+        dealt = self._deal(scored)
+        refs = [
+            rank.logprobs.remote(packs, cut=cut)
+            for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
+        ]
+        answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
+        by_group: dict[int, list[tuple[float, ...]]] = {}
+        for micros, flats in zip(dealt, answers, strict=True):
+            for micro, flat in zip(micros, flats, strict=True):
+                tokens = iter(flat)
+                for index in micro.groups:
+                    completions = scored[index].group.completions
+                    by_group[index] = [tuple(next(tokens) for _ in c.token_ids) for c in completions]
+        return [by_group[index] for index in range(len(scored))]
+
+    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+        """What the vision tower makes of each prompt's pictures, in order, as `learner.model.vision_features` says."""
+        ranks = len(self._ranks)
+        most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the tower equally often
+        shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
+        refs = [rank.embed.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
+        made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
+        return [made[index % ranks][index // ranks] for index in range(len(images))]
+
+    def publish(self, version: int) -> WeightManifest:
+        """The full set of weights as they are now, as an immutable version."""
+        manifests = self._all("publish", version, timeout_s=self._config.weights.timeout_s)
+        manifest: WeightManifest = manifests[0]
+        return manifest
+
+    def copy(self, version: int) -> WeightManifest:
+        """The same weights as bytes in the object store: for an engine that came after a broadcast."""
+        manifest: WeightManifest = self._all("copy", version, timeout_s=self._config.weights.timeout_s)[0]
+        return manifest
+
+    def nccl_rendezvous(self, world_size: int) -> dict[str, Any]:
+        """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
+
+        Returns the keywords of vLLM's NCCLWeightTransferInitInfo for the first engine; `rank_offset` of the next one is
+        that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
+        """
+        point = self._ranks[0].free_port.remote()
+        ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
+        self._joining = [rank.join_engines.remote(address, port, world_size) for rank in self._ranks]
+        return {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": world_size,
+            "packed": True,
+            "packed_buffer_size_bytes": self._config.weights.bucket_mb * 2**20,
+        }
+
+    def broadcast(self, version: int) -> None:
+        """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it."""
+        timeout_s = self._config.weights.timeout_s
+        get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
+        self._all("broadcast", timeout_s=timeout_s, what=f"the broadcast of weights version {version}")
+
+    def start_profile(self) -> None:
+        """Every rank records what it does from now on."""
+        self._all("start_profile", timeout_s=self._config.learner.step_timeout_s)
+
+    def stop_profile(self, folder: Path) -> None:
+        """Every rank writes it into `folder`; see `common.recorder`."""
+        self._all("stop_profile", folder, timeout_s=self._config.learner.step_timeout_s)
+
+    def save(self, folder: Path) -> None:
+        """Everything `load` needs, as one file or more a rank. Raises CheckpointError naming what was not written;
+        training can go on."""
+        failures = self._all("save", folder, timeout_s=self._config.learner.step_timeout_s)
+        errors = [f"rank {rank}: {error}" for rank, error in enumerate(failures) if error]
+        if errors:
+            raise CheckpointError(
+                f"cannot write the checkpoint {folder}", got="; ".join(errors), remedy="free space on that disk"
+            )
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, bit for bit, with as many ranks."""
+        self._all("load", folder, timeout_s=self._config.learner.step_timeout_s)
+
+    def export(self, folder: Path) -> None:
+        """The policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
+        self._all("export", folder, timeout_s=self._config.learner.step_timeout_s)
+
+    def close(self) -> None:
+        """End every rank and give its place back."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._place)
+
+    def _actor(self, index: int) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        cluster, learner = self._config.cluster, self._config.learner
+        environment = {
+            "OMP_NUM_THREADS": str(cluster.threads),
+            "DS_ACCELERATOR": cluster.device,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
+        }
+        if cluster.device == "cpu":
+            environment |= KEPT_MEMORY
+        return ray.remote(LearnerRank).options(
+            num_cpus=learner.cpus_per_rank,
+            num_gpus=learner.gpus_per_rank,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=index),
+            runtime_env={"env_vars": environment},
+        )
+
+    def _all(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
+        refs = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        answers: list[Any] = get(refs, what=what or f"the learner's {method}", timeout_s=timeout_s)
+        return answers
+
+    def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Micro, ...], ...]:
+        learner = self._config.learner
+        lengths, costs = [packed_length(g) for g in scored], [packed_cost(g) for g in scored]
+        return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
+
+    @staticmethod
+    def _packs(
+        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...], portion: Portion | None = None
+    ) -> list[list[RankPack]]:
+        slim = [_without_picture(group) for group in scored]
+        return [
+            [
+                RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, portion=portion)
+                for micro in micros
+            ]
+            for micros in dealt
+        ]
+
+
+def _without_picture(scored: ScoredGroup) -> ScoredGroup:
+    """What a rank needs of a group: the features are there, the picture and the row's columns are not."""
+    example = replace(scored.prompt.example, image=None, columns={})
+    return replace(scored, prompt=replace(scored.prompt, example=example))

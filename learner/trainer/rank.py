@@ -1,0 +1,297 @@
+"""One data-parallel rank: a Ray actor with the policy in DeepSpeed and the frozen reference beside it."""
+
+from __future__ import annotations
+
+import math
+import random
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+from common.config.schema import Config
+from common.errors import LearnerError
+from common.models.families import family_of
+from common.object_store import opened, shared
+from common.recorder import Recorder
+from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
+from learner.model.load import base_identity, export_model, freeze_towers, load_model, require_base
+from learner.model.logprobs import packed_logprobs
+from learner.model.lora import add_adapters, export_adapter, switched_off
+from learner.model.pack import Pack, build_pack
+from learner.model.rows import build_rows
+from learner.model.vision_features import embed
+from learner.objective import LOSSES
+from learner.trainer.loss_terms import Portion
+from learner.trainer.rng import random_states, set_random_states
+from learner.trainer.schedule import learning_rate
+from learner.trainer.stats import PackStats, RankStats, added_up, measured
+from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
+
+UNCUT = {"top_k": 0, "top_p": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPack:
+    """The groups of one forward and backward; not real when only there to keep the ranks in step."""
+
+    groups: tuple[ScoredGroup, ...]
+    real: bool
+    portion: Portion | None = None  # that they are learnt as; None: they are only scored
+
+
+class LearnerRank:
+    """Every public method but `open_store` and `free_port` is a collective: all ranks run it, in the same order."""
+
+    def __init__(
+        self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool
+    ) -> None:
+        self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
+        self._tower_runs = tower_runs
+        self._recorder = Recorder()
+        self._sampling: dict[str, Any] = {
+            "temperature": config.rollout.temperature,
+            "top_k": config.rollout.top_k,
+            "top_p": config.rollout.top_p,
+            "banned": banned,
+            "logits_mb": config.learner.logits_mb,
+        }
+
+    def open_store(self) -> tuple[str, int]:
+        """Where the ranks meet. It is held open: a port that was only found free is another's by the time all come."""
+        address = _own_address()
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        return address, self._store.port
+
+    def free_port(self) -> tuple[str, int]:
+        """Address and a port of this node that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return _own_address(), probe.getsockname()[1]
+
+    def start(self, store: tuple[str, int]) -> None:
+        """Join the others at `open_store`'s address, load the model, partition it."""
+        from learner.trainer import zero
+
+        config = self._config
+        torch.set_num_threads(config.cluster.threads)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
+        torch.manual_seed(config.seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costly, no use here
+        if self._rank:
+            self._store = TCPStore(*store, is_master=False)
+        self._device = zero.meet(config, rank=self._rank, store=self._store)
+        policy = self._policy()
+        self._base = base_identity(policy, config)
+        self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
+        self._engine = zero.trained(policy, config) if self._steps else zero.scoring(policy, config)
+        self._reference = self._make_reference()
+        self._gathered = zero.gatherer(config)
+        self._source = WeightSource(
+            self._engine.module,
+            gathered=self._gathered,
+            bucket_bytes=config.weights.bucket_mb * 2**20,
+            adapters=self._adapters,
+        )
+        self._sender = self._make_sender()
+
+    def step(self, packs: Sequence[RankPack]) -> RankStats:
+        """One optimizer step on packs that are portions of it.
+
+        Raises LearnerError, on every rank, when the loss or gradient is not finite.
+        """
+        from learner.trainer import zero
+
+        at = self._engine.global_steps
+        packs = self._opened(packs)
+        seen = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
+        self._insist_finite(torch.stack([pack.sums for pack in seen]).isfinite().all(), at, "loss")
+        lr = learning_rate(
+            at,
+            peak=self._config.learner.lr,
+            steps=self._steps,
+            warmup_steps=self._config.learner.warmup_steps,
+            schedule=self._config.learner.schedule,
+        )
+        norm = zero.optimizer_step(self._engine, lr=lr, clip=self._config.learner.grad_clip)
+        self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
+        return added_up(seen, grad_norm=norm, lr=lr)
+
+    def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
+        """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
+        sampling = self._sampling if cut else self._sampling | UNCUT
+        with torch.no_grad():
+            return [
+                packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist()
+                for pack in self._opened(packs)
+            ]
+
+    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+        """What the tower makes of each prompt's pictures."""
+        pixels = opened(images, timeout_s=self._config.learner.step_timeout_s)
+        return [shared(made) for made in embed(self._engine.module, [one for one in pixels if one])]
+
+    def publish(self, version: int) -> WeightManifest | None:
+        """The manifest from rank 0, None from the others."""
+        return self._sender.publish(version)
+
+    def copy(self, version: int) -> WeightManifest | None:
+        """The same weights as bytes in the object store, whatever the transport."""
+        return ObjectStoreSender(self._source, rank=self._rank).publish(version)
+
+    def join_engines(self, address: str, port: int, world_size: int) -> None:
+        """Open the NCCL group with the engines; see NcclSender.join."""
+        self._nccl().join(address, port, world_size)
+
+    def broadcast(self) -> None:
+        """Send the weights to the engines; see NcclSender.broadcast."""
+        self._nccl().broadcast()
+
+    def start_profile(self) -> None:
+        """Record what this process does from now on."""
+        self._recorder.start()
+
+    def stop_profile(self, folder: Path) -> None:
+        """Write it down as rank-N."""
+        self._recorder.stop(folder / f"rank-{self._rank}")
+
+    def save(self, folder: Path) -> OSError | None:
+        """What trains, its optimizer, the step counter and random states into `folder`; what could not be written."""
+        from learner.trainer import zero
+
+        own = {"base": self._base, "random": random_states()}
+        return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly where `save` was called, in this process or another.
+
+        Raises CheckpointError when the model it goes with is not the one this run started from.
+        """
+        from learner.trainer import zero
+
+        own = torch.load(folder / f"rank-{self._rank}.pt", weights_only=True)
+        require_base(self._base, own["base"], folder)
+        zero.load(self._engine, folder)
+        set_random_states(own["random"])
+
+    def export(self, folder: Path) -> None:
+        """Rank 0 writes the whole model in Hugging Face layout, or the adapter alone; the gathering takes all ranks."""
+        if self._config.checkpoint.export == "adapter":
+            self._export_adapter(folder)
+            return
+        whole = {}
+        for name, tensor in self._source:
+            if self._rank == 0:
+                whole[name] = tensor.cpu()
+        if self._rank == 0:
+            export_model(whole, self._model_path, self._config, folder)
+
+    def _export_adapter(self, folder: Path) -> None:
+        module = self._engine.module
+        tensors = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
+        with self._gathered(list(tensors.values())):
+            if self._rank == 0:
+                export_adapter(tensors, module, self._config.lora, self._config.model.path, folder)
+
+    def _policy(self) -> Any:
+        model = load_model(self._model_path, self._config)
+        if self._config.model.freeze_vision:
+            freeze_towers(model)
+        if self._config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def _make_reference(self) -> Any:
+        """The policy as it was in the beginning: a model of its own, or the policy's without its adapters."""
+        from learner.trainer import zero
+
+        if not self._config.learner.beta:
+            return None
+        if self._adapters:
+            return self._engine
+        return zero.frozen(load_model(self._model_path, self._config), self._config, self._device)
+
+    def _make_sender(self) -> WeightSender:
+        if self._config.weights.transport == "object_store":
+            return ObjectStoreSender(self._source, rank=self._rank)
+        return NcclSender(self._source, rank=self._rank, bucket_bytes=self._config.weights.bucket_mb * 2**20)
+
+    def _nccl(self) -> NcclSender:
+        assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
+        return self._sender
+
+    def _opened(self, packs: Sequence[RankPack]) -> list[RankPack]:
+        """The same packs with the image features behind their handles."""
+        handles = [scored.prompt.images for pack in packs for scored in pack.groups]
+        images = iter(opened(handles, timeout_s=self._config.learner.step_timeout_s))
+        return [
+            replace(
+                pack,
+                groups=tuple(
+                    replace(scored, prompt=replace(scored.prompt, images=next(images))) for scored in pack.groups
+                ),
+            )
+            for pack in packs
+        ]
+
+    def _pack(self, pack: RankPack) -> Pack:
+        model = self._engine.module
+        build = build_pack if family_of(model.config).shared_prefix else build_rows
+        return build(
+            pack.groups,
+            model,
+            banned=self._sampling["banned"],
+            tower_runs=self._tower_runs,
+            reward=self._config.reward,
+        )
+
+    def _sampling_of(self, portion: Portion) -> dict[str, Any]:
+        """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's
+        own, whatever the temperature of sampling."""
+        if portion.sampled:
+            return self._sampling
+        return self._sampling | UNCUT | ({"temperature": 1.0} if portion.loss == "sft" else {})
+
+    def _forward_backward(self, rank_pack: RankPack, *, last: bool) -> PackStats:
+        """Add the pack's gradient, and say what was seen: nothing where it is not real."""
+        pack, portion, learner = self._pack(rank_pack), rank_pack.portion, self._config.learner
+        assert portion is not None, "a pack to learn from is a portion of its step"
+        sampling = self._sampling_of(portion)
+        scores = packed_logprobs(self._engine, pack, **sampling)
+        ref_logp = None
+        if self._reference is not None:
+            with torch.no_grad(), switched_off(self._adapters):
+                ref_logp = packed_logprobs(self._reference, pack, **sampling, kept=scores.kept).logp
+        counts = {"sequences": portion.sequences, "groups": portion.groups}
+        outputs = LOSSES[portion.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
+        loss, kl = outputs.loss * portion.share, outputs.kl * portion.share
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
+        if not last:
+            self._engine.step()  # only counts
+        names = [scored.prompt.id for scored in rank_pack.groups] if not portion.sampled else []
+        return measured(pack, scores, loss.detach(), kl, written=names, counts=rank_pack.real)
+
+    def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
+        worst = (~finite).to(torch.int32)
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        if worst:
+            raise LearnerError(
+                f"the {what} of step {step} is not a finite number; the weights cannot be trusted",
+                got=f"rank {self._rank} of {self._config.learner.ranks}: {'finite' if finite else 'not finite'}",
+                remedy="resume from the last checkpoint with a lower learner.lr",
+            )
+
+
+def _own_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())

@@ -1,0 +1,263 @@
+"""Sending half of weight transfer: the full set of weights, under their Hugging Face names, out of the ranks.
+
+Two senders, one seam: `publish` on every rank makes a version, rank 0's manifest describes it. Bytes lie in Ray's
+object store, or go by NCCL when `broadcast` is called beside the engines' receive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.checksum import checksum
+from common.types import BucketKind, WeightBucket, WeightEntry, WeightManifest
+from learner.model.load import tower_names
+from learner.model.lora import factors, merged, unadapted
+
+Arrays = list[np.ndarray[Any, np.dtype[np.uint8]]]
+
+
+class Meta(NamedTuple):
+    """A tensor as it will be sent."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tensors that are gathered and sent together."""
+
+    kind: BucketKind
+    metas: tuple[Meta, ...]  # tied ones side by side
+
+
+class WeightSource:
+    """Every tensor of a model that ZeRO-3 may have partitioned, whole and with its adapter merged into it, under the
+    names the model has without adapters.
+
+    A tied head is named a second time: an engine keeps its own copy of it. Iterating is a collective: all ranks do it
+    alike, each batch gathered at once.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        gathered: Callable[[list[Tensor]], AbstractContextManager[Any]],
+        bucket_bytes: int,
+        adapters: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`adapters`: the LoRA layers of `learner.model.lora.adapters`, none by default."""
+        self._adapters = dict(adapters or {})
+        self._tensors = unadapted(module.state_dict(keep_vars=True))
+        self._gathered = gathered
+        self._towers = tower_names(module)
+        self.towers_fixed = not any(self._changes(name) for name in self._towers)
+        self.batches = self._batches(bucket_bytes)
+
+    def metadata(self) -> list[Meta]:
+        """What iterating yields, in order, without gathering anything."""
+        return [meta for batch in self.batches for meta in batch.metas]
+
+    def whole(self, metas: Sequence[Meta]) -> AbstractContextManager[Any]:
+        """Within it `tensor` gives the tensors of `metas`."""
+        parts = [self._tensors[meta.name] for meta in metas]
+        for meta in metas:
+            if layer := self._adapters.get(meta.name):
+                parts += factors(layer)
+        return self._gathered(parts)
+
+    def tensor(self, name: str) -> Tensor:
+        layer = self._adapters.get(name)
+        return self._tensors[name].detach() if layer is None else merged(self._tensors[name], layer)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for batch in self.batches:
+            with self.whole(batch.metas):
+                copies = [(meta.name, self.tensor(meta.name).clone()) for meta in batch.metas]
+            yield from copies
+
+    def _changes(self, name: str) -> bool:
+        return self._tensors[name].requires_grad or name in self._adapters
+
+    def _kind(self, name: str) -> BucketKind:
+        if self._changes(name):
+            return "changing"
+        return "towers" if name in self._towers and self.towers_fixed else "fixed"
+
+    def _batches(self, bucket_bytes: int) -> list[Batch]:
+        """One kind a batch, at most `bucket_bytes`; a larger tensor stands alone."""
+        tied: dict[int, list[Meta]] = {}
+        for name, tensor in self._tensors.items():
+            meta = Meta(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+            tied.setdefault(id(tensor), []).append(meta)
+        kinds: dict[BucketKind, list[list[Meta]]] = {}
+        for metas in tied.values():
+            kinds.setdefault(self._kind(metas[0].name), []).append(metas)
+        return [
+            Batch(kind=kind, metas=tuple(run)) for kind, parts in kinds.items() for run in _runs(parts, bucket_bytes)
+        ]
+
+
+def _runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]:
+    run: list[Meta] = []
+    size = 0
+    for part in parts:
+        if run and size + part[0].nbytes > limit:
+            yield run
+            run, size = [], 0
+        run, size = run + part, size + part[0].nbytes
+    yield run
+
+
+class WeightSender(Protocol):
+    """One per rank. Rank 0's `publish` returns the manifest, the others' None."""
+
+    def publish(self, version: int) -> WeightManifest | None: ...
+
+
+class ObjectStoreSender:
+    """Buckets of bytes in Ray's object store: readable in place by every engine of a node, by any number of engines,
+    at any time while the manifest lives. What no step changes is gathered and put once."""
+
+    def __init__(self, source: WeightSource, *, rank: int) -> None:
+        self._source, self._rank = source, rank
+        self._kept: dict[int, WeightBucket | None] = {}  # by number of the batch
+
+    def publish(self, version: int) -> WeightManifest | None:
+        buckets = []
+        for number, batch in enumerate(self._source.batches):
+            bucket = self._kept[number] if number in self._kept else self._put(batch)
+            if batch.kind != "changing":
+                self._kept[number] = bucket
+            if bucket is not None:
+                buckets.append(bucket)
+        if self._rank:
+            return None
+        return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._source.towers_fixed)
+
+    def _put(self, batch: Batch) -> WeightBucket | None:
+        import ray
+
+        with self._source.whole(batch.metas):
+            if self._rank:
+                return None
+            entries, arrays = pack_bucket(batch.metas, [self._source.tensor(meta.name) for meta in batch.metas])
+            # The one copy: Ray writes the arrays into the store from where they lie.
+            return WeightBucket(entries=entries, xxh3=checksum(arrays), payload=ray.put(arrays), kind=batch.kind)
+
+
+def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple[WeightEntry, ...], Arrays]:
+    """Table and bytes of whole tensors, bit for bit, in place where they are contiguous and on the CPU.
+
+    Tied tensors share their bytes. What lies side by side, as parameters do that DeepSpeed has flattened, is one array:
+    Ray copies it several times as fast as its parts.
+    """
+    runs: list[_Run] = []
+    at: dict[Any, tuple[int, int]] = {}
+    entries = []
+    for meta, tensor in zip(metas, tensors, strict=True):
+        if tuple(tensor.shape) != meta.shape:  # fault 7 of the seed: a partitioned tensor is empty
+            raise RuntimeError(f"{meta.name} was not gathered: {tuple(tensor.shape)} instead of {meta.shape}")
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in at:
+            flat = tensor.cpu().contiguous().view(-1)
+            start = runs[-1].grown(flat) if runs else None
+            if start is None:
+                runs.append(_Run(flat))
+            at[key] = (len(runs) - 1, start or 0)
+        entries.append(_entry(meta, *at[key]))
+    return tuple(entries), [run.array() for run in runs]
+
+
+class _Run:
+    """Tensors of one type that follow each other in one piece of memory."""
+
+    def __init__(self, first: Tensor) -> None:
+        self._first, self._nbytes = first, first.nbytes
+
+    def grown(self, tensor: Tensor) -> int | None:
+        """With `tensor` at its end, at this byte; None if it is not what comes next."""
+        first, nbytes = self._first, self._nbytes
+        same = tensor.dtype == first.dtype and (
+            tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        )
+        if not same or tensor.data_ptr() != first.data_ptr() + nbytes:
+            return None
+        self._nbytes += tensor.nbytes
+        return nbytes
+
+    def array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        size = self._nbytes // self._first.itemsize
+        whole = self._first.as_strided((size,), (1,))
+        return whole.view(torch.uint8).numpy()
+
+
+def _entry(meta: Meta, index: int, start: int) -> WeightEntry:
+    dtype = str(meta.dtype).removeprefix("torch.")
+    return WeightEntry(name=meta.name, dtype=dtype, shape=meta.shape, index=index, start=start)
+
+
+class NcclSender:
+    """vLLM's own packed NCCL weight transfer, trainer side: rank 0 broadcasts, the others only help to gather.
+
+    `publish` describes a version, `join` and `broadcast` meet the engines' `init_weight_transfer_engine` and
+    `update_weights`, so each must run while the fleet makes its engines do theirs.
+    """
+
+    def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int) -> None:
+        self._source, self._rank, self._bucket_bytes = source, rank, bucket_bytes
+        self._engine: Any = None
+
+    def join(self, address: str, port: int, world_size: int) -> None:
+        """Open the group of rank 0 and all engine workers (`world_size` in all); blocks until they are in it."""
+        # The one place outside rollout/ that reads vLLM: its wire format has two ends, and this is the other one.
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+        info = NCCLTrainerInitInfo(
+            rank=self._rank,
+            master_address=address,
+            master_port=port,
+            world_size=world_size,
+            packed=True,
+            packed_buffer_size_bytes=self._bucket_bytes,
+        )
+        if self._engine is not None:
+            self._engine.shutdown()
+        source: Any = self._source  # what vLLM's WeightSource asks of it, without its base class
+        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_FleetDoesIt(), source=source)
+
+    def publish(self, version: int) -> WeightManifest | None:
+        if self._rank:
+            return None
+        entries = tuple(_entry(meta, number, 0) for number, meta in enumerate(self._source.metadata()))
+        bucket = WeightBucket(entries=entries, xxh3=0, payload=None, kind="changing")  # NCCL checks what it carries
+        return WeightManifest(version=version, buckets=(bucket,), vision_unchanged=self._source.towers_fixed)
+
+    def broadcast(self) -> None:
+        """Send the weights as they are now; returns when every engine has them."""
+        self._engine.send_weights()
+
+
+class _FleetDoesIt:
+    """vLLM's trainer wants to command the engines itself; here the fleet owns them."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...

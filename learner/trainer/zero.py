@@ -1,0 +1,219 @@
+"""Everything that is DeepSpeed's: process group, engine, reference, gradient norm, checkpoint files.
+
+Only a rank's own process imports this file.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from common.config.schema import Config
+from common.errors import CheckpointError
+
+TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
+LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
+
+
+def meet(config: Config, *, rank: int, store: Store) -> torch.device:
+    """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
+    deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(config.learner.ranks),
+    }  # DeepSpeed reads them
+    cuda = config.cluster.device == "cuda"
+    if not cuda:  # DeepSpeed would compile a C++ extension for minutes, and fail where there is no compiler
+        vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+    backend = "nccl" if cuda else "gloo"
+    torch.distributed.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=config.learner.ranks,
+        timeout=timedelta(seconds=config.learner.step_timeout_s),
+    )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+
+def trained(model: Any, config: Config) -> Any:
+    """The engine that trains whatever of `model` requires a gradient."""
+    learner = config.learner
+    settings = _settings(model, config) | {
+        "gradient_clipping": learner.grad_clip if learner.zero_stage else 0.0,  # at stage 0 it is ours: see below
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": learner.lr,
+                "betas": learner.betas,
+                "eps": learner.eps,
+                "weight_decay": learner.weight_decay,
+                "torch_adam": True,  # DeepSpeed's own would be compiled first, offloaded or not, and is no faster
+                "fused": True,
+            },
+        },
+    }
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
+    engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
+    if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
+        engine.enable_backward_allreduce = False
+    engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
+    engine.module_state_dict = lambda **_: _trained_state(model)
+    return engine
+
+
+def frozen(model: Any, config: Config, device: torch.device) -> Any:
+    """The reference: partitioned like the policy under ZeRO-3, plain otherwise."""
+    model.requires_grad_(False).eval()
+    if config.learner.zero_stage < 3:
+        return model.to(device)
+    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
+    return engine
+
+
+def scoring(model: Any, config: Config) -> Any:
+    """An engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
+    model.requires_grad_(False).eval()
+    stage = 3 if config.learner.zero_stage == 3 else 0
+    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
+    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, whole))
+    return engine
+
+
+def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
+    """Makes the context within which the given parameters are whole on every rank."""
+
+    def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            tensors, enabled=config.learner.zero_stage == 3
+        )
+        return context
+
+    return gathered
+
+
+def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
+    """Clip to norm `clip`, step at rate `lr`; norm of the whole gradient before, NaN when there was no valid step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    norm = _clipped(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
+    if norm is not None and not math.isfinite(norm):
+        return math.nan
+    engine.step()
+    if norm is None:
+        norm = float(engine.get_global_grad_norm())
+    return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
+
+
+def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | None:
+    """Write this rank's share of what trains, and files `besides` it. A collective: what failed comes back instead of
+    being raised past the other ranks."""
+    engine.checkpoint_engine.error = None
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    for name, state in besides.items():
+        engine.checkpoint_engine.save(state, str(folder / name))
+    error: OSError | None = engine.checkpoint_engine.error
+    return error
+
+
+def load(engine: Any, folder: Path) -> None:
+    """Trained weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
+    path, _ = engine.load_checkpoint(
+        str(folder), tag=TAG, load_lr_scheduler_states=False, custom_load_fn=_load_trained_state
+    )
+    if path is None:
+        raise CheckpointError(
+            "DeepSpeed finds no checkpoint", got=folder, remedy="resume from a folder that holds " + TAG
+        )
+
+
+def _trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of the model: the rest is the base's, which is not ours to copy."""
+    return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
+
+
+def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> None:
+    if src.keys() != (wanted := _trained_state(dst).keys()):
+        raise CheckpointError(
+            "the checkpoint holds other parameters than this run trains",
+            got=f"{len(src)} of them, {len(wanted)} here; one they do not share: {min(src.keys() ^ wanted)}",
+            remedy="resume with the configuration it was written under",
+        )
+    dst.load_state_dict(src, strict=False)
+
+
+class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
+    """Remembers the first failed write and goes on, so that no rank waits for ever in a barrier for this one."""
+
+    def __init__(self, engine: Any) -> None:
+        self.name = engine.name
+        self.error: OSError | None = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            Path(path).mkdir(parents=True, exist_ok=exist_ok)
+        except OSError as error:
+            self._remember(error, path)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(state_dict, file)
+        except OSError as error:
+            self._remember(error, path)
+        except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
+            self._remember(OSError(errno.EIO, str(error).splitlines()[0]), path)
+
+    def _remember(self, error: OSError, path: str) -> None:
+        self.error = self.error or OSError(error.errno, error.strerror, path)
+
+
+def _settings(model: Any, config: Config) -> dict[str, Any]:
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    bucket = min(LARGEST_BUCKET, elements)
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand: the number of packs varies
+        "steps_per_print": 1_000_000_000,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": config.learner.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 10 * model.config.get_text_config().hidden_size,  # norms and biases
+            **_OFFLOADED[config.learner.offload],
+        },
+    }
+
+
+_HOST = {"device": "cpu", "pin_memory": True}
+_OFFLOADED: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "optimizer": {"offload_optimizer": _HOST},
+    "optimizer_and_parameters": {"offload_optimizer": _HOST, "offload_param": _HOST},
+}
+
+
+def _clipped(module: torch.nn.Module, limit: float) -> float:
+    """Clip averaged gradients that every rank holds whole; their norm before, which DeepSpeed would keep to itself."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return float(norm)

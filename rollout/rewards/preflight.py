@@ -1,0 +1,50 @@
+"""What reward functions need beside a completion, asked for before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.config.schema import Config
+from common.data.sources import Outline
+from common.errors import ConfigError, DataError
+from common.labels.candidates import candidates
+from common.labels.taxonomy import check_taxonomy
+from rollout.rewards.loading import asking
+
+MODES_OF_BELIEF = ("think", "adaptive")  # in the others nothing stands before the answer
+
+
+def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
+    """Refuse functions whose parameters are not set, or that these training rows cannot feed.
+
+    Raises ConfigError or DataError.
+    """
+    names = config.reward.functions
+    if asking(names, "length_target") and config.reward.length_target is None:
+        raise ConfigError(
+            "reward length has no length to aim at",
+            got="reward.length_target = null",
+            remedy="set reward.length_target to a number of tokens, the end of turn included",
+        )
+    if asking(names, "taxonomy"):
+        offered = (name for row in rows for name in (row.label, *(candidates(row.problem) or ())))
+        check_taxonomy(config.data.taxonomy, offered)
+    if believers := asking(names, "beliefs"):
+        _check_beliefs(believers[0], config, rows)
+
+
+def _check_beliefs(name: str, config: Config, rows: Iterable[Outline]) -> None:
+    if config.data.mode not in MODES_OF_BELIEF:
+        raise ConfigError(
+            f"reward {name} compares thoughts, and there is none before the answer: all of a group would earn the same",
+            got=f"data.mode = {config.data.mode}",
+            remedy=f"set data.mode to {' or '.join(MODES_OF_BELIEF)}, or leave {name} out of reward.functions",
+        )
+    for row in rows:
+        listed = candidates(row.problem)
+        if not listed or row.label not in listed or len(set(listed)) < len(listed):
+            raise DataError(
+                f"reward {name} needs the probability of each candidate, and {row.id} has no usable list of them",
+                got="no list: the question is open-ended" if not listed else f"label {row.label!r} of {listed[:20]}",
+                remedy=f"list every class once in the question, or leave {name} out of reward.functions",
+            )

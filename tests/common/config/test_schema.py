@@ -1,0 +1,152 @@
+"""The configuration itself: what cannot be combined, what may change on resume, and what the hash stands for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from common.config.schema import FREE_ON_RESUME, Config, config_hash, flatten, incompatible_keys
+from common.errors import ConfigError
+
+
+def with_value(key: str, value: Any) -> Config:
+    section, _, name = key.rpartition(".")
+    return Config.model_validate({section: {name: value}} if section else {name: value})
+
+
+def test_defaults_are_the_seeds_recipe() -> None:
+    config = Config()
+    assert (config.rollout.prompts_per_step, config.rollout.group_size) == (16, 4)
+    assert (config.learner.lr, config.learner.beta, config.learner.schedule) == (1e-6, 0.04, "linear")
+    assert config.data.image_size == 384
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"learner": {"ranks": 3}}, "learner.ranks = 3 does not divide rollout.prompts_per_step = 16"),
+        ({"cluster": {"device": "cpu"}}, "set learner.gpus_per_rank to 0"),
+        ({"cluster": {"device": "cpu"}, "learner": {"gpus_per_rank": 0}}, "set rollout.gpus_per_engine to 0"),
+        ({"cluster": {"device": "cpu"}, "weights": {"transport": "nccl"}}, "use object_store on CPU"),
+        ({"steps": 5, "learner": {"warmup_steps": 5}}, "learner.warmup_steps = 5 leaves no step of steps = 5"),
+        ({"method": "exact", "data": {"mode": "think"}}, "method = exact with data.mode = think"),
+        ({"method": "exact", "exact": {"sampled_share": 0.01}}, "of rollout.prompts_per_step = 16 is 0 prompts"),
+        ({"method": "exact", "exact": {"sampled_share": 0.99}}, "of rollout.prompts_per_step = 16 is 16 prompts"),
+        ({"method": "sft"}, "method = sft with learner.beta = 0.04"),
+        ({"data": {"template": "What is it?"}}, "holds {problem} 0 times"),
+        ({"data": {"template": "{problem} {problem}"}}, "holds {problem} 2 times"),
+        ({"model": {"min_pixels": 9, "max_pixels": 8}}, "model.min_pixels = 9 is above model.max_pixels = 8"),
+        (
+            {"lora": {"rank": 8, "targets": "language_and_vision"}, "model": {"freeze_vision": True}},
+            "lora.targets = language_and_vision: choose one",
+        ),
+        ({"checkpoint": {"export": "adapter"}}, "there is no adapter to write"),
+        ({"learner": {"offload": "optimizer", "zero_stage": 0}}, "from stage 1 on"),
+        ({"model": {"dtype": "bfloat16"}, "learner": {"zero_stage": 0}}, "set learner.zero_stage = 1"),
+        ({"learner": {"offload": "optimizer_and_parameters"}}, "from stage 3 on"),
+        ({"learner": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}, "all is in the host's memory already"),
+        ({"rollout": {"group_size": 1}}, "greater than or equal to 2"),
+        ({"learner": {"betas": [0.9, 1.0]}}, "less than 1"),
+        ({"learner": {"lr": float("inf")}}, "finite number"),
+        ({"rollout": {"engins": 1}}, "Extra inputs"),
+    ],
+)
+def test_impossible_configurations_are_refused(raw: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        Config.model_validate(raw)
+
+
+def test_every_misfit_is_reported() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate({"learner": {"ranks": 3, "warmup_steps": 999}, "cluster": {"device": "cpu"}})
+    assert len(str(caught.value.errors()[0]["ctx"]["error"]).splitlines()) == 4
+
+
+@pytest.mark.parametrize(("epochs", "rows", "steps"), [(1, 16, 1), (1, 17, 2), (50, 188, 588), (10, 4000, 2500)])
+def test_epochs_are_counted_in_steps(epochs: int, rows: int, steps: int) -> None:
+    config = Config(epochs=epochs).counted(rows)
+    assert (config.steps, config.epochs) == (steps, None)
+    assert config == Config(steps=steps)
+    assert config.counted(1) is config, "what is in steps stays"
+    assert incompatible_keys(config, Config(epochs=epochs).counted(rows + 16)).keys() == {"steps"}
+
+
+def test_epochs_too_few_for_the_warmup_are_refused_once_counted() -> None:
+    config = Config.model_validate({"epochs": 2, "learner": {"warmup_steps": 300}})
+    assert config.counted(3200).steps == 400
+    with pytest.raises(ConfigError, match=r"epochs = 2 over 160 rows are 20 steps(.|\n)*warmup_steps = 300"):
+        config.counted(160)
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(Config(), "steps", 3)  # noqa: B010 (the type checker refuses the plain form)
+
+
+def test_flatten_names_every_leaf_and_keeps_mappings_whole() -> None:
+    flat = flatten(Config())
+    assert flat["reward.functions"] == {"accuracy": 1.0}
+    assert flat["learner.betas"] == (0.9, 0.999)
+    assert "learner" not in flat
+
+
+def test_keys_free_on_resume_exist() -> None:
+    known = {*flatten(Config()), *Config.model_fields}
+    assert known >= FREE_ON_RESUME
+
+
+CHANGES = [
+    ("seed", 2, True),
+    ("steps", 300, True),
+    ("method", "exact", True),
+    ("exact.sampled_share", 0.5, True),
+    ("model.revision", "abc", True),
+    ("data.path", "elsewhere", True),
+    ("rollout.group_size", 8, True),
+    ("reward.functions", {"accuracy": 2.0}, True),
+    ("learner.lr", 2e-6, True),
+    ("learner.ranks", 2, True),
+    ("rollout.engines", 3, False),
+    ("rollout.kv_cache_mb", 64, False),
+    ("learner.step_timeout_s", 1.0, False),
+    ("reward.workers", 2, False),
+    ("run_dir", "runs/x", False),
+    ("name", "other", False),
+    ("resume", "auto", False),
+    ("evaluation.every", 1, False),
+    ("checkpoint.keep", 9, False),
+    ("tracking.samples", 9, False),
+    ("cluster.threads", 2, False),
+    ("weights.transport", "nccl", False),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "decisive"), CHANGES, ids=[key for key, _, _ in CHANGES])
+def test_hash_and_resume_agree_on_what_decides_a_run(key: str, value: Any, decisive: bool) -> None:
+    old, new = Config(), with_value(key, value)
+    assert flatten(new)[key] != flatten(old)[key]
+    assert (config_hash(new) != config_hash(old)) is decisive
+    expected = {key: (flatten(old)[key], flatten(new)[key])} if decisive else {}
+    assert incompatible_keys(old, new) == expected
+
+
+def test_hash_is_the_same_in_every_process() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from common.config.schema import Config, config_hash; print(config_hash(Config()))",
+    ]
+    root = Path(__file__).parents[3]
+    printed = {
+        subprocess.run(
+            command, env={"PYTHONHASHSEED": seed}, cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert printed == {f"{config_hash(Config())}\n"}

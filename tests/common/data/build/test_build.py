@@ -1,0 +1,252 @@
+"""From pictures to a set on disk: the same bytes every time, read back by the door and by `datasets`, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from common.config.schema import DataConfig
+from common.data.build.__main__ import main
+from common.data.sources import load, load_held_out
+from common.labels.candidates import candidates
+from tests.helpers.makers import encoded, image_folder, noise
+from tests.helpers.sets import TEXTURES, write_digits, write_mnist, write_textures
+
+SPLITS = ("train", "test", "base_train", "base_test", "new_test")
+
+
+def made(source: Path, out: Path, *words: str) -> Path:
+    """The folder of a set that was built."""
+    assert main([str(source), "--out", str(out), *words]) == 0
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], source: Path, out: Path, *words: str) -> str:
+    """What is printed when nothing is built."""
+    before = {*out.parent.glob("*")}
+    assert main([str(source), "--out", str(out), *words]) == 2
+    assert {*out.parent.glob("*")} == before, "nothing is left behind"
+    return capsys.readouterr().err
+
+
+def front_matter(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("digits")
+    return made(write_digits(place / "digits"), place / "set", "--shots", "4", "--base-new")
+
+
+def test_digits_become_a_few_shot_set_with_halves(digits: Path) -> None:
+    assert {file.name for file in digits.iterdir()} == {
+        "README.md",
+        *(f"{split}-00000-of-00001.parquet" for split in SPLITS),
+    }
+    data = DataConfig(path=str(digits), image_size=None)
+    sources = {split: load(data, split=split) for split in SPLITS}
+    assert {name: len(source) for name, source in sources.items()} == dict(
+        zip(SPLITS, (40, 100, 20, 50, 50), strict=True)
+    )
+    ordered = sorted(sources["train"].labels)
+    halves = {"base_train": ordered[:5], "base_test": ordered[:5], "new_test": ordered[5:]}
+    for name, source in sources.items():
+        labels = halves.get(name, ordered)
+        assert list(source.labels) == labels
+        assert Counter(outline.label for outline in source.outlines) == dict.fromkeys(
+            labels, len(source) // len(labels)
+        )
+        assert {tuple(candidates(outline.problem) or ()) for outline in source.outlines} == {tuple(labels)}
+        assert dict(source[0].columns) == {"image_width": 8, "image_height": 8}
+    assert len({outline.label for outline in sources["test"].outlines[:20]}) > 5, (
+        "a limited evaluation sees all classes"
+    )
+
+
+def test_pictures_are_the_ones_of_the_folder(digits: Path) -> None:
+    source = load(DataConfig(path=str(digits), image_size=None), split="train")
+    originals = {}
+    for file in (digits.parent / "digits/train").rglob("*.png"):
+        originals[np.asarray(Image.open(file).convert("RGB")).tobytes()] = file.parent.name
+    for number in range(len(source)):
+        image = source[number].image
+        assert image is not None and originals[image.tobytes()] == source[number].label
+
+
+def test_the_same_command_gives_the_same_bytes(digits: Path, tmp_path: Path) -> None:
+    again = made(digits.parent / "digits", tmp_path / "set", "--shots", "4", "--base-new")
+    other = made(digits.parent / "digits", tmp_path / "other", "--shots", "4", "--base-new", "--seed", "2")
+    for split in SPLITS:
+        name = f"{split}-00000-of-00001.parquet"
+        assert (again / name).read_bytes() == (digits / name).read_bytes()
+        assert (other / name).read_bytes() != (digits / name).read_bytes()
+
+
+def test_the_card_says_how_it_was_made(digits: Path) -> None:
+    card = front_matter(digits)["rollcall"]
+    assert isinstance(card, dict)
+    assert (card["classes"], card["shots"], card["seed"], card["candidates"]) == (10, 4, 1, "seed")
+    for split, known in card["splits"].items():
+        file = digits / f"{split}-00000-of-00001.parquet"
+        assert known["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    text = (digits / "README.md").read_text()
+    assert f"python -m common.data.build {digits.parent / 'digits'} --out {digits} --shots 4 --base-new" in text
+    assert card["splits"]["new_test"] == card["splits"]["new_test"] | {"rows": 50, "classes": 5}
+
+
+def test_datasets_reads_it_by_its_card(digits: Path, tmp_path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    found = datasets.load_dataset(str(digits), cache_dir=str(tmp_path))
+    assert {name: len(split) for name, split in found.items()} == dict(zip(SPLITS, (40, 100, 20, 50, 50), strict=True))
+    row = found["train"][0]
+    assert isinstance(row["image"], Image.Image) and row["image"].size == (8, 8)
+    assert set(row) == {"problem", "image", "image_width", "image_height", "solution"}
+
+
+def test_textures_without_a_test_split_get_one(tmp_path: Path) -> None:
+    write_textures(tmp_path / "textures", crops=20)
+    words = ("--shots", "all", "--test-fraction", "0.25", "--question", "What type of texture is in the photo?")
+    out = made(tmp_path / "textures/train", tmp_path / "set", *words)
+    data = DataConfig(path=str(out), image_size=16)
+    train, test = load(data, split="train"), load_held_out(data)
+    assert test is not None and (len(train), len(test)) == (45, 15)
+    assert train.labels == test.labels == TEXTURES
+    assert train[0].problem.startswith("What type of texture is in the photo?\nPlease choose one from list [ brick, ")
+    pictures = [{source[number].image.tobytes() for number in range(len(source))} for source in (train, test)]  # type: ignore[union-attr]
+    assert not pictures[0] & pictures[1]
+
+
+def test_mnist_in_a_list_with_few_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_mnist(tmp_path / "mnist", per_class=6, test_per_class=2)
+    for number in range(2, 6):
+        (folder / f"train/seven/{number:03}.png").unlink()
+    out = made(folder, tmp_path / "set", "--shots", "4", "--candidates", "all", "--max-side", "14")
+    printed = capsys.readouterr().out
+    assert "note: 1 classes have fewer than 4 pictures: seven (2)" in printed
+    assert f"python -m learner.main --config deploy/recipes/laptop.yaml data.path={out}" in printed
+    source = load(DataConfig(path=str(out), image_size=None), split="train")
+    assert len(source) == 38 and Counter(outline.label for outline in source.outlines)["seven"] == 2
+    assert {outline.image_size for outline in source.outlines} == {(14, 14)}
+    assert "seven (2)" in (out / "README.md").read_text()
+
+
+def test_bytes_are_kept_or_written_as_png_or_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "pictures/a"
+    folder.mkdir(parents=True)
+    turned = BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # by a quarter
+    Image.new("RGB", (12, 8)).save(turned, "JPEG", exif=exif)
+    given = {"0.jpg": noise((10, 6)), "1.png": encoded(), "2.gif": encoded(form="GIF"), "3.jpg": turned.getvalue()}
+    given |= {"4.jpg": noise((64, 32)), "5.webp": encoded(form="WEBP", size=(40, 40))}
+    for name, data in given.items():
+        (folder / name).write_bytes(data)
+    words = ("--shots", "all", "--test-fraction", "0", "--max-side", "32")
+    out = made(folder.parent, tmp_path / "set", *words)
+    assert "note: 3 of 6 pictures were scaled down to 32 pixels or written anew" in capsys.readouterr().out
+    rows = pq.read_table(out / "train-00000-of-00001.parquet").to_pylist()
+    kept = {row["image"]["path"].removeprefix("a/"): row for row in rows}
+    for name in ("0.jpg", "1.png", "3.jpg"):
+        assert kept[name]["image"]["bytes"] == given[name]
+    forms = {name: Image.open(BytesIO(row["image"]["bytes"])).format for name, row in kept.items()}
+    assert forms == dict.fromkeys(given, "PNG") | dict.fromkeys(("0.jpg", "3.jpg", "4.jpg"), "JPEG")
+    sizes = {name: (row["image_width"], row["image_height"]) for name, row in kept.items()}
+    assert sizes["3.jpg"] == (8, 12) and sizes["4.jpg"] == (32, 16) and sizes["5.webp"] == (32, 32)
+
+
+def test_unreadable_pictures_are_counted_in_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(image_folder(tmp_path / "in", {"cat": 4, "dog": 4}))
+    (folder / "cat/1.png").write_bytes(b"")
+    (folder / "dog/notes.txt").write_text("hello")
+    (tmp_path / "secret.png").write_bytes(encoded())
+    (folder / "dog/z.png").symlink_to(tmp_path / "secret.png")
+    printed = refused(capsys, folder, tmp_path / "out", "--shots", "all", "--base-new")
+    assert "3 of 10 rows of out cannot be used" in printed
+    for reason in (
+        "cat/1.png: image has zero bytes",
+        "dog/notes.txt: image cannot be decoded",
+        "dog/z.png: image path is no file inside",
+    ):
+        assert reason in printed
+
+
+@pytest.mark.parametrize(
+    ("folders", "words", "message"),
+    [
+        ({"a, b": 1, "c": 1}, (), "'a, b'"),
+        ({"cat": 1, "cat <think>": 1}, (), "holds tag text"),
+        ({"cafe\u0301": 1, "caf\u00e9": 1}, (), "same answer"),
+        ({"cat": 2}, ("--base-new",), "two labels at least"),
+        ({"train/cat": 1, "test/cat": 1}, ("--test-fraction", "0.5"), "without a test split"),
+        ({"cat": 1}, ("--candidates", "hard"), "--confusion"),
+        ({"cat": 1}, ("--list-length", "3"), "belong together"),
+        ({"cat": 1}, ("--candidates", "hard", "--confusion", "absent.json"), "absent.json cannot be read"),
+        ({}, (), "holds no data set"),
+    ],
+)
+def test_what_cannot_become_a_set(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    folders: dict[str, int],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    (tmp_path / "in").mkdir()
+    image_folder(tmp_path / "in", folders)
+    assert message in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1", *words)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "out").mkdir()
+    made(tmp_path / "in", tmp_path / "out", "--shots", "1")
+    assert "is there already" in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1")
+
+
+def test_a_fault_in_train_and_one_of_the_same_name_in_test_are_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(image_folder(tmp_path / "in", {"train/cat": 1, "test/cat": 1}))
+    for split in ("train", "test"):
+        (folder / split / "cat/0.png").write_bytes(b"")
+    printed = refused(capsys, folder, tmp_path / "out", "--shots", "1")
+    assert "2 of 2 rows" in printed and "test/cat/0.png: image has" in printed and "train/cat/0.png: image" in printed
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(capsys, tmp_path / "in", tmp_path / "file/out", "--shots", "1")
+
+
+def test_hard_lists_hold_what_was_confused(tmp_path: Path) -> None:
+    image_folder(tmp_path / "in", dict.fromkeys(("ant", "bee", "cat", "dog", "eel"), 1))
+    (tmp_path / "evaluation.json").write_text('{"confusion": [["ant", "eel", 3], ["dog", "cat", 1], ["ant", "", 7]]}')
+    words = ("--shots", "1", "--candidates", "hard", "--confusion", str(tmp_path / "evaluation.json"))
+    out = made(tmp_path / "in", tmp_path / "set", *words, "--list-length", "2")
+    source = load(DataConfig(path=str(out), image_size=8), split="train")
+    lists = {outline.label: set(candidates(outline.problem) or ()) for outline in source.outlines}
+    assert lists["ant"] == lists["eel"] == {"ant", "eel"} and lists["cat"] == lists["dog"] == {"cat", "dog"}
+    assert "bee" in lists["bee"] and len(lists["bee"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("--shots", "0"), ("--shots", "many"), ("--test-fraction", "1"), ("--max-side", "0")]
+)
+def test_numbers_out_of_range_are_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["x", "--out", "y", "--shots", "1", *words])
+    assert caught.value.code == 2 and words[0] in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""Whole runs of `python -m learner.main` as a user starts them: in a process of their own, with a Ray of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "seed=5",
+    "steps=10",
+    "learner.warmup_steps=2",
+    "rollout.prompts_per_step=8",
+    "rollout.group_size=4",
+    "rollout.cpus_per_engine=0.5",
+    "learner.cpus_per_rank=0.5",
+    "evaluation.limit=40",
+    "checkpoint.every=3",
+    "tracking.samples_every=1",
+    "tracking.samples=8",
+)
+
+
+def start(run_dir: Path, *words: str) -> subprocess.Popen[str]:
+    """A small run on the embedded default, its console in `<run_dir>.log`."""
+    command = [sys.executable, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
+    with Path(f"{run_dir}.log").open("a") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 240.0) -> int:
+    """Its exit code; the console is in the failure message of whoever asserts on it."""
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        raise AssertionError(f"not done after {timeout_s} s:\n{console(run_dir)}") from None
+
+
+def complete(run_dir: Path, *words: str) -> Path:
+    """Run to the end; fails the test with the console if it does not get there."""
+    code = finish(start(run_dir, *words), run_dir)
+    assert code == 0, console(run_dir)
+    return run_dir
+
+
+def console(run_dir: Path) -> str:
+    return Path(f"{run_dir}.log").read_text()
+
+
+def rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Lines of one of the run's jsonl files; one still being written is left out."""
+    path = run_dir / name
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[Any], *, timeout_s: float = 180) -> Any:
+    """What `condition` gives once it gives something true; fails if the run ends before, or at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process.poll() is None, f"ended before {what}"
+        time.sleep(0.02)
+    raise AssertionError(f"no {what} in {timeout_s} s")
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The exported weights."""
+    return load_file(run_dir / "export" / "model.safetensors")
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@contextmanager
+def nothing_left_in_shared_memory() -> Iterator[None]:
+    """Fails if the block leaves a file in /dev/shm."""
+    before = set(Path("/dev/shm").iterdir())
+    yield
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def gone(processes: Sequence[psutil.Process], *, timeout_s: float = 15.0) -> list[psutil.Process]:
+    """Those of `processes` that are still alive after `timeout_s`."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

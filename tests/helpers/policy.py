@@ -1,0 +1,85 @@
+"""The learner's side of a test: the same model in transformers, its prompts, and its weights as a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config.schema import DataConfig, ModelConfig
+from common.models.families import family_of
+from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
+from common.models.prompts import PromptEncoder
+from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from learner.model.load import freeze_towers
+from learner.trainer.weights import ObjectStoreSender, WeightSource
+from tests.helpers.oracle import Settings, row_logprobs
+
+SAMPLED = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=6)
+
+
+class Policy:
+    """Naive, and plainly right."""
+
+    def __init__(self, folder: Path, *, max_prompt_tokens: int = 160) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        config = ModelConfig(path=str(folder), dtype="float32")
+        hf_config, processor = load_model_config(config), load_processor(config)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        data = DataConfig(path="unused", max_prompt_tokens=max_prompt_tokens)
+        self.encoder = PromptEncoder(processor, data, family=family_of(hf_config))
+        self.banned = banned_token_ids(hf_config, processor.tokenizer, eos_token_ids(config))
+
+    def reset(self) -> None:
+        """Back to the weights it was made with."""
+        self.model.load_state_dict(self._initial)
+
+    def prompt(self, number: int, *, size: tuple[int, int] | None = (56, 56), question: str = "one or two?") -> Prompt:
+        """A random image of (height, width), or none, and a question."""
+        image = None if size is None else np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
+        return self.encoder.encode(Example(id=f"test/{number}", problem=question, image=image, label="one", columns={}))
+
+    def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
+        """Publish the weights as they are and load them into every engine."""
+        self.model.requires_grad_(True)
+        if vision_unchanged:
+            freeze_towers(self.model)
+        manifest = self.sender().publish(version)
+        assert manifest is not None
+        fleet.load(manifest)
+        return manifest
+
+    def sender(self) -> ObjectStoreSender:
+        """Publishes the weights as they are, those again that require a gradient."""
+        source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
+        return ObjectStoreSender(source, rank=0)
+
+    def shake(self, seed: int, only: Callable[[str], bool] = lambda name: True) -> None:
+        """Move every parameter that `only` names, so that anything left behind shows."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if only(name):
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+    def gap(self, prompts: Iterable[Prompt], groups: Sequence[Group], sampling: Sampling) -> float:
+        """Largest |engine - naive| log-prob over all sampled tokens."""
+        by_id = {prompt.id: prompt for prompt in prompts}
+        settings = Settings(sampling.temperature, sampling.top_k, sampling.top_p, self.banned)
+        gaps = []
+        for group in groups:
+            zeros = (0.0,) * len(group.completions)
+            scored = ScoredGroup(
+                prompt=by_id[group.prompt_id], group=group, rewards_by_name={"none": zeros}, rewards=zeros
+            )
+            for index, completion in enumerate(group.completions):
+                with torch.no_grad():
+                    mine, _, _ = row_logprobs(self.model, self.model, scored, index, settings)
+                gaps.append(float((mine - torch.tensor(completion.logprobs)).abs().max()))
+        return max(gaps)

@@ -1,0 +1,53 @@
+"""Law 6: dispatched = trained + dropped + pending."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.errors import DataError
+from common.types import Completion, Dropped, FailedGroup, Group
+from learner.driver.ledger import Ledger
+
+
+@pytest.fixture
+def events() -> list[tuple[str, dict[str, Any]]]:
+    return []
+
+
+@pytest.fixture
+def ledger(events: list[tuple[str, dict[str, Any]]]) -> Ledger:
+    return Ledger(on_event=lambda kind, **fields: events.append((kind, fields)), max_drop_share=0.1)
+
+
+def lost(number: int) -> Dropped:
+    return Dropped(prompt_id=f"train/{number}", reason="engine refused it")
+
+
+def test_failed_groups_are_counted_and_named_and_the_others_pass(
+    ledger: Ledger, events: list[tuple[str, dict[str, Any]]]
+) -> None:
+    answer = Completion(token_ids=(1,), logprobs=(-0.5,), text="a", finish_reason="stop")
+    group = Group(prompt_id="train/1", completions=(answer, answer), seed=0, engine_id="engine-0", weights_version=0)
+    failed = FailedGroup(prompt_id="train/2", reason="too long")
+    ledger.dispatched = 3
+    assert list(ledger.sampled([failed, group])) == [group]
+    assert (ledger.dropped, ledger.pending) == (1, 2)
+    assert events == [("dropped", {"prompt": "train/2", "reason": "too long"})]
+
+
+def test_too_large_a_share_of_drops_stops_the_run_but_not_before_it_means_something(ledger: Ledger) -> None:
+    ledger.dispatched = 19
+    for number in range(2):
+        ledger.drop(lost(number))
+    ledger.dispatched = 20
+    with pytest.raises(DataError, match=r"too many groups(.|\n)*3 of 20; the last: train/2: engine refused it"):
+        ledger.drop(lost(2))
+
+
+def test_books_survive_a_checkpoint(ledger: Ledger) -> None:
+    ledger.dispatched, ledger.trained, ledger.dropped = 7, 5, 1
+    other = Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0)
+    other.restore(ledger.counts())
+    assert (other.dispatched, other.trained, other.dropped, other.pending) == (7, 5, 1, 1)

@@ -1,0 +1,117 @@
+"""The probe: silent while engine and learner agree, and at the first disagreement a stop that says where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config.schema import Config
+from common.errors import EngineError
+from common.models.families import FAMILIES, OTHER, Family
+from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt, ScoredGroup
+from learner.driver.parity_probe import Probe
+from tests.helpers import jobs, tiny
+from tests.helpers.models import Architecture, build_random_model
+
+
+class Sides:
+    """A fleet that samples nonsense, and a learner that is off by `gap`."""
+
+    def __init__(self, gap: float = 0.0, *, refuses: bool = False) -> None:
+        self.gap, self.refuses = gap, refuses
+        self.asked: list[GenerationRequest] = []
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Group | FailedGroup]:
+        self.asked += requests
+        if self.refuses:
+            return [FailedGroup(prompt_id=one.prompt_id, reason="too long") for one in requests]
+        answer = Completion(token_ids=(5, 6), logprobs=(-1.0, -2.0), text="", finish_reason="stop")
+        return [
+            Group(
+                prompt_id=one.prompt_id,
+                completions=(answer,) * one.sampling.n,
+                seed=one.seed,
+                engine_id="engine-0",
+                weights_version=0,
+            )
+            for one in reversed(requests)  # groups come as they finish
+        ]
+
+    def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
+        return [[(one.logprobs[0], one.logprobs[1] + self.gap) for one in group.group.completions] for group in scored]
+
+
+def prompts() -> list[Prompt]:
+    return [tiny.group(seed, text=6, pictures=[], lengths=[1, 1]).prompt for seed in range(2)]
+
+
+def probe(sides: Any, *, dtype: str = "float32", family: Family = FAMILIES["qwen2_vl"], **learner: Any) -> Probe:
+    config = Config.model_validate({"model": {"dtype": dtype}, "learner": learner})
+    return Probe(sides, sides, config, family=family, on_event=lambda kind, **fields: None)
+
+
+def test_two_pushes_are_probed_and_no_more() -> None:
+    sides = Sides()
+    look = probe(sides)
+    for version in range(4):
+        look(version, prompts)
+    assert [one.prompt_id for one in sides.asked] == ["test/0", "test/1"] * 2
+    assert max(one.sampling.max_tokens for one in sides.asked) <= 8
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.6, "bfloat16"), (float("nan"), "float32")])
+def test_a_gap_stops_the_run(gap: float, dtype: str) -> None:
+    with pytest.raises(EngineError, match="version 7") as caught:
+        probe(Sides(gap), dtype=dtype)(7, prompts)
+    assert f"{abs(gap):.3g}" in str(caught.value.got)
+    assert ("rounding" in caught.value.remedy) == (dtype == "bfloat16")
+
+
+def test_the_limit_can_be_raised() -> None:
+    probe(Sides(0.6), probe_gap=1.0)(7, prompts)
+
+
+def test_the_likely_cause_goes_by_push_and_family() -> None:
+    with pytest.raises(EngineError, match="image tokens see each other"):
+        probe(Sides(0.1), family=FAMILIES["gemma3"])(0, prompts)
+    with pytest.raises(EngineError, match="nobody has tried"):
+        probe(Sides(0.1), family=OTHER)(0, prompts)
+    sides = Sides()
+    look = probe(sides)
+    look(0, prompts)
+    sides.gap = 0.1
+    with pytest.raises(EngineError, match="kept weights or caches"):
+        look(1, prompts)
+
+
+def test_a_refused_probe_says_why() -> None:
+    with pytest.raises(EngineError, match="too long"):
+        probe(Sides(refuses=True))(0, prompts)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("family", ["internvl", "llava"])
+def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, family: Architecture) -> None:
+    """Through the entry point under ZeRO-3 with two engines: five steps, both probes, an export; LLaVA, which is in no
+    table, the plain way."""
+    folder = build_random_model(tmp_path / family, seed=1, architecture=family)
+    recipe = yaml.safe_load((jobs.ROOT / "deploy/recipes/digits.yaml").read_text())
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": {"path": str(folder), "dtype": "float32"}}))
+    words = ["--config", str(tmp_path / "recipe.yaml"), "steps=5", "learner.zero_stage=3", "rollout.engines=2"]
+    words += ["evaluation.limit=8", "data.max_prompt_tokens=400", "rollout.cpus_per_engine=0.25", "checkpoint.every=0"]
+    words.append("rollout.max_completion_tokens=6")  # its tokenizer has no label as one token
+    words.append("reward.functions={tests.rollout.hostile_rewards:length: 1.0}")  # random answers differ in that
+    run = jobs.complete(tmp_path / "run", *words)
+    probes = [row for row in jobs.rows(run, "events.jsonl") if row["kind"] == "probe"]
+    assert [row["version"] for row in probes] == [0, 1]
+    assert all(0 < row["gap"] < 2e-5 for row in probes)
+    metrics = jobs.rows(run, "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(5))
+    assert max(row["logprob_gap_max"] for row in metrics) < 2e-5
+    assert all(row["grad_norm"] > 0 for row in metrics)
+    assert (run / "export" / "model.safetensors").exists()
+    assert ("reads every prompt 4 times" in jobs.console(run)) == (family == "llava")

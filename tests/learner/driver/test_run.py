@@ -1,0 +1,120 @@
+"""A run's own decisions, without its parts: whose answers are sampled, and when engines need the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from common.config.schema import Config
+from common.types import FailedGroup, GenerationRequest, Group, request_seed
+from learner.driver.ledger import Ledger
+from learner.driver.run import Run
+from learner.trainer.given_answers import NOBODY
+from tests.helpers import tiny
+from tests.learner.driver.test_offline_groups import prompt, row, writer
+
+
+class Engines:
+    """Sample every prompt but the last."""
+
+    def __init__(self) -> None:
+        self.asked: list[GenerationRequest] = []
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
+        self.asked += requests
+        for number, one in enumerate(requests):
+            if number == len(requests) - 1:
+                yield FailedGroup(prompt_id=one.prompt_id, reason="too long")
+            else:
+                yield tiny.group(number, text=4, pictures=[], lengths=[1, 1]).group
+
+
+class Recorded:
+    """What was published and probed, in order."""
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+
+    def publish(self, version: int) -> None:
+        self.versions.append(version)
+
+    def __call__(self, version: int, prompts: Any) -> None:
+        assert version == self.versions[-1]
+
+
+def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True) -> tuple[Run, Engines, Recorded]:
+    nothing: Any = SimpleNamespace()
+    engines, recorded = Engines(), Recorded()
+    made = Run(
+        config=config,
+        admitted=cast("Any", SimpleNamespace(sets=[1] if held_out else [])),
+        tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(evaluations={step: {} for step in evaluated}))),
+        ledger=Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0),
+        fleet=cast("Any", engines),
+        rewards=nothing,
+        learner=nothing,
+        publisher=cast("Any", recorded),
+        probe=cast("Any", recorded),
+        feed=nothing,
+        writer=writer("exact"),
+        tower=None,
+        checkpoints=nothing,
+        profiler=nothing,
+    )
+    return made, engines, recorded
+
+
+def config(method: str, **changes: Any) -> Config:
+    raw: dict[str, Any] = {"method": method, "steps": 10, "evaluation": {"every": 4}, "learner": {"beta": 0.0}}
+    return Config.model_validate(raw | changes)
+
+
+def versions(made: Run, recorded: Recorded, first: int = 0) -> list[int]:
+    """Those published while a run goes from `first` to its end."""
+    for version in range(first, made.config.steps + 1):
+        made.publish(version)
+        assert made.version == version
+        assert made.served == recorded.versions[-1]
+        made.tracker.history.evaluations[version] = {}
+    return recorded.versions
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "published"),
+    [
+        ("grpo", {}, list(range(11))),
+        ("exact", {"exact": {"sampled_share": 0.25}}, list(range(11))),
+        ("exact", {}, [0, 4, 8, 10]),
+        ("sft", {}, [0, 4, 8, 10]),
+        ("sft", {"evaluation": {"every": 0}}, [0, 10]),
+    ],
+)
+def test_engines_are_given_the_weights_they_are_asked_about(
+    method: str, changes: dict[str, Any], published: list[int]
+) -> None:
+    made, _, recorded = run(config(method, **changes))
+    assert versions(made, recorded) == published
+
+
+def test_a_resumed_run_first_gives_engines_the_weights_it_goes_on_with() -> None:
+    made, _, recorded = run(config("exact"), evaluated=[0, 4])
+    assert versions(made, recorded, first=6) == [6, 8, 10]
+    made, _, recorded = run(config("exact"), held_out=False)
+    assert versions(made, recorded) == [0, 10], "at the end for whoever looks at them"
+
+
+def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
+    """Law 6, and the seeds that GRPO alone would have drawn with."""
+    mixed = config("exact", exact={"sampled_share": 0.25})
+    made, engines, _ = run(mixed)
+    made.writer = writer("exact", exact={"sampled_share": 0.25})
+    prompts = [prompt(row(number)) for number in range(16)]
+    groups = list(made.groups(3, prompts))
+    assert [group.engine_id == NOBODY for group in groups] == [True] * 12 + [False] * 3
+    assert {one.seed for one in engines.asked} == {request_seed(mixed.seed, 3, one.prompt_id) for one in engines.asked}
+    assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16
+    assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1}
+    assert made.ledger.pending == len(groups)

@@ -1,0 +1,82 @@
+"""A step in figures: of samples their mean, of written answers what the policy would earn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from common.config.schema import Config, DataConfig, RewardConfig
+from common.types import ScoredGroup, StepResult
+from learner.driver.clock import StepClock
+from learner.driver.ledger import Ledger
+from learner.driver.step_record import step_record
+from learner.tracking.records import StepRecord
+from tests.helpers.fake_run import scored
+
+DEFAULT = Config()
+
+
+def record(
+    groups: Sequence[ScoredGroup], probabilities: Mapping[str, tuple[float, ...]], config: Config = DEFAULT
+) -> StepRecord:
+    figures = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
+    result = StepResult(
+        **figures, logprob_gap_mean=0.0, logprob_gap_max=0.0, tokens=9, seconds=0.1, probabilities=probabilities
+    )
+    return step_record(
+        3,
+        groups,
+        result,
+        clock=StepClock(),
+        ledger=Ledger(on_event=lambda kind, **fields: None, max_drop_share=0.0),
+        epoch=1.0,
+        dropped=0,
+        weights_version=4,
+        checkpoint_failures=0,
+        engine_restarts=0,
+        config=config,
+    )
+
+
+def test_sampled_completions_count_alike() -> None:
+    made = record([scored(("seven", "seven", "nine", "one"))], {})
+    assert made.reward == made.rewards["accuracy"] == 0.5
+    assert made.reward_std == pytest.approx(0.57735, abs=1e-5)
+    assert made.all_equal_share == 0
+
+
+def test_written_completions_count_by_their_probability() -> None:
+    """A tenth of the policy's answers are none of these, and earn nothing."""
+    made = record([scored(("seven", "nine", "one"))], {"train/17": (0.6, 0.2, 0.1)})
+    assert made.reward == made.rewards["accuracy"] == pytest.approx(0.6)
+    assert made.reward_std == pytest.approx((0.6 * 0.4) ** 0.5)
+    assert made.all_equal_share == 0
+
+
+def test_a_group_of_one_is_a_label_and_its_probability() -> None:
+    made = record([scored(("seven",))], {"train/17": (0.25,)})
+    assert (made.reward, made.all_equal_share) == (0.25, 0)
+    assert made.reward_std == pytest.approx((0.25 * 0.75) ** 0.5)
+    assert record([scored(("seven",))], {}).reward_std == 0
+
+
+def test_thinking_is_how_often_and_how_consistently() -> None:
+    think = Config(data=DataConfig(mode="think"))
+    said = ("<think>a seven</think><answer>seven</answer>", "<think>one</think><answer>nine</answer>", "seven", "")
+    assert record([scored(said)], {}, think).thinking == {"share": 0.5, "consistency": 0.5}
+    assert record([scored(("seven", "nine"))], {}, think).thinking == {"share": 0.0}
+    assert record([scored(said)], {}, Config()).thinking == {}
+    assert "thinking/consistency" in record([scored(said)], {}, think).flat()
+
+
+@pytest.mark.parametrize(("normalise", "expected"), [("sum", 1.0), ("each", 0.5)])
+def test_a_group_teaches_nothing_where_all_that_is_normalised_is_equal(normalise: str, expected: float) -> None:
+    """Two functions that differ and cancel out are one all-equal sum, and two that are not equal."""
+    cancelling = replace(
+        scored(("seven", "seven")), rewards_by_name={"a": (1.0, 0.0), "b": (0.0, 1.0)}, rewards=(1.0, 1.0)
+    )
+    equal = replace(cancelling, rewards_by_name={"a": (1.0, 1.0), "b": (0.0, 0.0)})
+    config = Config(reward=RewardConfig.model_validate({"normalise": normalise}))
+    assert record([equal, cancelling], {}, config).all_equal_share == expected

@@ -1,0 +1,131 @@
+"""`--plan`: bytes that are arithmetic, exactly; what is printed, and what it says when a run does not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config.schema import Config, ModelConfig
+from learner.main import main
+from learner.memory import plan as plans
+from learner.memory.plan import Counts, plan, rank_share, shown
+from tests.helpers import jobs, models, tiny
+
+
+def settings(*, dtype: str = "float32", data: dict[str, Any] | None = None, **learner: Any) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"dtype": dtype},
+            "data": {"image_size": 56, "max_prompt_tokens": 64, **(data or {})},
+            "rollout": {"gpus_per_engine": 0, "prompts_per_step": 4, "max_completion_tokens": 8},
+            "learner": {"gpus_per_rank": 0, **learner},
+            "cluster": {"device": "cpu"},
+        }
+    )
+
+
+def test_weights_gradients_and_moments_are_counted_exactly() -> None:
+    model = tiny.model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    share = {part.name: part.nbytes for part in rank_share(Counts.of(model), 0, settings(zero_stage=0)).parts}
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert (share["weights"], share["gradients"], share["reference"]) == (weights, weights, weights)
+    assert share["optimizer"] == sum(moment.nbytes for moment in moments)
+
+
+# In units of the weights in float32, as DeepSpeed's tensors were found: weights, gradients, optimizer.
+@pytest.mark.parametrize(
+    ("stage", "dtype", "ranks", "held"),
+    [
+        (0, "float32", 1, (1, 1, 2)),
+        (1, "float32", 1, (1, 1, 3)),
+        (1, "float32", 2, (1, 1, 1.5)),
+        (2, "float32", 2, (1, 0.5, 1.5)),
+        (2, "bfloat16", 1, (0.5, 0.5, 3)),
+        (3, "float32", 2, (0.5, 0.5, 1.5)),
+        (3, "bfloat16", 1, (0.5, 0.5, 3)),
+    ],
+)
+def test_what_each_zero_stage_splits(stage: int, dtype: str, ranks: int, held: tuple[float, ...]) -> None:
+    size = torch.float32.itemsize if dtype == "float32" else torch.bfloat16.itemsize
+    counts = Counts(total=4000, vision=1000, trained=4000, largest=400, itemsize=size)
+    parts = rank_share(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks)).parts
+    assert [part.nbytes / 16000 for part in parts[:3]] == list(held)
+
+
+def test_no_reference_without_beta() -> None:
+    counts = Counts.of(tiny.model())
+    names = [part.name for part in rank_share(counts, 0, settings(beta=0)).parts]
+    assert "reference" not in names
+
+
+def test_a_rank_is_as_large_as_its_largest_moment() -> None:
+    counts = Counts.of(tiny.model())
+    config = settings(zero_stage=1)
+    low, high = rank_share(counts, 0, config), rank_share(counts, 10**9, config)
+    assert low.nbytes - sum(part.nbytes for part in low.parts) == max(part.nbytes for part in low.passing[1:])
+    assert high.nbytes - sum(part.nbytes for part in high.parts) == 10**9
+
+
+def test_the_bucket_is_the_learners() -> None:
+    source = (jobs.ROOT / "learner/trainer/zero.py").read_text()
+    (found,) = re.findall(r"^LARGEST_BUCKET = ([\d_]+)", source, re.MULTILINE)
+    assert int(found) == plans.BUCKET
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    folder = models.build_random_model(tmp_path_factory.mktemp("models") / "random", seed=1)
+    return ModelConfig(path=str(folder), dtype="float32")
+
+
+def test_longer_completions_and_larger_pictures_take_more(model: ModelConfig) -> None:
+    least = plan(settings(), model).rank.nbytes
+    assert plan(settings(data={"image_size": 112}), model).rank.nbytes > least
+    assert plan(settings(data={"max_prompt_tokens": 640}), model).rank.nbytes > least
+
+
+def test_a_family_that_cannot_be_rehearsed_is_planned_without(
+    model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr(plans, "learning_peak", fails)
+    made = plan(settings(), model)
+    assert "not counted" in made.pack
+    assert made.rank.nbytes > sum(part.nbytes for part in made.rank.parts)
+
+
+def test_it_says_what_helps_when_it_does_not_fit(model: ModelConfig) -> None:
+    config = settings(data={"max_prompt_tokens": 2048})
+    made = plan(config, model)
+    fits = "\n".join(shown(made, model, ("a machine", 2**40)))
+    assert "fits: a machine has 1024.00 GiB" in fits
+    assert "with model." not in fits
+    short = "\n".join(shown(made, model, ("a machine", 2**20)))
+    assert "does not fit: a machine has 1.0 MiB" in short
+    assert "with model.gradient_checkpointing=true" in short
+    assert "no GPU here" in "\n".join(shown(made, model, None))
+
+
+def test_the_command_prints_it_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--plan", f"run_dir={tmp_path / 'run'}"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "each of 1 learner rank(s)",
+        "each of 1 engine(s)",
+        "forward, backward",
+        "KV cache",
+        "fits: this machine",
+    ):
+        assert line in printed
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,237 @@
+"""Law 2: the shared-prefix forward is the naive one, for policy and reference, in value and gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import DataError
+from common.types import ImageFeatures, ScoredGroup
+from learner.model.head import support
+from learner.model.logprobs import packed_logprobs
+from learner.model.pack import Pack, build_pack
+from learner.model.rows import build_rows
+from learner.objective import LOSSES
+from tests.helpers import oracle, tiny
+from tests.helpers.oracle import Settings
+
+BETA = 0.1
+PLAIN = Settings(banned=tiny.BANNED)
+DRAWN = {"plain": PLAIN, "cut": Settings(temperature=0.7, top_k=7, top_p=0.8, banned=tiny.BANNED)}
+
+
+def models(family: tiny.Family) -> tuple[Any, Any]:
+    """Policy and a reference a little off it."""
+    policy = tiny.model(family)
+    reference = copy.deepcopy(policy).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return policy, reference
+
+
+def packed_loss(
+    policy: Any,
+    reference: Any,
+    packs: Sequence[Sequence[ScoredGroup]],
+    settings: Settings,
+    beta: float = BETA,
+    logits_mb: float = 512.0,
+    loss: str = "grpo",
+    build: Callable[..., Pack] = build_pack,
+) -> Tensor:
+    """The loss as a rank computes it, over one pack or several."""
+    sequences = sum(len(scored.rewards) for groups in packs for scored in groups)
+    shares = []
+    for groups in packs:
+        pack = build(groups, policy, banned=settings.banned)
+        scores = packed_logprobs(policy, pack, **settings._asdict(), logits_mb=logits_mb)
+        with torch.no_grad():
+            ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept, logits_mb=logits_mb)
+        record = pack.inputs(scores.logp, ref.logp, sequences=sequences, groups=sum(map(len, packs)), beta=beta)
+        shares.append(LOSSES[loss](record).loss)
+    return torch.stack(shares).sum()
+
+
+def gradient_of(loss: Tensor, model: Any) -> Tensor:
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    return oracle.gradient(model)
+
+
+@pytest.mark.parametrize("family", get_args(tiny.Family))
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_packed_is_naive(family: tiny.Family, drawn: str) -> None:
+    policy, reference = models(family)
+    settings, groups = DRAWN[drawn], tiny.ragged()
+    pack = build_pack(groups, policy, banned=settings.banned)
+    scores = packed_logprobs(policy, pack, **settings._asdict())
+    ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept)
+    rows = [
+        oracle.row_logprobs(policy, reference, scored, index, settings)
+        for scored in groups
+        for index in range(len(scored.rewards))
+    ]
+    for found, wanted in zip((scores.logp, ref.logp, scores.entropy), zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(wanted), rtol=0, atol=1e-5)
+    assert scores.logp.dtype == torch.float32
+
+    wanted_gradient = gradient_of(oracle.loss(policy, reference, groups, settings, beta=BETA), policy)
+    found_gradient = gradient_of(packed_loss(policy, reference, [groups], settings), policy)
+    assert oracle.relative_error(found_gradient, wanted_gradient) < 1e-5
+    split = gradient_of(packed_loss(policy, reference, [groups[:2], groups[2:3], groups[3:]], settings), policy)
+    assert oracle.relative_error(split, wanted_gradient) < 1e-5, "packing matters"
+    policy.gradient_checkpointing_enable()
+    again = gradient_of(packed_loss(policy, reference, [groups], settings), policy)
+    assert torch.equal(again, found_gradient), "checkpointing matters"
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "grpo"])
+def test_losses_of_written_groups_follow_the_brute_force_gradient(loss: str) -> None:
+    """Expected reward, KL and likelihood over naive rows, however packed, with a shared prefix or without; at any
+    temperature."""
+    policy, reference = models("qwen2_vl")
+    settings, groups = Settings(temperature=0.7, banned=tiny.BANNED), tiny.ragged()
+    if loss == "sft":
+        naive = oracle.sft_loss(policy, reference, groups, settings)
+    else:
+        normalised = loss == "exact_normalised"
+        naive = oracle.exact_loss(policy, reference, groups, settings, beta=BETA, normalised=normalised)
+    wanted, value = gradient_of(naive, policy), naive.item()
+    for packs in ([groups], [groups[:2], groups[2:3], groups[3:]], [[one] for one in groups]):
+        for build in (build_pack, build_rows):
+            found = packed_loss(policy, reference, packs, settings, loss=loss, build=build)
+            assert found.item() == pytest.approx(value, rel=1e-5)
+            assert oracle.relative_error(gradient_of(found, policy), wanted) < 1e-5
+
+
+def test_pack_of_text_alone_runs_the_vision_tower_for_nothing() -> None:
+    policy, reference = models("qwen2_vl")
+    groups = [tiny.group(seed, text=8 + seed, pictures=[], lengths=[2, 3]) for seed in range(2)]
+    wanted = gradient_of(oracle.loss(policy, reference, groups, PLAIN, beta=BETA), policy)
+    found = gradient_of(packed_loss(policy, reference, [groups], PLAIN), policy)
+    assert oracle.relative_error(found, wanted) < 1e-5
+    towers = [parameter.grad for parameter in policy.model.visual.parameters()]
+    assert all(grad is not None and not grad.any() for grad in towers)
+
+
+def test_images_belong_to_their_prompts() -> None:
+    """Fault 6: two images of one size swap without any count going wrong; only values show it."""
+    policy, _ = models("qwen2_vl")
+    groups = [tiny.group(seed, text=7, pictures=[(2, 3)], lengths=[2, 4]) for seed in range(3)]
+    swapped = [
+        replace(scored, prompt=replace(scored.prompt, images=groups[other].prompt.images))
+        for scored, other in zip(groups, (0, 2, 1), strict=True)
+    ]
+
+    def by_group(batch: Sequence[ScoredGroup]) -> Sequence[Tensor]:
+        pack = build_pack(batch, policy, banned=())
+        return torch.split(packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach(), 6)
+
+    right, wrong = by_group(groups), by_group(swapped)
+    alone = [by_group([scored])[0] for scored in groups]
+    for index in range(3):
+        torch.testing.assert_close(right[index], alone[index], rtol=0, atol=1e-5)
+    torch.testing.assert_close(wrong[0], right[0], rtol=0, atol=1e-5)
+    assert all((wrong[index] - right[index]).abs().max() > 1e-2 for index in (1, 2))
+
+
+def test_tokens_a_completion_may_not_see_cannot_matter() -> None:
+    """Law 7: another completion, another group, and what comes after a token leave its log-prob bit-equal."""
+    policy, _ = models("qwen2_vl")
+    groups = tiny.ragged()
+
+    def score(batch: Sequence[ScoredGroup]) -> Tensor:
+        pack = build_pack(batch, policy, banned=())
+        return packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach()
+
+    first = groups[0].group.completions[1]
+    changed = replace(first, token_ids=(*first.token_ids[:2], *[(t + 1) % 80 for t in first.token_ids[2:]]))
+    completions = (groups[0].group.completions[0], changed, *groups[0].group.completions[2:])
+    other = [replace(groups[0], group=replace(groups[0].group, completions=completions)), *groups[1:]]
+    before, after = score(groups), score(other)
+    unseen = torch.ones(len(before), dtype=torch.bool)
+    unseen[1 + 2 : 1 + 4] = False  # the changed tokens themselves: completions of 1 and 4 tokens come first
+    torch.testing.assert_close(after[unseen], before[unseen], rtol=0, atol=1e-6)
+    assert (after[~unseen] - before[~unseen]).abs().max() > 1e-2
+
+
+def test_equal_rewards_and_no_kl_give_zero_gradient() -> None:
+    """Law 7, through the model."""
+    policy, reference = models("qwen2_vl")
+    flat = [tiny.group(1, text=6, pictures=[(2, 2)], lengths=[2, 3], rewards=[0.7, 0.7])]
+    assert not gradient_of(packed_loss(policy, reference, [flat], PLAIN, beta=0.0), policy).any()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (5, 0.5), (1, 1.0), (0, 1e-6), (500, 0.99)])
+def test_support_is_the_naive_one(top_k: int, top_p: float) -> None:
+    logits = torch.randn(20, 60, generator=torch.Generator().manual_seed(0)) * 2
+    logits[:, :4] = -torch.inf
+    found = support(logits, top_k=top_k, top_p=top_p)
+    for row in range(len(logits)):
+        best = int(logits[row].argmax())
+        wanted = oracle.kept_ids(logits[row], best, Settings(top_k=top_k, top_p=top_p))
+        assert found[row].nonzero()[:, 0].tolist() == wanted
+
+
+def test_sampled_token_outside_the_support_stays_finite() -> None:
+    policy, _ = models("qwen2_vl")
+    pack = build_pack(tiny.ragged(), policy, banned=())
+    scores = packed_logprobs(policy, pack, temperature=1.0, top_k=1, top_p=1.0, banned=())
+    assert scores.logp.isfinite().all()
+    assert scores.kept is not None
+    assert set(scores.kept.sum(-1).tolist()) <= {1, 2}
+
+
+def test_prompt_whose_parts_disagree_is_refused() -> None:
+    policy, _ = models("qwen2_vl")
+    scored = tiny.group(0, text=6, pictures=[(2, 2)], lengths=[1, 1])
+    prompt = scored.prompt
+    values = prompt.features
+    others = [{"image_grid_thw": np.array([[1, 4, 2]])}, {"pixel_values": values["pixel_values"][:-1]}]
+    wrong = [
+        replace(prompt, token_ids=(*prompt.token_ids, tiny.IMAGE)),
+        *(replace(prompt, images=ImageFeatures(digest="?", values={**values, **other})) for other in others),
+        replace(prompt, images=None),
+    ]
+    for broken in wrong:
+        with pytest.raises(DataError, match="test/0"):
+            build_pack([replace(scored, prompt=broken)], policy, banned=())
+
+
+def test_banned_token_in_a_completion_is_refused() -> None:
+    """Fault 9: the learner would read it as an image and fail far from the cause."""
+    policy, _ = models("qwen2_vl")
+    scored = tiny.group(0, text=6, pictures=[(2, 2)], lengths=[3, 1])
+    banned = scored.group.completions[0].token_ids[1]
+    with pytest.raises(DataError, match=str(banned)):
+        build_pack([scored], policy, banned=(tiny.IMAGE, banned))
+
+
+def test_banned_tokens_have_no_probability() -> None:
+    """Fault 9, the other half: what the engine never samples must not take mass in the learner."""
+    policy, _ = models("qwen2_vl")
+    groups = [tiny.group(0, text=6, pictures=[], lengths=[1, 1])]
+    free = packed_logprobs(policy, build_pack(groups, policy, banned=()), **Settings()._asdict())
+    barred = packed_logprobs(policy, build_pack(groups, policy, banned=tiny.BANNED), **PLAIN._asdict())
+    assert (barred.logp > free.logp).all()
+
+
+def test_engine_log_probs_and_advantages_line_up() -> None:
+    policy, _ = models("qwen2_vl")
+    groups = tiny.ragged()
+    pack = build_pack(groups, policy, banned=())
+    completions = [c for scored in groups for c in scored.group.completions]
+    for index, completion in enumerate(completions):
+        at = pack.row == index
+        assert tuple(pack.target[at].tolist()) == completion.token_ids
+        np.testing.assert_allclose(pack.engine_logp[at], completion.logprobs, rtol=1e-6)
+    assert len(pack.advantage) == len(completions)

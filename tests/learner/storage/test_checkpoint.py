@@ -1,0 +1,117 @@
+"""Saving on a schedule, through failures, and refusing to go on with another experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config.schema import Config
+from common.errors import CheckpointError
+from learner.storage.checkpoint import Checkpointer, DriverState, check_compatible, read_state, write_state
+from learner.storage.checkpoint_store import CheckpointStore
+
+CONFIG = Config(steps=20)
+
+
+def state(step: int) -> DriverState:
+    return DriverState(
+        step=step,
+        config=CONFIG,
+        stream={"epoch": 1, "position": 7, "order": [3, 1, 2]},
+        counts={"dispatched": 64, "trained": 63, "dropped": 1},
+        best_accuracy=0.5,
+    )
+
+
+class Events(list[dict[str, Any]]):
+    def __call__(self, kind: str, **fields: Any) -> None:
+        self.append({"kind": kind, **fields})
+
+
+def checkpointer(folder: Path, *, every: int = 5) -> tuple[Checkpointer, Events]:
+    events = Events()
+    return Checkpointer(CheckpointStore(folder, keep=2), every=every, on_event=events), events
+
+
+def save_at(step: int) -> Callable[[Path], DriverState]:
+    def save(folder: Path) -> DriverState:
+        (folder / "weights").write_bytes(b"w" * 100)
+        return state(step)
+
+    return save
+
+
+def test_state_survives_the_disk(tmp_path: Path) -> None:
+    write_state(tmp_path, state(5))
+    assert read_state(tmp_path) == state(5)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 5}', '{"config_hash": "x", "config": {"setps": 1}}'])
+def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        read_state(tmp_path)
+
+
+def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
+    saver, events = checkpointer(tmp_path)
+    accuracies = {2: 0.3, 5: 0.2, 7: 0.9, 8: 0.9, 15: 0.1}
+    saved = [step for step in range(1, 21) if saver.maybe_save(step, save=save_at(step), score=accuracies.get(step))]
+    assert saved == [2, 5, 7, 10, 15, 20]
+    assert saver.store.steps() == [7, 15, 20]  # the best, and the last two
+    assert saver.store.best() == 7
+    assert [event["step"] for event in events] == saved
+    found = saver.store.newest()
+    assert found is not None and read_state(found.path).step == 20
+
+
+def test_every_0_keeps_none_and_due_forces_one(tmp_path: Path) -> None:
+    saver, _ = checkpointer(tmp_path / "none", every=0)
+    assert not saver.maybe_save(5, save=save_at(5), due=True, score=1.0)
+    saver, _ = checkpointer(tmp_path / "some")
+    assert saver.maybe_save(3, save=save_at(3), due=True)
+
+
+def test_a_failed_save_is_counted_and_retried_with_backoff(tmp_path: Path) -> None:
+    saver, events = checkpointer(tmp_path, every=100)
+    tried = []
+
+    def save_now(step: int) -> Callable[[Path], DriverState]:
+        def save(folder: Path) -> DriverState:
+            tried.append(step)
+            (folder / "half").write_bytes(b"x")
+            if step < 110:
+                raise OSError(28, "No space left on device")
+            return state(step)
+
+        return save
+
+    saved = [step for step in range(95, 120) if saver.maybe_save(step, save=save_now(step))]
+    assert tried == [100, 101, 103, 107, 115]
+    assert saved == [115]
+    assert saver.failures == 4
+    assert [event["kind"] for event in events] == ["checkpoint_failed"] * 4 + ["checkpoint"]
+    assert events[0]["retry_at"] == 101 and "No space left" in events[0]["why"] and "MB free" in events[0]["why"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000115"]
+
+
+def test_an_error_that_is_not_the_disks_is_not_swallowed(tmp_path: Path) -> None:
+    saver, _ = checkpointer(tmp_path)
+
+    def save(folder: Path) -> DriverState:
+        raise RuntimeError("a rank is dead")
+
+    with pytest.raises(RuntimeError, match="a rank is dead"):
+        saver.maybe_save(5, save=save)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_experiment_is_refused_by_key() -> None:
+    other = Config(steps=20, seed=2, learner={"lr": 1e-3, "cpus_per_rank": 2})  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError) as caught:
+        check_compatible(CONFIG, other)
+    assert str(caught.value.got) == "learner.lr: 1e-06 then, 0.001 now; seed: 1 then, 2 now"
+    check_compatible(CONFIG, Config(steps=20, name="other"))

@@ -1,0 +1,255 @@
+"""Only whole checkpoints, whatever kills the writer, fills the disk or flips a bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from common.errors import CheckpointError
+from learner.storage.checkpoint_store import CheckpointStore, verify
+
+
+def save(store: CheckpointStore, step: int, *, accuracy: float | None = None, size: int = 3000) -> None:
+    with store.writing(step, score=accuracy) as folder:
+        (folder / "rank0").mkdir()
+        (folder / "rank0" / "weights").write_bytes(step.to_bytes(4, "big") * (size // 4))
+        (folder / "state.json").write_text(json.dumps({"step": step}))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_hashed_and_verified(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    assert store.newest() is None
+    save(store, 50)
+    found = store.newest()
+    assert found is not None and (found.step, found.rejected) == (50, ())
+    manifest = json.loads((found.path / "manifest.json").read_text())
+    assert found.path.name == "step-000050"
+    assert manifest["files"].keys() == {"rank0/weights", "state.json"}
+    assert manifest["files"]["rank0/weights"]["bytes"] == 3000
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: _flip(path / "rank0" / "weights"), "rank0/weights is damaged"),
+        (lambda path: os.truncate(path / "rank0" / "weights", 100), "rank0/weights has 100 bytes instead of 3000"),
+        (lambda path: (path / "state.json").unlink(), "state.json is missing"),
+        (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda path: os.truncate(path / "manifest.json", 40), "manifest.json is damaged"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+        (lambda path: (path / "manifest.json").write_text('{"format": 9, "step": 3, "files": {}}'), "of format 9"),
+        (lambda path: (path / "manifest.json").write_text('{"format": 1, "step": 2, "files": {}}'), "step 000002"),
+        (shutil.rmtree, None),
+    ],
+)
+def test_a_damaged_newest_is_named_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], reason: str | None
+) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        save(store, step)
+    damage(store.path(3))
+    found = store.newest()
+    assert found is not None and found.step == 2
+    if reason is None:
+        assert found.rejected == ()
+        return
+    ((path, why),) = found.rejected
+    assert path == store.path(3) and reason in why
+    assert "step-000003 is passed over" in caplog.text
+    with pytest.raises(CheckpointError, match="step-000003 is not sound"):
+        verify(path)
+
+
+@pytest.mark.parametrize("name", ["rank0/weights", "state.json", "manifest.json"])
+def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 1, size=200)
+    file = store.path(1) / name
+    sound = file.read_bytes()
+    for index, byte in enumerate(sound):
+        if not chr(byte).isspace():  # between two tokens of JSON a flipped bit may be another blank
+            file.write_bytes(sound[:index] + bytes([byte ^ 1 << index % 8]) + sound[index + 1 :])
+            with pytest.raises(CheckpointError):
+                verify(store.path(1))
+
+
+def test_with_none_sound_it_does_not_start_over(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 1)
+    (store.path(1) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is sound"):
+        store.newest()
+
+
+def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step, accuracy in ((10, 0.5), (20, 0.8), (30, None), (40, 0.8), (50, 0.7)):
+        save(store, step, accuracy=accuracy)
+    assert names(tmp_path) == ["best.json", "step-000020", "step-000040", "step-000050"]
+    assert (store.best(), store.best_score()) == (20, 0.8)
+
+
+def test_the_best_by_one_measure_is_not_the_best_by_another(tmp_path: Path) -> None:
+    """`checkpoint.best_by` may change over a resume; scores of two measures are not held against each other."""
+    save(CheckpointStore(tmp_path, keep=1), 10, accuracy=0.9)
+    store = CheckpointStore(tmp_path, keep=1, best_by="H")
+    assert (store.best(), store.best_score()) == (None, float("-inf"))
+    save(store, 20, accuracy=0.4)
+    save(store, 30, accuracy=0.3)
+    assert names(tmp_path) == ["best.json", "step-000020", "step-000030"]
+    assert CheckpointStore(tmp_path, keep=1, best_by="H").best() == 20
+
+
+def test_a_lost_future_goes_when_a_new_one_is_written(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (10, 20, 30):
+        save(store, step)
+    (store.path(30) / "state.json").unlink()
+    found = CheckpointStore(tmp_path, keep=2).newest()  # a resumed run goes on from 20 ...
+    assert found is not None and found.step == 20
+    save(store, 25)  # ... and saves elsewhere
+    assert names(tmp_path) == ["step-000020", "step-000025"]
+    save(store, 25, size=400)  # over one that is there
+    verify(store.path(25))
+    assert (store.path(25) / "rank0" / "weights").stat().st_size == 400
+
+
+def test_an_unsound_one_does_not_count_among_the_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 10)
+    save(store, 20)
+    (store.path(20) / "state.json").unlink()
+    store.newest()
+    save(store, 30)
+    assert store.steps() == [10, 30]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    for left in (".writing-000010", ".removing-000005"):
+        (tmp_path / left / "rank0").mkdir(parents=True)
+    assert CheckpointStore(tmp_path, keep=2).newest() is None
+    assert names(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    with pytest.raises(KeyboardInterrupt), store.writing(1):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def write_forever(folder: str, report: str) -> None:
+    """Save again and again; report each step that is safe as four bytes."""
+    reports = os.open(report, os.O_WRONLY)
+    store = CheckpointStore(Path(folder), keep=2)
+    found = store.newest()
+    step = found.step if found else 0
+    while True:
+        step += 1
+        save(store, step, accuracy=step / 1e6 if step % 3 else None)
+        os.pwrite(reports, step.to_bytes(4, "big"), 0)
+
+
+def test_sigkill_at_any_instant_loses_one_at_most(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    folder, report, rng = tmp_path / "checkpoints", tmp_path / "report", random.Random(0)
+    report.write_bytes(bytes(4))
+    newest = 0
+    for _ in range(18):
+        process = context.Process(target=write_forever, args=(str(folder), str(report)))
+        process.start()
+        time.sleep(0.05 + rng.random() * 0.1)
+        process.kill()
+        process.join(10)
+        assert process.exitcode == -9
+        safe = max(newest, int.from_bytes(report.read_bytes(), "big"))  # a kill may fall between rename and report
+        found = CheckpointStore(folder, keep=2).newest()
+        assert not list(folder.glob(".*-0*"))
+        newest = found.step if found else 0
+        assert safe <= newest <= safe + 1
+        assert found is None or found.rejected == ()
+        for path in folder.glob("step-*"):
+            verify(path)
+    assert newest > 18  # it did write
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 1 MiB: a real one if we may mount, else files limited to 300 kB."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "rollcall-test", str(folder)]
+    mounted = False
+    with suppress(FileNotFoundError):
+        mounted = subprocess.run(mount, capture_output=True, timeout=10).returncode == 0  # noqa: PLW1510
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not mounted:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+
+
+def test_a_full_disk_is_refused_with_numbers_and_cleaned_up(small_volume: Path) -> None:
+    store = CheckpointStore(small_volume / "checkpoints", keep=1)
+    save(store, 1, size=100_000)
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 could not be written") as caught:
+        save(store, 2, size=2_000_000)
+    assert "MB free" in str(caught.value.got) and "MB needed" in str(caught.value.got)
+    assert names(store.folder) == ["step-000001"]
+    save(store, 3, size=100_000)
+    found = store.newest()
+    assert found is not None and found.step == 3
+
+
+def test_a_full_disk_that_hides_behind_another_error_is_seen(small_volume: Path) -> None:
+    """torch.save raises RuntimeError("unexpected pos"), safetensors an error of its own and no partial file."""
+    store = CheckpointStore(small_volume / "checkpoints", keep=1)
+
+    def like_torch(folder: Path) -> None:
+        try:
+            (folder / "weights").write_bytes(bytes(2_000_000))
+        except OSError:
+            raise RuntimeError("unexpected pos 576 vs 534") from None
+
+    def like_safetensors(folder: Path) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for write in (like_torch, like_safetensors):
+        with pytest.raises(CheckpointError), store.writing(1) as folder:
+            write(folder)
+    assert names(store.folder) == []
+
+
+def test_room_is_asked_for_before_writing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    assert store.room_for(10) and not store.room_for(1 << 60)
+    with pytest.raises(CheckpointError, match="no room for a checkpoint"), store.writing(1, estimate=1 << 60):
+        pytest.fail("nothing may be written")
+    free = os.statvfs(tmp_path)
+    save(store, 1, size=4000)
+    assert store.room_for(free.f_bavail * free.f_frsize // 2)

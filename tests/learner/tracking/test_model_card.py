@@ -1,0 +1,57 @@
+"""The model card says what was trained, and nothing about this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config.schema import Config
+from learner.tracking.model_card import write_model_card
+from learner.tracking.records import Summary
+
+SUMMARY = Summary(
+    outcome="finished",
+    steps=250,
+    accuracy_before=0.125,
+    accuracy_after=0.95,
+    accuracy_step=250,
+    accuracy_best=0.95,
+    wall_seconds=180.0,
+    startup_seconds=20.0,
+    completions_per_second=700.0,
+    max_logprob_gap=3e-6,
+    weights_version=250,
+    checkpoint_failures=0,
+    log_failures=0,
+    config_hash="0123456789ab",
+    git_sha="f" * 40,
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "front"),
+    [
+        (
+            "Qwen/Qwen2-VL-2B-Instruct",
+            "someone/cars",
+            {"base_model": "Qwen/Qwen2-VL-2B-Instruct", "datasets": ["someone/cars"]},
+        ),
+        ("embedded:digits", "/secret/place/cars", {}),
+    ],
+)
+def test_model_card(tmp_path: Path, model: str, data: str, front: dict[str, object]) -> None:
+    config = Config(model={"path": model}, data={"path": data})  # type: ignore[arg-type]
+    text = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text()
+    _, head, body = text.split("---\n", 2)
+    parsed = yaml.safe_load(head)
+    assert {key: parsed[key] for key in ("base_model", "datasets") if key in parsed} == front
+    assert all(part in body for part in (model, "cars", "0.125", "0.950", "0123456789ab", "f" * 40))
+    assert "secret" not in text
+
+
+def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
+    config = Config.model_validate({"lora": {"rank": 4}, "checkpoint": {"export": "adapter"}})
+    _, head, _ = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "peft"
