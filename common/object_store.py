@@ -10,7 +10,7 @@ from common.types import ImageFeatures, SharedFeatures
 BY_VALUE = 256 << 10  # bytes; a smaller object travels faster inside the message
 
 
-def shared(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
+def share_features(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
     """`features` as they travel best. Needs Ray when they are large."""
     import ray
 
@@ -19,7 +19,9 @@ def shared(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
     return SharedFeatures(digest=features.digest, nbytes=features.nbytes, ref=ray.put(features))
 
 
-def opened(handles: Sequence[ImageFeatures | SharedFeatures | None], *, timeout_s: float) -> list[ImageFeatures | None]:
+def fetch_features(
+    handles: Sequence[ImageFeatures | SharedFeatures | None], *, timeout_s: float
+) -> list[ImageFeatures | None]:
     """The features behind `handles`, in order; those in the object store are mapped, not copied.
 
     Raises DeadlineError when one does not arrive in time.

@@ -19,51 +19,51 @@ from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
     from common.config.schema import Config
-    from learner.driver.evaluation_target import Subject
-    from learner.driver.evaluator import Judge
+    from learner.driver.evaluation_target import EvaluationTarget
+    from learner.driver.evaluator import Evaluator
     from learner.storage.run_folder import RunFolder
 
 RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(subjects: Sequence[Subject], folder: RunFolder, *, seed_format: Path | None) -> None:
+def evaluate(subjects: Sequence[EvaluationTarget], folder: RunFolder, *, seed_format: Path | None) -> None:
     """Every set by every model, one model after the other, written and shown."""
-    from learner.driver.cluster import connected
-    from learner.evaluation.results import Findings
+    from learner.driver.cluster import connect
+    from learner.evaluation.results import Results
 
-    findings = Findings(folder.path)
-    with connected(subjects[0].config.cluster):
+    findings = Results(folder.path)
+    with connect(subjects[0].config.cluster):
         for subject in subjects:
-            with _judge(subject) as judge:
-                for one, rows in judge.judged(subject.sets):
+            with _open_evaluator(subject) as judge:
+                for one, rows in judge.give_verdicts(subject.sets):
                     findings.add(subject, one, rows)
     print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
 
 
 @contextmanager
-def _judge(subject: Subject) -> Iterator[Judge]:
+def _open_evaluator(subject: EvaluationTarget) -> Iterator[Evaluator]:
     """Engines that serve the subject's own weights, and a learner that scores if a set wants it."""
     from learner.driver.cluster import require
-    from learner.driver.evaluator import Judge
-    from learner.driver.finish import undisturbed_close
+    from learner.driver.evaluator import Evaluator
+    from learner.driver.finish import close_undisturbed
     from learner.trainer.group import LearnerGroup
     from rollout.fleet import OWN_WEIGHTS, RolloutFleet
     from rollout.spec import engine_spec
 
     config, model, learner = subject.config, subject.model, None
-    with undisturbed_close() as parts:
-        require(_demand(subject), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
+    with close_undisturbed() as parts:
+        require(_count_resources(subject), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
         if subject.scores:
             learner = LearnerGroup(config, model_path=model.path, banned=model.banned, steps=0)
             parts.callback(learner.close)
         spec = engine_spec(config, model_path=model.path, banned=model.banned)
-        fleet = RolloutFleet(config, spec, on_event=_tell)
+        fleet = RolloutFleet(config, spec, on_event=_print_event)
         parts.callback(fleet.close)
         if learner:
             learner.ready(config.learner.start_timeout_s)
         fleet.ready()
         fleet.load(OWN_WEIGHTS)
-        yield Judge(
+        yield Evaluator(
             config=config,
             fleet=fleet,
             learner=learner,
@@ -72,7 +72,7 @@ def _judge(subject: Subject) -> Iterator[Judge]:
         )
 
 
-def _opened(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
+def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
     """`out`, or `runs/<date>-evaluate`."""
     from learner.storage.run_folder import RunFolder
 
@@ -80,16 +80,16 @@ def _opened(config: Config, out: Path | None) -> AbstractContextManager[RunFolde
     return closing(RunFolder.open(place, now=datetime.now().astimezone()))
 
 
-def _demand(subject: Subject) -> dict[str, float]:
-    from learner.driver.cluster import demand
+def _count_resources(subject: EvaluationTarget) -> dict[str, float]:
+    from learner.driver.cluster import count_resources
 
     nobody: dict[str, Any] = {"reward": subject.config.reward.model_copy(update={"workers": 0})}
     if not subject.scores:
         nobody["learner"] = subject.config.learner.model_copy(update={"ranks": 0})
-    return demand(subject.config.model_copy(update=nobody))
+    return count_resources(subject.config.model_copy(update=nobody))
 
 
-def _tell(kind: str, **fields: Any) -> None:
+def _print_event(kind: str, **fields: Any) -> None:
     from learner.tracking.lines import QUIET, event_line
 
     if kind not in QUIET:
@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = REFUSED
     try:
-        from learner.driver.evaluation_target import admit
+        from learner.driver.evaluation_target import read_target
         from learner.evaluation.args import parse
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
-        subjects = [admit(config, name, held_out=asked.held_out, say=print) for name, config in models]
-        with _opened(subjects[0].config, asked.out) as folder:
+        subjects = [read_target(config, name, held_out=asked.held_out, say=print) for name, config in models]
+        with _open_folder(subjects[0].config, asked.out) as folder:
             code = FAILED
             evaluate(subjects, folder, seed_format=asked.seed_format)
     except RollcallError as error:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif invocation.plan:
             _plan(invocation.config)
         else:
-            with _opened(invocation.config) as run:
+            with _open_run(invocation.config) as run:
                 code = FAILED
                 train(run)
     except RollcallError as error:
@@ -76,35 +76,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> None:
     """Everything up to, but without, the cluster."""
-    from learner.driver.cluster import demand
+    from learner.driver.cluster import count_resources
     from learner.driver.preflight import admit
 
     admit(config, say=print)
-    needs = ", ".join(f"{amount:g} {name}" for name, amount in demand(config).items())
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     print(f"a dry run: this would reserve {needs}; nothing was started")
 
 
 def _plan(config: Config) -> None:
     """What it would take, from the model's configuration alone."""
-    from learner.driver.preflight import resolved
-    from learner.memory.plan import device_memory, plan, shown
+    from learner.driver.preflight import make_embedded
+    from learner.memory.plan import device_memory, plan, show_plan
 
-    model = resolved(config)
-    for line in shown(plan(config, model), model, device_memory(config)):
+    model = make_embedded(config)
+    for line in show_plan(plan(config, model), model, device_memory(config)):
         print(line)
 
 
 @contextmanager
-def _opened(config: Config) -> Iterator[Run]:
+def _open_run(config: Config) -> Iterator[Run]:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     from learner.driver.preflight import admit
-    from learner.driver.run import opened
+    from learner.driver.run import open_run
     from learner.storage.run_folder import RunFolder
 
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
         print(f"run folder: {folder.shown}", flush=True)
-        with opened(admit(config, say=print), folder, started=started) as run:
+        with open_run(admit(config, say=print), folder, started=started) as run:
             yield run
 
 

@@ -233,11 +233,11 @@ def _insist_on_copies(target: Target) -> None:
     if now.numel():
         if View.of(now, int(now.storage_offset())) != target.view:
             raise UnknownRouteError(f"{where}, which vLLM keeps in another shape")
-    elif _method(layer) != PACKED or target.name != "weight" or not _covered(target):
+    elif _method(layer) != PACKED or target.name != "weight" or not _covers(target):
         raise UnknownRouteError(f"{where}, which vLLM does not keep")
 
 
-def _covered(target: Target) -> bool:
+def _covers(target: Target) -> bool:
     """All of a parameter is copied into it."""
     shape, stride, offset = target.view
     seen = torch.zeros(shape, dtype=torch.bool)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
-from common.object_store import opened
+from common.object_store import fetch_features
 from common.recorder import Recorder
 from common.types import (
     Completion,
@@ -87,7 +87,7 @@ class RolloutEngine:
             elif manifest.buckets:
                 note = self._loader.load(arrived, keep_image_features=keep)
         except Exception as error:
-            raise self._broken("loading weights", error) from error
+            raise self._report_broken("loading weights", error) from error
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
         return LoadedWeights(version=manifest.version, note=note)
@@ -128,7 +128,7 @@ class RolloutEngine:
             raise
         except Exception as error:
             self._version = None  # a failed step leaves its requests in the scheduler for ever: later calls would spin
-            raise self._broken("generating", error) from error
+            raise self._report_broken("generating", error) from error
 
     def _generate(
         self, requests: Sequence[GenerationRequest], version: int
@@ -136,7 +136,7 @@ class RolloutEngine:
         engine = self._llm.llm_engine
         pending: dict[str, GenerationRequest] = {}
         refused: list[FailedGroup] = []
-        images = opened([request.images for request in requests], timeout_s=FETCH_S)
+        images = fetch_features([request.images for request in requests], timeout_s=FETCH_S)
         for request, features in zip(requests, images, strict=True):
             fault = self._add(f"{self._requests}", request, features)
             if fault is None:
@@ -215,7 +215,7 @@ class RolloutEngine:
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
-    def _broken(self, doing: str, error: Exception) -> BrokenEngineError:
+    def _report_broken(self, doing: str, error: Exception) -> BrokenEngineError:
         return BrokenEngineError(
             f"engine {self._id} failed while {doing}",
             got="".join(traceback.format_exception(error)).strip(),

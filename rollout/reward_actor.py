@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from common.types import Belief
+from common.types import CandidateProbability
 from rollout.rewards.loading import load_function
 
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
@@ -29,7 +29,7 @@ class RewardTask:
     columns: Mapping[str, Any]
     completions: tuple[str, ...]  # (G,)
     token_ids: tuple[tuple[int, ...], ...]  # (G,) of (C,) as sampled
-    beliefs: tuple[Belief, ...] | None  # (G,) after each thought; None where no function asks
+    beliefs: tuple[CandidateProbability, ...] | None  # (G,) after each thought; None where no function asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class RewardActor:
             self._running = _Running(index=index, function=name, since=time.monotonic())
             try:
                 values = self._functions[name](task.completions, **{**task.columns, **self._constants, **ours})
-                scores[name] = _checked(values, len(task.completions))
+                scores[name] = _check(values, len(task.completions))
             except BaseException as error:  # noqa: BLE001 - a stranger's function may raise anything, SystemExit too
                 return RewardFault(function=name, reason=_reason(error))
         return scores
@@ -113,7 +113,7 @@ class _UnusableError(Exception):
     """A function returned something that is not one finite number a completion."""
 
 
-def _checked(values: object, size: int) -> tuple[float, ...]:
+def _check(values: object, size: int) -> tuple[float, ...]:
     """(G,) floats out of what a function returned."""
     if not isinstance(values, Collection):
         raise _UnusableError(f"returned {type(values).__name__}, not one number a completion")

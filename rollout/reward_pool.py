@@ -21,13 +21,13 @@ from typing import Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import Belief, Dropped, Group, Prompt, ScoredGroup
+from common.types import CandidateProbability, Dropped, Group, Prompt, ScoredGroup
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
-from rollout.rewards.loading import asking
+from rollout.rewards.loading import that_ask_for
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
-NO_BELIEFS: Mapping[str, tuple[Belief, ...]] = MappingProxyType({})
+NO_BELIEFS: Mapping[str, tuple[CandidateProbability, ...]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class _Job:
 
     prompt: Prompt
     group: Group
-    beliefs: tuple[Belief, ...] | None
+    beliefs: tuple[CandidateProbability, ...] | None
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False
 
@@ -95,13 +95,13 @@ class RewardPool:
     @cached_property
     def asks_beliefs(self) -> bool:
         """Whether a function wants to know what the policy believes after each thought."""
-        return bool(asking(self._config.functions, "beliefs"))
+        return bool(that_ask_for(self._config.functions, "beliefs"))
 
     def score(
         self,
         prompts: Mapping[str, Prompt],
         groups: Iterable[Group],
-        beliefs: Mapping[str, tuple[Belief, ...]] = NO_BELIEFS,
+        beliefs: Mapping[str, tuple[CandidateProbability, ...]] = NO_BELIEFS,
     ) -> Iterator[ScoredGroup | Dropped]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
@@ -159,7 +159,7 @@ class RewardPool:
     def _advance(self, *, block: bool) -> list[ScoredGroup | Dropped]:
         """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
-        return [outcome for worker in self._answered(block) for outcome in self._settle(worker)]
+        return [outcome for worker in self._collect(block) for outcome in self._settle(worker)]
 
     def _dispatch(self) -> None:
         idle = [worker for worker in self._workers if worker.call is None]
@@ -192,7 +192,7 @@ class RewardPool:
                 remedy="see that each function can be imported, and each model loaded, on every node",
             ) from error
 
-    def _answered(self, block: bool) -> list[_Worker]:
+    def _collect(self, block: bool) -> list[_Worker]:
         """Busy workers that have answered, died or run out of time."""
         import ray
 

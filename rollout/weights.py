@@ -52,7 +52,7 @@ class Inbox:
                 remedy="the fleet replaces it; if every replacement fails alike, suspect network or object store",
             ) from error
         arrived = {
-            bucket.payload: _checked(bucket, arrays, manifest.version)
+            bucket.payload: _check(bucket, arrays, manifest.version)
             for bucket, arrays in zip(new, payloads, strict=True)
         }
         tensors = [pair for bucket in buckets for pair in (arrived | self._fixed)[bucket.payload]]
@@ -61,7 +61,7 @@ class Inbox:
         return Arrived(tensors, unchanged)
 
 
-def _checked(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
+def _check(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
     import warnings
 
     import torch

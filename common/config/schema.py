@@ -310,7 +310,7 @@ class Config(_Section):
         share = {"grpo": 1.0, "exact": self.exact.sampled_share, "sft": 0.0}[self.method]
         return round(share * self.rollout.prompts_per_step)
 
-    def counted(self, rows: int) -> Config:
+    def with_epochs_as_steps(self, rows: int) -> Config:
         """With `epochs` turned into the steps they take over `rows` training rows, the last one filled up.
 
         Raises:

@@ -80,9 +80,9 @@ def resolve(settings: Iterable[Setting]) -> Config:
         ConfigError: unknown keys, wrong values and impossible combinations, all of them, one line each.
     """
     given = _last(settings)
-    problems = [f"{setting}: {_unknown(key)}" for key, setting in given.items() if key not in keys()]
+    problems = [f"{setting}: {_explain_unknown(key)}" for key, setting in given.items() if key not in keys()]
     try:
-        config = Config.model_validate(_nested(setting for key, setting in given.items() if key in keys()))
+        config = Config.model_validate(_nest(setting for key, setting in given.items() if key in keys()))
     except ValidationError as invalid:
         problems += dict.fromkeys(line for error in invalid.errors() for line in _explain(error, given))
     else:
@@ -121,7 +121,7 @@ def nearest(key: str) -> list[str]:
     return [known for known, last in last_parts.items() if last in alike]
 
 
-def _nested(settings: Iterable[Setting]) -> dict[str, Any]:
+def _nest(settings: Iterable[Setting]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for setting in settings:
         section, _, key = setting.key.rpartition(".")
@@ -129,7 +129,7 @@ def _nested(settings: Iterable[Setting]) -> dict[str, Any]:
     return tree
 
 
-def _unknown(key: str) -> str:
+def _explain_unknown(key: str) -> str:
     if key in sections():
         return f"{key} is a section, give it a mapping or set one of its keys"
     meant = " or ".join(nearest(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, hidden
+from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, is_hidden
 from common.errors import DataError
 from common.labels.candidates import with_candidates
 
@@ -46,9 +46,9 @@ def _open(folder: Path, problem: str, split: str) -> Table:
 
 
 def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry, folder))
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry, folder))
 
 
 def _images(folder: Path) -> list[Path]:
     """Every file, whatever its suffix: one that is no image is refused by name later, not passed over."""
-    return sorted(file for file in folder.rglob("*") if not file.is_dir() and not hidden(file, folder))
+    return sorted(file for file in folder.rglob("*") if not file.is_dir() and not is_hidden(file, folder))

@@ -68,7 +68,7 @@ def _open(cell: object, root: Path | None) -> Image.Image:
     if isinstance(cell, bytes):
         source, nbytes = BytesIO(cell), len(cell)
     elif isinstance(cell, str | Path):
-        source = confined(cell, root)
+        source = confine(cell, root)
         nbytes = source.stat().st_size
     else:
         raise BadRowError(
@@ -80,7 +80,7 @@ def _open(cell: object, root: Path | None) -> Image.Image:
     return Image.open(source, formats=FORMATS)
 
 
-def confined(path: str | Path, root: Path | None) -> Path:
+def confine(path: str | Path, root: Path | None) -> Path:
     """The file behind `path`, which must lie inside `root` once every link and `..` is followed.
 
     Raises BadRowError where it does not.

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, hidden, unreadable
+from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, is_hidden, unreadable
 from common.errors import DataError
 
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
@@ -25,7 +25,7 @@ def parquet_folder(place: Path) -> dict[str, Opener]:
 
     Raises DataError when only some names tell.
     """
-    files = sorted(file for file in place.rglob("*.parquet") if not hidden(file, place))
+    files = sorted(file for file in place.rglob("*.parquet") if not is_hidden(file, place))
     by_split: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_split[_split_of(file.relative_to(place))].append(file)

@@ -49,11 +49,11 @@ def place_and_split(text: str) -> tuple[str, str | None]:
 
 def _folder(place: Path, question: str) -> dict[str, Opener]:
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-        return _saved(place)
+        return _open_saved(place)
     return parquet_folder(place) or class_folders(place, question)
 
 
-def _saved(place: Path) -> dict[str, Opener]:
+def _open_saved(place: Path) -> dict[str, Opener]:
     from datasets import load_from_disk
 
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from common.data.draws import generator
 from common.data.sources import ExampleSource, Outline
 from common.errors import DataError
-from common.labels.candidates import listed, relisted
+from common.labels.candidates import read_list, replace_list
 from common.types import Example
 
 
@@ -24,7 +24,7 @@ class Reshuffle:
         Raises DataError when no question of `source` has a list.
         """
         problems = dict.fromkeys(outline.problem for outline in source.outlines)
-        lists = [offered for offered in map(listed, problems) if offered]
+        lists = [offered for offered in map(read_list, problems) if offered]
         if not lists:
             raise DataError(
                 f"no question of {source.name} has a class list",
@@ -46,15 +46,15 @@ class Reshuffle:
                 yield replace(outline, problem=self._problem(outline, visit))
 
     def _problem(self, row: Example | Outline, visit: int) -> str:
-        offered = listed(row.problem)
+        offered = read_list(row.problem)
         if offered is None:
             return row.problem
         draw = generator("reshuffle", self._seed, visit, row.id)
         if self.pool:
-            offered = self._redrawn(offered, row.label, draw.permutation(len(self.pool)).tolist())
-        return relisted(row.problem, [offered[place] for place in draw.permutation(len(offered)).tolist()])
+            offered = self._redraw(offered, row.label, draw.permutation(len(self.pool)).tolist())
+        return replace_list(row.problem, [offered[place] for place in draw.permutation(len(offered)).tolist()])
 
-    def _redrawn(self, offered: list[str], label: str, order: list[int]) -> list[str]:
+    def _redraw(self, offered: list[str], label: str, order: list[int]) -> list[str]:
         """As many labels as before, the right one kept where it was offered."""
         kept = [label] if label in offered else []
         others = [self.pool[place] for place in order if self.pool[place] != label]

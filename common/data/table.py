@@ -35,7 +35,7 @@ class Table:
 Opener = Callable[[str], Table]  # takes the name the split goes by in row ids
 
 
-def hidden(file: Path, below: Path) -> bool:
+def is_hidden(file: Path, below: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(below).parts)
 
 

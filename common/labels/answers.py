@@ -40,7 +40,9 @@ def is_right(
     return any(_VARIANTS[variant](completion, name, mode) for name in (label, *aliases))
 
 
-def named(completion: str, candidates: Iterable[str], *, mode: Mode, aliases: Aliases = NO_ALIASES) -> str | None:
+def find_candidate(
+    completion: str, candidates: Iterable[str], *, mode: Mode, aliases: Aliases = NO_ALIASES
+) -> str | None:
     """The candidate that the completion strictly gives, itself or by an alias; None for an answer out of the list."""
     return next((one for one in candidates if is_right(completion, one, mode=mode, aliases=aliases.get(one, ()))), None)
 
@@ -51,7 +53,7 @@ def is_valid(
     """Whether the completion strictly gives one of the candidates; with none known, whether it is well formed."""
     if not candidates:
         return is_well_formed(completion, mode)
-    return named(completion, candidates, mode=mode, aliases=aliases) is not None
+    return find_candidate(completion, candidates, mode=mode, aliases=aliases) is not None
 
 
 def extract(completion: str, mode: Mode) -> str | None:
@@ -63,7 +65,7 @@ def extract(completion: str, mode: Mode) -> str | None:
     """
     if mode == "no_think":
         return completion
-    if mode == "adaptive" and _untagged(completion):
+    if mode == "adaptive" and _has_no_tags(completion):
         return completion.strip()
     if (completion.count("<answer>"), completion.count("</answer>")) != (1, 1):
         return None
@@ -87,11 +89,11 @@ def is_well_formed(completion: str, mode: Mode) -> bool:
     No-think: one line without tags. Think: one thought, then one answer. Think-after-answer: one answer, then one
     reason. Adaptive: a thought and an answer, an answer alone, or a line as in no-think.
     """
-    if _untagged(completion):
+    if _has_no_tags(completion):
         return mode in ("no_think", "adaptive") and completion.splitlines() == [completion] and bool(completion.strip())
     matches = (shape.fullmatch(completion) for shape in _SHAPES[mode])
     blocks = next((match.groups() for match in matches if match), ())
-    return bool(blocks) and all(text.strip() and _untagged(text) for text in blocks)
+    return bool(blocks) and all(text.strip() and _has_no_tags(text) for text in blocks)
 
 
 def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = None) -> int:
@@ -117,19 +119,19 @@ def caseless(text: str) -> str:
     return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
-def compared(name: str, mode: Mode) -> str:
+def normalise(name: str, mode: Mode) -> str:
     """What the strict metric sees of a name: labels that are equal here cannot be told apart."""
     return _nfc(name) if mode == "no_think" else caseless(name)
 
 
-def searched(text: str) -> str:
+def normalise_leniently(text: str) -> str:
     """What the lenient metric sees of a label and of an answer: it looks for the one in the other."""
     return caseless(text.replace("_", " "))
 
 
 def _strict(completion: str, label: str, mode: Mode) -> bool:
     answer = extract(completion, mode)
-    return answer is not None and compared(answer, mode) == compared(label, mode)
+    return answer is not None and normalise(answer, mode) == normalise(label, mode)
 
 
 def first_answer(completion: str) -> str:
@@ -139,10 +141,10 @@ def first_answer(completion: str) -> str:
 
 
 def _lenient(completion: str, label: str, mode: Mode) -> bool:
-    return searched(label) in searched(first_answer(completion))
+    return normalise_leniently(label) in normalise_leniently(first_answer(completion))
 
 
-def _untagged(text: str) -> bool:
+def _has_no_tags(text: str) -> bool:
     return not any(tag in text for tag in TAGS)
 
 

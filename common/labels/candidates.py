@@ -15,7 +15,7 @@ def candidates(problem: str) -> list[str] | None:
     Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
     where the question has neither: it is open-ended.
     """
-    return listed(problem) or [*options(problem)] or None
+    return read_list(problem) or [*options(problem)] or None
 
 
 def options(problem: str) -> dict[str, str]:
@@ -26,7 +26,7 @@ def options(problem: str) -> dict[str, str]:
     return {letter: text.strip() for letter, text in found} if len(found) > 1 and letters == in_turn else {}
 
 
-def listed(problem: str) -> list[str] | None:
+def read_list(problem: str) -> list[str] | None:
     """Labels of the question's own list; None where it has none, though it may have options."""
     found = _LIST.search(problem)
     return [item.strip() for item in found[1].split(",")] if found else None
@@ -37,7 +37,7 @@ def with_candidates(question: str, labels: Iterable[str]) -> str:
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
 
 
-def relisted(problem: str, labels: Iterable[str]) -> str:
+def replace_list(problem: str, labels: Iterable[str]) -> str:
     """The question with other labels in its list, and every other character as it was."""
     found = _LIST.search(problem)
     if found is None:

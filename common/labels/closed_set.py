@@ -82,10 +82,10 @@ class ClosedSet:
         if key not in self._known:
             if len(self._known) > 65536:  # thoughts come in endless variety
                 self._known.clear()
-            self._known[key] = self._written(candidate, opening)
+            self._known[key] = self._encode_answer(candidate, opening)
         return self._known[key]
 
-    def _written(self, candidate: str, opening: str) -> Answer:
+    def _encode_answer(self, candidate: str, opening: str) -> Answer:
         text = f"{opening}{candidate}</answer>" if opening else candidate
         ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         back, barred = self._text(ids), sorted(self._banned.intersection(ids))

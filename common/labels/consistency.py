@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from common.labels.answers import NO_ALIASES, Aliases, Mode, caseless, extract, named, thought
+from common.labels.answers import NO_ALIASES, Aliases, Mode, caseless, extract, find_candidate, thought
 from common.labels.candidates import candidates, options
 
 
@@ -21,15 +21,15 @@ def consistency(completion: str, problem: str, *, mode: Mode, aliases: Aliases =
     if said is None or answer is None:
         return None
     listed = candidates(problem) or []
-    given = named(completion, listed, mode=mode, aliases=aliases) or answer
+    given = find_candidate(completion, listed, mode=mode, aliases=aliases) or answer
     told = options(problem)
     names = {one: [one, *aliases.get(one, ())] for one in (*listed, given)}
     names |= {letter: [letter, text] if letter.startswith("(") else [text] for letter, text in told.items()}
-    found = _named_in(said, names)
+    found = _find_names(said, names)
     return 1 / len(found) if given in found else 0.0
 
 
-def _named_in(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
+def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
     """Those with a name in `text`: at every place the longest name that stands there."""
     text = _plain(text)
     owners = {_plain(name): one for one, own in names.items() for name in own}
@@ -41,12 +41,12 @@ def _named_in(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
 
 def _whole_word(name: str) -> str:
     """A pattern for `name`, not as part of a word; scripts without case, as the Chinese, put no space between words."""
-    before = r"(?<!\w)" if _parted(name[0]) else ""
-    after = r"(?!\w)" if _parted(name[-1]) else ""
+    before = r"(?<!\w)" if _separates(name[0]) else ""
+    after = r"(?!\w)" if _separates(name[-1]) else ""
     return f"{before}{re.escape(name)}{after}"
 
 
-def _parted(letter: str) -> bool:
+def _separates(letter: str) -> bool:
     return letter.isdigit() or letter.upper() != letter.lower()
 
 

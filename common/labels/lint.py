@@ -12,7 +12,7 @@ from functools import cache
 from itertools import accumulate
 
 from common.errors import DataError
-from common.labels.answers import Aliases, Mode, compared, searched
+from common.labels.answers import Aliases, Mode, normalise, normalise_leniently
 from common.labels.candidates import breaks_list
 
 _NAMED = 3  # cases named in a line; the rest are counted
@@ -106,7 +106,7 @@ def settle(name: str, findings: Iterable[Finding], *, say: Callable[[str], None]
 
 
 def _same_answer(lists: Iterable[Sequence[str]], mode: Mode) -> tuple[str, ...]:
-    key = cache(lambda name: compared(name, mode))  # lists repeat a few names many times
+    key = cache(lambda name: normalise(name, mode))  # lists repeat a few names many times
     clashing: dict[str, None] = {}
     for offered in map(dict.fromkeys, lists):
         if len({key(name) for name in offered}) < len(offered):
@@ -115,11 +115,11 @@ def _same_answer(lists: Iterable[Sequence[str]], mode: Mode) -> tuple[str, ...]:
 
 
 def _twice(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    again = {name for offered in lists if len(set(offered)) < len(offered) for name in _repeated(offered)}
+    again = {name for offered in lists if len(set(offered)) < len(offered) for name in _find_repeated(offered)}
     return tuple(map(repr, sorted(again)))
 
 
-def _repeated(names: Sequence[str]) -> Iterator[str]:
+def _find_repeated(names: Sequence[str]) -> Iterator[str]:
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -128,10 +128,10 @@ def _repeated(names: Sequence[str]) -> Iterator[str]:
 
 
 def _look_alike(names: Sequence[str]) -> tuple[str, ...]:
-    return _groups(names, _folded)
+    return _groups(names, _fold)
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     text = unicodedata.normalize("NFKC", name).replace("_", " ").casefold()
     visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     return " ".join(unicodedata.normalize("NFKC", visible).split())
@@ -165,7 +165,7 @@ def _inside(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
 
     All names are searched as one text: a thousand of them take milliseconds, pair by pair they would take a second.
     """
-    by_text = {text: name for name in names if (text := searched(name))}
+    by_text = {text: name for name in names if (text := normalise_leniently(name))}
     texts = list(by_text)
     joined = "\0".join(texts)
     starts = list(accumulate((len(text) + 1 for text in texts[:-1]), initial=0))

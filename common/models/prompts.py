@@ -208,10 +208,10 @@ class PromptEncoder:
         """
         added = self._added.get(image_size)
         if added is None:
-            added = self._added[image_size] = self._measured(image_size)
+            added = self._added[image_size] = self._measure(image_size)
         return added
 
-    def _measured(self, image_size: tuple[int, int]) -> int:
+    def _measure(self, image_size: tuple[int, int]) -> int:
         if self._family.square and image_size[0] != image_size[1]:
             raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
         images = self._processor.image_processor

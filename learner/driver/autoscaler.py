@@ -21,7 +21,7 @@ def bundles(config: Config) -> list[dict[str, float]]:
 
 
 @contextmanager
-def nodes_asked_for(config: Config) -> Iterator[None]:
+def request_nodes(config: Config) -> Iterator[None]:
     """While inside, the autoscaler of the cluster (if it has one) works towards nodes that hold the whole run.
 
     Waiting alone makes no node join: nothing is pending before actors are. The request ends with the block, since

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
-from common.types import Belief, Group, Prompt
+from common.types import CandidateProbability, Group, Prompt
 
 if TYPE_CHECKING:
     from learner.trainer.group import LearnerGroup
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Thought = tuple[str, tuple[int, ...], str]  # a prompt's id, its ids with those of a thought, and how its answers begin
 
 
-def beliefs(
+def candidate_probabilities(
     prompts: Sequence[Prompt], groups: Iterable[Group], closed_set: ClosedSet, learner: LearnerGroup
-) -> dict[str, tuple[Belief, ...]]:
+) -> dict[str, tuple[CandidateProbability, ...]]:
     """(G,) by prompt: the probability of each of the row's candidates as the answer after each completion's thought.
 
     They are shares of what the policy gives all of the candidates, each written as the mode's format asks. All groups
@@ -38,7 +38,7 @@ def beliefs(
             asked |= found
     scores = learner.candidate_logprobs([one for one, _ in asked.values()], [answers for _, answers in asked.values()])
     made = {
-        thought: _shares(_listed(prompt), own)
+        thought: _softmax(_candidates_of(prompt), own)
         for (thought, (prompt, _)), own in zip(asked.items(), scores, strict=True)
     }
     return {prompt_id: tuple(made[thought] for thought in own) for prompt_id, own in thoughts.items()}
@@ -50,14 +50,17 @@ def _read(
     """The thought of each completion, with the prompt it makes and the answers that may follow."""
     for completion in group.completions:
         longer, opening = closed_set.after_thought(prompt, completion.token_ids)
-        yield (prompt.id, longer.token_ids, opening), (longer, closed_set.answers(_listed(prompt), opening=opening))
+        yield (
+            (prompt.id, longer.token_ids, opening),
+            (longer, closed_set.answers(_candidates_of(prompt), opening=opening)),
+        )
 
 
-def _listed(prompt: Prompt) -> list[str]:
+def _candidates_of(prompt: Prompt) -> list[str]:
     return candidates(prompt.example.problem) or []
 
 
-def _shares(listed: Sequence[str], logprobs: Sequence[Sequence[float]]) -> Belief:
+def _softmax(listed: Sequence[str], logprobs: Sequence[Sequence[float]]) -> CandidateProbability:
     """Softmax over the candidates. `logprobs`: (K,) of (C,), of every token of each."""
     totals = [math.fsum(own) for own in logprobs]
     most = max(totals)

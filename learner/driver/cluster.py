@@ -19,7 +19,7 @@ _LOCAL = "local"
 
 
 @contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connect(cluster: ClusterConfig) -> Iterator[None]:
     """Join the cluster named, that of RAY_ADDRESS, or start one for this run alone; leave or stop it at the end.
 
     Raises:
@@ -51,7 +51,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def demand(config: Config) -> dict[str, float]:
+def count_resources(config: Config) -> dict[str, float]:
     """Logical CPUs and GPUs that all actors of a run reserve together."""
     actors = bundles(config)
     return {name: sum(actor.get(name, 0.0) for actor in actors) for name in ("CPU", "GPU")}

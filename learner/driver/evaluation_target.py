@@ -10,17 +10,17 @@ from common.data.lint import lint_sources
 from common.data.sources import load_held_out
 from common.errors import ConfigError
 from common.labels.lint import settle
-from learner.driver.preflight import ReadModel, admit_sets, check_lengths, read_model
+from learner.driver.preflight import ModelFiles, admit_sets, check_lengths, read_model
 from learner.evaluation.sets import EvaluationSet, read_sets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class EvaluationTarget:
     """A model that was read, and the sets it is evaluated on."""
 
     name: str
     config: Config
-    model: ReadModel
+    model: ModelFiles
     sets: tuple[EvaluationSet, ...]
 
     @property
@@ -29,7 +29,7 @@ class Subject:
         return any(one.closed_set for one in self.sets)
 
 
-def admit(config: Config, name: str, *, held_out: bool, say: Callable[[str], None]) -> Subject:
+def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str], None]) -> EvaluationTarget:
     """Read the model but for its weights, and every row of every set.
 
     Args:
@@ -47,4 +47,4 @@ def admit(config: Config, name: str, *, held_out: bool, say: Callable[[str], Non
     for one in sets:
         settle(one.name, lint_sources([one.source], mode=config.data.mode), say=say)
         check_lengths(config, [one.source], model.encoder.count, say)
-    return Subject(name=name, config=config, model=model, sets=tuple(admit_sets(config, sets, model, say=say)))
+    return EvaluationTarget(name=name, config=config, model=model, sets=tuple(admit_sets(config, sets, model, say=say)))

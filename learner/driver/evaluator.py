@@ -11,9 +11,9 @@ from common.errors import DataError
 from common.labels.candidates import candidates
 from common.labels.closed_set import ClosedSet
 from common.types import Example, FailedGroup, GenerationRequest, Group, Prompt
-from learner.evaluation.measures import measures
+from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
-from learner.evaluation.verdicts import ClosedScores, Judged, judge
+from learner.evaluation.verdicts import ClosedScores, Verdict, give_verdict
 from learner.trainer.group import LearnerGroup
 from rollout.fleet import RolloutFleet
 from rollout.requests import greedy_requests, training_requests
@@ -22,7 +22,7 @@ _CHUNK = 512  # prompts in flight: bounds the host memory of a large set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
+class Evaluator:
     """Whatever weights the engines serve, and the learner holds, are judged."""
 
     config: Config
@@ -31,33 +31,33 @@ class Judge:
     closed_set: ClosedSet
     encode: Callable[[Sequence[Example]], list[Prompt]]
 
-    def lines(self, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    def measure_sets(self, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
         """One line of measures a set, then H where there are a base and a new one."""
-        return measures({one.name: rows for one, rows in self.judged(sets)}, self.config)
+        return measure_all({one.name: rows for one, rows in self.give_verdicts(sets)}, self.config)
 
-    def judged(self, sets: Sequence[EvaluationSet]) -> Iterator[tuple[EvaluationSet, list[Judged]]]:
+    def give_verdicts(self, sets: Sequence[EvaluationSet]) -> Iterator[tuple[EvaluationSet, list[Verdict]]]:
         """Every row of each set; rows that two sets share are answered once.
 
         Raises:
             DataError: an engine refused a row (nothing is left out of an accuracy).
         """
-        known: dict[int, list[Judged]] = {}
+        known: dict[int, list[Verdict]] = {}
         for one in sets:
             if id(one.source) not in known:
-                known[id(one.source)] = list(self._rows(one))
+                known[id(one.source)] = list(self._verdicts_of(one))
             yield one, known[id(one.source)]
 
-    def _rows(self, one: EvaluationSet) -> Iterator[Judged]:
+    def _verdicts_of(self, one: EvaluationSet) -> Iterator[Verdict]:
         """In the order of the source."""
         config, source = self.config, one.source
         count = min(len(source), config.evaluation.limit or len(source))
         for start in range(0, count, _CHUNK):
             prompts = self.encode([source[index] for index in range(start, min(start + _CHUNK, count))])
             greedy = self._answers(greedy_requests(prompts, config.rollout))
-            samples = self._answers(self._sampled(prompts)) if config.evaluation.samples else {}
+            samples = self._answers(self._training_requests(prompts)) if config.evaluation.samples else {}
             closed = self._scores(prompts, greedy) if one.closed_set else {}
             for prompt in prompts:
-                yield judge(
+                yield give_verdict(
                     prompt.example,
                     greedy[prompt.id].completions[0].text,
                     data=config.data,
@@ -66,7 +66,7 @@ class Judge:
                     closed=closed.get(prompt.id),
                 )
 
-    def _sampled(self, prompts: Sequence[Prompt]) -> list[GenerationRequest]:
+    def _training_requests(self, prompts: Sequence[Prompt]) -> list[GenerationRequest]:
         """As in training, but for the number; the same ones whenever they are asked for."""
         rollout = self.config.rollout.model_copy(update={"group_size": self.config.evaluation.samples})
         return training_requests(prompts, rollout, seed=self.config.seed, step=-1)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, kw_only=True)
-class Ending:
+class Finish:
     """The outermost context of a run: entered when its folder is open, left when every part is closed."""
 
     tracker: Tracker
@@ -71,7 +71,7 @@ def _outcome(kind: type[BaseException] | None) -> str:
 
 
 @contextmanager
-def undisturbed_close() -> Iterator[ExitStack]:
+def close_undisturbed() -> Iterator[ExitStack]:
     """A stack whose closing no signal interrupts: closing is bounded, and leaves nothing behind only if it ends."""
     with ExitStack() as afterwards, ExitStack() as parts:
         try:

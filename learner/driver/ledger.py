@@ -48,7 +48,7 @@ class Ledger:
                 remedy="see events.jsonl for each; mend them, or raise reward.max_drop_share",
             )
 
-    def sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
+    def pass_sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
         """Pass on the groups that were sampled; count those that were not as dropped."""
         for outcome in outcomes:
             if isinstance(outcome, FailedGroup):

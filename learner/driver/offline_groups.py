@@ -17,12 +17,12 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
 from common.types import Example, Group, Prompt, request_seed
-from learner.trainer.given_answers import written
+from learner.trainer.given_answers import given_group
 
 THOUGHT = "thought"  # the column of a row that holds what is to be said beside its label
 
 
-class Writer:
+class OfflineGroups:
     """Writes the groups that the configured method learns from: all candidates (exact), or the label (sft)."""
 
     def __init__(self, config: Config, closed_set: ClosedSet) -> None:
@@ -38,7 +38,7 @@ class Writer:
                 faults.append((example.id, fault))
         refuse(source.name, len(source), faults)
 
-    def divided(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Prompt], list[Prompt]]:
+    def divide(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Prompt], list[Prompt]]:
         """Those of a step that engines sample, and those to write down: drawn by (run, step, prompt), both in order."""
         seed = self._config.seed
         drawn = sorted(prompts, key=lambda prompt: request_seed(seed, step, f"sampled {prompt.id}"))
@@ -54,7 +54,7 @@ class Writer:
             texts, answers = self._answers(prompt.example)
         except BadRowError as fault:
             raise DataError(f"{prompt.id} cannot be learnt from", got=fault.reason, remedy=fault.remedy) from fault
-        return written(prompt, answers, texts)
+        return given_group(prompt, answers, texts)
 
     def _rows(self, source: ExampleSource) -> Iterator[Example]:
         """Pictures are decoded again only where other columns are needed."""
@@ -78,7 +78,7 @@ class Writer:
 
     def _answers(self, example: Example) -> tuple[Sequence[str], Sequence[Answer]]:
         if self._config.method == "sft":
-            text = _label_said(example, self._config.data.mode)
+            text = _word_label(example, self._config.data.mode)
             return [text], [self._closed_set.completion(text)]
         offered = candidates(example.problem)
         if offered is None:
@@ -88,7 +88,7 @@ class Writer:
         return offered, self._closed_set.answers(offered)
 
 
-def _label_said(example: Example, mode: Mode) -> str:
+def _word_label(example: Example, mode: Mode) -> str:
     """The completion that gives the row's label as the mode wants it."""
     said, thought = f"<answer>{example.label}</answer>", example.columns.get(THOUGHT)
     if mode == "no_think":

@@ -24,7 +24,7 @@ LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
 PUSHES, COMPLETIONS, TOKENS = 2, 2, 8
 
 
-class Probe:
+class ParityProbe:
     """Called after every push; looks after the first two."""
 
     def __init__(

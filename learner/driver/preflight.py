@@ -20,18 +20,18 @@ from common.labels.lint import settle, unanswerable
 from common.models.families import Family, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
-from common.object_store import shared
-from learner.driver.offline_groups import Writer
+from common.object_store import share_features
+from learner.driver.offline_groups import OfflineGroups
 from learner.evaluation.sets import EvaluationSet, check_best_by, read_sets, with_closed_set
-from learner.model.vision_features import TAKEN
-from rollout.rewards.loading import asking, check_functions
+from learner.model.vision_features import ENGINE_TAKES_FEATURES
+from rollout.rewards.loading import check_functions, that_ask_for
 from rollout.rewards.preflight import check_rewards
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadModel:
+class ModelFiles:
     """What the driver knows of a model: its files but for the weights."""
 
     kind: str  # model_type
@@ -76,7 +76,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     if config.epochs is not None:
-        passes, config = config.epochs, config.counted(len(train))
+        passes, config = config.epochs, config.with_epochs_as_steps(len(train))
         say(f"epochs: {passes} of them are {config.steps} steps of {config.rollout.prompts_per_step} prompts")
     sources = [source for source in (train, held_out) if source]
     _check_aliases(config, [*sources, *(one.source for one in sets)], say)
@@ -99,7 +99,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         model.encoder.check(train, reshuffle.visits(train, visits))
     check_lengths(config, sources, model.encoder.count, say)
     if config.method != "grpo":
-        Writer(config, model.closed_set).check(train)
+        OfflineGroups(config, model.closed_set).check(train)
     admitted = Admitted(
         config=config,
         family=model.family,
@@ -111,33 +111,33 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         encoder=model.encoder,
         closed_set=model.closed_set,
         banned=model.banned,
-        tower_frozen=config.towers_frozen and model.kind in TAKEN,
+        tower_frozen=config.towers_frozen and model.kind in ENGINE_TAKES_FEATURES,
     )
     check_best_by(config, sets)
-    if asking(config.reward.functions, "beliefs"):
-        admitted.closed_set.answers(_offered(train))  # refuses what this model cannot say
+    if that_ask_for(config.reward.functions, "beliefs"):
+        admitted.closed_set.answers(list_candidates(train))  # refuses what this model cannot say
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted
 
 
-def read_model(config: Config) -> ReadModel:
+def read_model(config: Config) -> ModelFiles:
     """Raises ModelError when it cannot be read."""
-    model = resolved(config)
+    model = make_embedded(config)
     model_config, processor = load_model_config(model), load_processor(model)
     family, ends = family_of(model_config), eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
-    return ReadModel(
+    return ModelFiles(
         kind=model_config.model_type,
         family=family,
         path=model.path,
-        encoder=PromptEncoder(processor, config.data, family=family, share=shared),
+        encoder=PromptEncoder(processor, config.data, family=family, share=share_features),
         closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
         banned=banned,
     )
 
 
 def admit_sets(
-    config: Config, sets: Sequence[EvaluationSet], model: ReadModel, *, say: Callable[[str], None]
+    config: Config, sets: Sequence[EvaluationSet], model: ModelFiles, *, say: Callable[[str], None]
 ) -> list[EvaluationSet]:
     """The sets, each prompt of them measured. Raises DataError for what the model cannot be asked."""
     for one in sets:
@@ -146,7 +146,7 @@ def admit_sets(
 
 
 def _check_aliases(config: Config, sources: Sequence[ExampleSource], say: Callable[[str], None]) -> None:
-    labels = {label for source in sources for label in (*_offered(source), *source.labels)}
+    labels = {label for source in sources for label in (*list_candidates(source), *source.labels)}
     if strange := check_aliases(config.data.aliases, sorted(labels)):
         say(f"warning: data.aliases names {len(strange)} labels that no row has or offers: {', '.join(strange[:5])}")
 
@@ -160,7 +160,7 @@ def check_lengths(
     settle(config.data.path, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
 
 
-def _offered(source: ExampleSource) -> list[str]:
+def list_candidates(source: ExampleSource) -> list[str]:
     """Every candidate of any row."""
     problems = {outline.problem for outline in source.outlines}
     return sorted({label for problem in problems for label in candidates(problem) or ()})
@@ -177,7 +177,7 @@ def _check_arithmetic(config: Config, say: Callable[[str], None]) -> None:
         )
 
 
-def resolved(config: Config) -> ModelConfig:
+def make_embedded(config: Config) -> ModelConfig:
     """The model to read, once `embedded:tiny` has been made."""
     if config.model.path != EMBEDDED_MODEL:
         return config.model

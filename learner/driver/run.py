@@ -12,21 +12,21 @@ from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
-from common.types import Belief, Dropped, Example, Group, Prompt, ScoredGroup, StepResult
-from learner.driver.autoscaler import nodes_asked_for
-from learner.driver.candidate_probabilities import beliefs
+from common.types import CandidateProbability, Dropped, Example, Group, Prompt, ScoredGroup, StepResult
+from learner.driver.autoscaler import request_nodes
+from learner.driver.candidate_probabilities import candidate_probabilities
 from learner.driver.clock import StepClock
-from learner.driver.cluster import connected, demand, require
-from learner.driver.evaluator import Judge
-from learner.driver.finish import Ending, undisturbed_close
+from learner.driver.cluster import connect, count_resources, require
+from learner.driver.evaluator import Evaluator
+from learner.driver.finish import Finish, close_undisturbed
 from learner.driver.ledger import Ledger
-from learner.driver.offline_groups import Writer
-from learner.driver.parity_probe import Probe
+from learner.driver.offline_groups import OfflineGroups
+from learner.driver.parity_probe import ParityProbe
 from learner.driver.preflight import Admitted
 from learner.driver.profiler import Profiler
 from learner.driver.step_record import step_record
-from learner.driver.vision_cache import FrozenTower
-from learner.driver.weight_sync import Publisher
+from learner.driver.vision_cache import VisionCache
+from learner.driver.weight_sync import WeightSync
 from learner.evaluation.sets import EvaluationSet
 from learner.storage.checkpoint import Checkpointer, DriverState, check_compatible, read_state
 from learner.storage.checkpoint_store import CheckpointStore, verify
@@ -59,11 +59,11 @@ class Run:
     fleet: RolloutFleet
     rewards: RewardPool
     learner: LearnerGroup
-    publisher: Publisher
-    probe: Probe
+    publisher: WeightSync
+    probe: ParityProbe
     feed: PromptFeed
-    writer: Writer
-    tower: FrozenTower | None  # None: it is trained, or its engine takes no features
+    writer: OfflineGroups
+    tower: VisionCache | None  # None: it is trained, or its engine takes no features
     checkpoints: Checkpointer
     profiler: Profiler
     version: int = 0  # of the weights that the learner holds: optimizer steps done
@@ -79,16 +79,16 @@ class Run:
     def next_prompts(self) -> list[Prompt]:
         """P prompts, different ones."""
         self.profiler.at(self.version)
-        return self._featured(self.feed.next_batch())
+        return self._take_features(self.feed.next_batch())
 
     def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
         """One a prompt: those the method writes down, then those it samples, as the engines finish them. What they
         could not give is counted as dropped."""
         self.ledger.dispatched += len(prompts)
-        sampled, written = self.writer.divided(prompts, step)
+        sampled, written = self.writer.divide(prompts, step)
         requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step)
         yield from map(self.writer.group, written)
-        yield from self.ledger.sampled(self.fleet.generate(requests))
+        yield from self.ledger.pass_sampled(self.fleet.generate(requests))
 
     def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
         """Scored groups in prompt order: packing order decides the last bits of the gradient.
@@ -97,12 +97,12 @@ class Run:
             DataError: not one group of the step is left.
         """
         scored: dict[str, ScoredGroup] = {}
-        believed: Mapping[str, tuple[Belief, ...]] = {}
+        believed: Mapping[str, tuple[CandidateProbability, ...]] = {}
         if not self.config.sampled_prompts:  # all are there, and are scored in one call
             groups = list(groups)
         if self.rewards.asks_beliefs:  # the learner is asked once, for all groups
             groups = list(groups)
-            believed = beliefs(prompts, groups, self.admitted.closed_set, self.learner)
+            believed = candidate_probabilities(prompts, groups, self.admitted.closed_set, self.learner)
         for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
             if isinstance(outcome, Dropped):
                 self.ledger.drop(outcome)
@@ -147,7 +147,7 @@ class Run:
         """One for every engine and every rank: both deal them out evenly."""
         train, config = self.admitted.train, self.config
         count = min(len(train), max(config.rollout.engines, config.learner.ranks))
-        return self._encoded([train[index] for index in range(count)])
+        return self.encode([train[index] for index in range(count)])
 
     def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
         """Log the step, and every so often some of its groups."""
@@ -174,7 +174,7 @@ class Run:
     def evaluate(self) -> None:
         """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""
         if sets := self._to_evaluate():
-            self.tracker.evaluation(self.version, *self.judge.lines(sets))
+            self.tracker.evaluation(self.version, *self.evaluator.measure_sets(sets))
 
     def _to_evaluate(self) -> Sequence[EvaluationSet]:
         """The sets that the weights as they are now are due on."""
@@ -183,21 +183,21 @@ class Run:
         return self.admitted.sets if due and version not in self.tracker.history.evaluations else ()
 
     @property
-    def judge(self) -> Judge:
+    def evaluator(self) -> Evaluator:
         """Of what the engines serve and the learner holds."""
-        return Judge(
+        return Evaluator(
             config=self.config,
             fleet=self.fleet,
             learner=self.learner,
             closed_set=self.admitted.closed_set,
-            encode=self._encoded,
+            encode=self.encode,
         )
 
-    def _encoded(self, examples: Sequence[Example]) -> list[Prompt]:
-        return self._featured([self.admitted.encoder.encode(example) for example in examples])
+    def encode(self, examples: Sequence[Example]) -> list[Prompt]:
+        return self._take_features([self.admitted.encoder.encode(example) for example in examples])
 
-    def _featured(self, prompts: list[Prompt]) -> list[Prompt]:
-        return self.tower.featured(prompts) if self.tower else prompts
+    def _take_features(self, prompts: list[Prompt]) -> list[Prompt]:
+        return self.tower.with_features(prompts) if self.tower else prompts
 
     def save(self) -> None:
         """A checkpoint when one is due, of the best weights so far, and at the end."""
@@ -205,7 +205,7 @@ class Run:
             self.version,
             save=self._write_state,
             due=self.version == self.config.steps,
-            score=self.tracker.history.measured(self.version, self.config.checkpoint.best_by),
+            score=self.tracker.history.find_measure(self.version, self.config.checkpoint.best_by),
         )
 
     def _write_state(self, folder: Path) -> DriverState:
@@ -220,7 +220,7 @@ class Run:
 
 
 @contextmanager
-def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator[Run]:
+def open_run(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator[Run]:
     """Everything a run needs, up and holding the weights of its first step; all of it gone at the end.
 
     A block that ends well leaves exported weights; however it ends, `summary.json` says so.
@@ -230,13 +230,13 @@ def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator
     """
     config = admitted.config
     store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
-    point = _resume_point(config, folder, store)
+    point = find_resume_point(config, folder, store)
     folder.begin(config)
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
-    ending = Ending(tracker=tracker, folder=folder, started=started, version=first_step)
-    with ending, undisturbed_close() as parts:
-        run = _started(admitted, tracker, store, parts, point, profiles=folder.path / "profile")
+    ending = Finish(tracker=tracker, folder=folder, started=started, version=first_step)
+    with ending, close_undisturbed() as parts:
+        run = _start_parts(admitted, tracker, store, parts, point, profiles=folder.path / "profile")
         ending.run = run
         ending.startup_seconds = time.monotonic() - started
         tracker.phase("everything up", ending.startup_seconds)
@@ -246,7 +246,7 @@ def opened(admitted: Admitted, folder: RunFolder, *, started: float) -> Iterator
             run.learner.export(folder.export)
 
 
-def _started(
+def _start_parts(
     admitted: Admitted,
     tracker: Tracker,
     store: CheckpointStore,
@@ -257,10 +257,10 @@ def _started(
 ) -> Run:
     """Start the parts side by side, wait for all, and bring every engine to the weights of the first step."""
     config = admitted.config
-    with _phase(tracker, "cluster up"):
-        parts.enter_context(connected(config.cluster))
-        with nodes_asked_for(config):
-            require(demand(config), wait_s=config.cluster.wait_for_resources_s)
+    with time_phase(tracker, "cluster up"):
+        parts.enter_context(connect(config.cluster))
+        with request_nodes(config):
+            require(count_resources(config), wait_s=config.cluster.wait_for_resources_s)
     learner = LearnerGroup(
         config,
         model_path=admitted.model_path,
@@ -284,26 +284,26 @@ def _started(
         fleet=fleet,
         rewards=rewards,
         learner=learner,
-        publisher=Publisher(learner, fleet, nccl=config.weights.transport == "nccl"),
-        probe=Probe(fleet, learner, config, family=admitted.family, on_event=tracker.event),
+        publisher=WeightSync(learner, fleet, nccl=config.weights.transport == "nccl"),
+        probe=ParityProbe(fleet, learner, config, family=admitted.family, on_event=tracker.event),
         feed=feed,
-        writer=Writer(config, admitted.closed_set),
-        tower=FrozenTower(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
+        writer=OfflineGroups(config, admitted.closed_set),
+        tower=VisionCache(learner, cache_bytes=config.data.cache_mb << 20) if admitted.tower_frozen else None,
         checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
         profiler=Profiler(config, profiles, (fleet, learner)),
     )
-    with _phase(tracker, f"{config.learner.ranks} learner rank(s) up"):
+    with time_phase(tracker, f"{config.learner.ranks} learner rank(s) up"):
         learner.ready(config.learner.start_timeout_s)
-    with _phase(tracker, f"{config.rollout.engines} engine(s) up"):
+    with time_phase(tracker, f"{config.rollout.engines} engine(s) up"):
         fleet.ready()
     if point:
         run.restore(point)
-    with _phase(tracker, "first weights published"):
+    with time_phase(tracker, "first weights published"):
         run.publish(run.version)
     return run
 
 
-def _resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> ResumePoint | None:
+def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> ResumePoint | None:
     """The checkpoint this start goes on from, if it is to resume and there is one.
 
     Raises:
@@ -325,7 +325,7 @@ def _resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> 
 
 
 @contextmanager
-def _phase(tracker: Tracker, what: str) -> Iterator[None]:
+def time_phase(tracker: Tracker, what: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     tracker.phase(what, time.monotonic() - began)

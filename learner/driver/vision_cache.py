@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from learner.trainer.group import LearnerGroup
 
 
-class FrozenTower:
+class VisionCache:
     """Prompts with features in place of pixels, by way of the learner's ranks; the last ones used are kept."""
 
     def __init__(self, learner: LearnerGroup, *, cache_bytes: int) -> None:
         self._learner = learner
         self._seen: ByteLRU[str, ImageFeatures | SharedFeatures] = ByteLRU(cache_bytes)
 
-    def featured(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def with_features(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The same prompts, in order. Pictures that are new are computed now, all in one call."""
         pictures = {prompt.images.digest: prompt.images for prompt in prompts if prompt.images}
         found = {digest: self._seen.get(digest) for digest in pictures}
         new = [digest for digest, features in found.items() if features is None]
-        made = self._learner.embed([pictures[digest] for digest in new]) if new else []
+        made = self._learner.vision_features([pictures[digest] for digest in new]) if new else []
         for digest, features in zip(new, made, strict=True):
             found[digest] = features
             self._seen.put(digest, features, features.nbytes)

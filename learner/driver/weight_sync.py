@@ -6,7 +6,7 @@ from learner.trainer.group import LearnerGroup
 from rollout.fleet import RolloutFleet
 
 
-class Publisher:
+class WeightSync:
     """Both halves of a transfer, brought together. The object store needs no more than a manifest; NCCL needs a group
     of the engines as they are now, made anew whenever they are others, and the broadcast beside their receive."""
 

@@ -32,7 +32,7 @@ _OF_BASE_TO_NEW = {"base_test": "base", "new_test": "new"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Request:
     """A command line."""
 
     models: Mapping[str, Config]  # by the model as it was named
@@ -41,7 +41,7 @@ class Asked:
     seed_format: Path | None
 
 
-def parse(argv: Sequence[str]) -> Asked:
+def parse(argv: Sequence[str]) -> Request:
     """Arguments (without the program's name) to a configuration for each model. `--help` prints and exits.
 
     Raises:
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> Asked:
         ModelError: a run has no export that can be evaluated.
     """
     own, rest = _split(argv)
-    sets = _named(own["--data"])
+    sets = _name_sets(own["--data"])
     if not own["--model"]:
         raise ConfigError("no model is named", got=" ".join(argv) or "no arguments", remedy="pass --model M")
     if own["--seed-format"] and len(own["--model"]) * len(sets) != 1:
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> Asked:
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
     out, seed_format = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--seed-format"))
     models = {name: _config(name, rest, sets) for name in own["--model"]}
-    return Asked(models=models, held_out=not sets, out=out, seed_format=seed_format)
+    return Request(models=models, held_out=not sets, out=out, seed_format=seed_format)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -85,7 +85,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
-    path, recipe = _located(name)
+    path, recipe = _locate_model(name)
     recipes = [] if recipe is None or any(word.startswith("--config") for word in words) else ["--config", str(recipe)]
     config = cli.parse([*recipes, *words, f"model.path={path}"]).config
     of_run = {"revision": None} if recipe else {}  # that of what it was trained from
@@ -99,7 +99,7 @@ def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
     )
 
 
-def _located(name: str) -> tuple[str, Path | None]:
+def _locate_model(name: str) -> tuple[str, Path | None]:
     """Where the model is, and the configuration of the run that made it.
 
     Raises ModelError for a run that has exported no whole model, and for a checkpoint.
@@ -125,7 +125,7 @@ def _located(name: str) -> tuple[str, Path | None]:
     return str(export), recipe
 
 
-def _named(words: Sequence[str]) -> dict[str, str]:
+def _name_sets(words: Sequence[str]) -> dict[str, str]:
     """{name: place} of `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
     sets: dict[str, str] = {}
     for word in words:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.schema import Config
-from learner.evaluation.verdicts import NONE, Answer, Judged
+from learner.evaluation.verdicts import NONE, Answer, Verdict
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,14 +38,14 @@ PAIRS = 10  # most confused ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measures:
     """A line of the log, and the resampled values behind its intervals."""
 
     row: Mapping[str, Any]
     resampled: Mapping[str, Floats]  # (RESAMPLES,) by measure
 
 
-def measure(rows: Sequence[Judged], *, name: str, at: Sequence[int] = (), seed: int = 0) -> Measured:
+def measure(rows: Sequence[Verdict], *, name: str, at: Sequence[int] = (), seed: int = 0) -> Measures:
     """Every measure of one set; null is what was not measured.
 
     Args:
@@ -56,7 +56,7 @@ def measure(rows: Sequence[Judged], *, name: str, at: Sequence[int] = (), seed: 
     columns = _columns(rows, at)
     found = {key: float(values.mean()) for key, values in columns.items()}
     f1 = MacroF1.of(rows)
-    resampled = _resampled(columns, f1, seed=[seed, *name.encode()])
+    resampled = _resample(columns, f1, seed=[seed, *name.encode()])
     counts = Counter((row.label, row.greedy.named) for row in rows)
     row = {
         "set": name,
@@ -71,10 +71,10 @@ def measure(rows: Sequence[Judged], *, name: str, at: Sequence[int] = (), seed: 
         "confused": most_confused(counts),
         **{family: {str(k): found[f"{family}/{k}"] for k in at} for family in ("pass_at", "majority_at")},
     }
-    return Measured(row=row, resampled=resampled)
+    return Measures(row=row, resampled=resampled)
 
 
-def harmonic(base: Measured, new: Measured) -> dict[str, Any]:
+def harmonic(base: Measures, new: Measures) -> dict[str, Any]:
     """H = 2BN / (B + N) of each share of two sets, as a line of its own: the set H. Null where one has none.
 
     Source: Zhou et al. 2022 (arXiv:2203.05557), after Xian et al. 2017.
@@ -136,7 +136,7 @@ def majority_at(samples: Sequence[Answer], label: str, k: int) -> bool:
     return max(votes, key=votes.__getitem__, default=NONE) == label
 
 
-def per_class(rows: Sequence[Judged]) -> dict[str, list[int]]:
+def per_class(rows: Sequence[Verdict]) -> dict[str, list[int]]:
     """{label: [right, rows]}"""
     total = Counter(row.label for row in rows)
     right = Counter(row.label for row in rows if row.greedy.strict)
@@ -158,7 +158,7 @@ class MacroF1:
     classes: int  # L
 
     @classmethod
-    def of(cls, rows: Sequence[Judged]) -> MacroF1:
+    def of(cls, rows: Sequence[Verdict]) -> MacroF1:
         names = sorted({row.label for row in rows})
         codes = {name: code for code, name in enumerate(names)}
         return cls(
@@ -176,7 +176,7 @@ class MacroF1:
         return float((2 * right[there] / (asked + answered)[there]).mean())
 
 
-def _columns(rows: Sequence[Judged], at: Sequence[int]) -> dict[str, Floats]:
+def _columns(rows: Sequence[Verdict], at: Sequence[int]) -> dict[str, Floats]:
     """(N,) by measure: those whose value for a set is the mean over its rows."""
     columns: dict[str, list[float]] = {
         "accuracy": [row.greedy.strict for row in rows],
@@ -208,14 +208,14 @@ def brier(candidates: Sequence[str], probabilities: Floats, label: str) -> float
     return float((probabilities**2).sum()) - 2 * of_label + 1
 
 
-def _confidence(rows: Sequence[Judged]) -> tuple[Floats, Floats]:
+def _confidence(rows: Sequence[Verdict]) -> tuple[Floats, Floats]:
     """(N,) probability of the closed-set choice, (N,) whether it is right."""
     scored = [(row.label, row.closed) for row in rows if row.closed]
     confidence = np.array([closed.probabilities().max() for _, closed in scored])
     return confidence, np.array([float(closed.choice() == label) for label, closed in scored])
 
 
-def _resampled(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int]) -> dict[str, Floats]:
+def _resample(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int]) -> dict[str, Floats]:
     """Every measure of RESAMPLES sets of N rows, drawn with replacement from the N there are."""
     matrix = np.array(list(columns.values()))  # (M, N)
     count, random = matrix.shape[1], np.random.default_rng(seed)
@@ -226,9 +226,9 @@ def _resampled(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int
     return dict(zip([*columns, "macro_f1"], np.array(made).T, strict=True))
 
 
-def measures(judged: Mapping[str, Sequence[Judged]], config: Config) -> list[dict[str, Any]]:
+def measure_all(judged: Mapping[str, Sequence[Verdict]], config: Config) -> list[dict[str, Any]]:
     """One line of measures a set, then H where there are a base and a new one."""
-    made: dict[str, Measured] = {
+    made: dict[str, Measures] = {
         name: measure(rows, name=name, at=config.evaluation.at, seed=config.seed) for name, rows in judged.items()
     }
     lines = [dict(one.row) for one in made.values()]

@@ -9,10 +9,10 @@ from typing import Any
 
 from common.config.schema import config_hash, flatten
 from common.labels.answers import first_answer
-from learner.driver.evaluation_target import Subject
-from learner.evaluation.measures import measures
+from learner.driver.evaluation_target import EvaluationTarget
+from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
-from learner.evaluation.verdicts import Answer, Judged
+from learner.evaluation.verdicts import Answer, Verdict
 from learner.storage.files import append_whole, finite, replace_text
 from learner.storage.run_folder import environment
 from learner.text import printable
@@ -20,16 +20,16 @@ from learner.text import printable
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
 
 
-class Findings:
+class Results:
     """answers.jsonl grows set by set; evaluation.json and evaluation.md are there once all are done."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._subjects: dict[str, Subject] = {}
-        self._judged: dict[str, dict[str, Sequence[Judged]]] = {}  # by model and set
+        self._subjects: dict[str, EvaluationTarget] = {}
+        self._judged: dict[str, dict[str, Sequence[Verdict]]] = {}  # by model and set
         self._digests: dict[str, str] = {}  # of rows, by set
 
-    def add(self, subject: Subject, one: EvaluationSet, rows: Sequence[Judged]) -> None:
+    def add(self, subject: EvaluationTarget, one: EvaluationSet, rows: Sequence[Verdict]) -> None:
         """Write the answers of one model to one set. Raises OSError."""
         self._subjects[subject.name] = subject
         self._judged.setdefault(subject.name, {})[one.name] = rows
@@ -42,7 +42,7 @@ class Findings:
         lines = [
             {"model": name, **line}
             for name, judged in self._judged.items()
-            for line in measures(judged, self._subjects[name].config)
+            for line in measure_all(judged, self._subjects[name].config)
         ]
         table = "\n\n".join(["\n".join(measures_table(lines)), *matrix(lines)])
         whole = {
@@ -56,11 +56,11 @@ class Findings:
         if seed_format:
             (judged,) = self._judged.values()
             (rows,) = judged.values()
-            replace_text(seed_format.absolute(), json.dumps(seed_json(rows), indent=2, ensure_ascii=False) + "\n")
+            replace_text(seed_format.absolute(), json.dumps(cls_rl_json(rows), indent=2, ensure_ascii=False) + "\n")
         return table
 
 
-def answer_lines(model: str, name: str, row: Judged) -> Iterator[dict[str, Any]]:
+def answer_lines(model: str, name: str, row: Verdict) -> Iterator[dict[str, Any]]:
     """The greedy answer, which is sample 0, with the candidates' log-probs; then those sampled, from 1 on."""
     head = {"model": model, "set": name, "id": row.id, "label": row.label}
     closed: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def _verdicts(answer: Answer) -> dict[str, Any]:
     }
 
 
-def seed_json(rows: Sequence[Judged]) -> dict[str, Any]:
+def cls_rl_json(rows: Sequence[Verdict]) -> dict[str, Any]:
     """Greedy answers as CLS-RL's evaluation writes them: accuracy in percent under its lenient rule, then the rows."""
     results = [
         {
@@ -122,7 +122,7 @@ def weights_digest(path: Path) -> str | None:
     return content.hexdigest()
 
 
-def _about(subject: Subject) -> dict[str, Any]:
+def _about(subject: EvaluationTarget) -> dict[str, Any]:
     config = subject.config
     return {
         "config": flatten(config),

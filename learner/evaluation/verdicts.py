@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.schema import DataConfig
-from common.labels.answers import closed_choice, is_right, is_well_formed, named
+from common.labels.answers import closed_choice, find_candidate, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.consistency import consistency
 from common.types import Example
@@ -48,7 +48,7 @@ class ClosedScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Verdict:
     """One row of a set and all that was answered to it."""
 
     id: str
@@ -60,7 +60,7 @@ class Judged:
     closed: ClosedScores | None = None
 
 
-def judge(
+def give_verdict(
     example: Example,
     greedy: str,
     *,
@@ -68,14 +68,14 @@ def judge(
     labels: Sequence[str],
     samples: Sequence[str] = (),
     closed: ClosedScores | None = None,
-) -> Judged:
+) -> Verdict:
     """
     Args:
         labels: of the whole set, which an answer may name where the question offers no list.
     """
     listed = candidates(example.problem)
     offered = listed or labels
-    return Judged(
+    return Verdict(
         id=example.id,
         problem=example.problem,
         label=example.label,
@@ -95,6 +95,6 @@ def _answer(text: str, example: Example, offered: Sequence[str], data: DataConfi
         strict=strict,
         lenient=is_right(text, label, mode=mode, variant="lenient", aliases=also),
         well_formed=is_well_formed(text, mode),
-        named=label if strict else named(text, offered, mode=mode, aliases=data.aliases) or NONE,
+        named=label if strict else find_candidate(text, offered, mode=mode, aliases=data.aliases) or NONE,
         consistent=consistency(text, example.problem, mode=mode, aliases=data.aliases),
     )

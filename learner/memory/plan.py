@@ -21,7 +21,7 @@ from common.models.processor import image_size, load_model_config, load_processo
 from common.models.prompts import PromptEncoder
 from common.types import Example, ImageFeatures, Prompt, ScoredGroup
 from learner.memory.trace import learning_peak, made_up_group, weightless
-from learner.model.vision_features import TAKEN
+from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.microbatches import packed_length
 
 GIB = 2**30
@@ -111,7 +111,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     except RuntimeError:  # torch's word for a forward that asks for values where there are only shapes
         peaks, largest = [0], "this family's forward cannot be rehearsed: forward and backward are not counted"
     else:
-        largest = _described(packs[peaks.index(max(peaks))])
+        largest = _describe(packs[peaks.index(max(peaks))])
     return Plan(
         config=config,
         counts=counts,
@@ -122,7 +122,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     )
 
 
-def _described(pack: Sequence[ScoredGroup]) -> str:
+def _describe(pack: Sequence[ScoredGroup]) -> str:
     tokens = sum(packed_length(group) for group in pack)
     predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
     return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
@@ -221,7 +221,7 @@ def device_memory(config: Config) -> tuple[str, int] | None:
     return device.name, device.total_memory
 
 
-def shown(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Iterator[str]:
+def show_plan(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Iterator[str]:
     """The plan as lines to read; with remedies, each planned through, where it does not fit `device`."""
     config, counts = made.config, made.counts
     total, vision, trained = (_count(number) for number in (counts.total, counts.vision, counts.trained))
@@ -321,7 +321,7 @@ def _prompt(config: Config, model: ModelConfig, model_config: Any) -> Prompt:
     )
     blank = np.zeros((side, side, 3), np.uint8)
     prompt = encoder.encode(Example(id="plan", problem="?", image=blank, label="", columns={}))
-    if not config.towers_frozen or model_config.model_type not in TAKEN:
+    if not config.towers_frozen or model_config.model_type not in ENGINE_TAKES_FEATURES:
         return prompt
     visual = prompt.token_ids.count(model_config.image_token_id)
     embeds = np.zeros((visual, model_config.get_text_config().hidden_size), np.float32)

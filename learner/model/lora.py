@@ -39,7 +39,7 @@ def adapters(model: torch.nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def switched_off(adapters: Mapping[str, Any]) -> Iterator[None]:
+def switch_off(adapters: Mapping[str, Any]) -> Iterator[None]:
     """Within it the model is the one it was before `add_adapters`, bit for bit: the reference."""
     for layer in adapters.values():
         layer._disable_adapters = True  # noqa: SLF001  # `enable_adapters` would turn requires_grad too
@@ -55,13 +55,13 @@ def factors(layer: Any) -> list[Tensor]:
     return [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
 
 
-def merged(weight: Tensor, layer: Any) -> Tensor:
+def merge(weight: Tensor, layer: Any) -> Tensor:
     """A new tensor: the weight with its adapter in it, summed in float32 and rounded once."""
     a, b = (factor.detach().float() for factor in factors(layer))
     return torch.addmm(weight.detach().float(), b, a, alpha=layer.scaling[NAME]).to(weight.dtype)
 
 
-def unadapted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def remove_adapters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under the names of a model without adapters, these left out."""
     return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
 

@@ -24,7 +24,7 @@ from common.types import Completion, ScoredGroup
 from learner.model.attention import pack_inputs
 from learner.model.last_layer import ROWS
 from learner.model.layout import Layout, Span
-from learner.model.prompt_inputs import blank, joined, read_prompt
+from learner.model.prompt_inputs import blank, join_prompts, read_prompt
 from learner.objective import SUMMED, LossInputs, group_advantages
 
 Ints = npt.NDArray[np.int64]
@@ -106,7 +106,7 @@ def build_pack(
         spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
         at, row = spans[-1].end, rows.stop
     predicting = np.concatenate(source)
-    images = joined([scored.prompt for scored in groups], model)
+    images = join_prompts([scored.prompt for scored in groups], model)
     if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
         blank_ids, images = blank(model)
         ids.append(blank_ids)
@@ -123,11 +123,11 @@ def build_pack(
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
-        **earned(groups, reward, on),
+        **build_rewards(groups, reward, on),
     )
 
 
-def earned(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
+def build_rewards(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
     """`group`, `reward` and `advantage` of all completions of a pack."""
     rewards = [torch.tensor(scored.rewards, dtype=torch.float32) for scored in groups]
     sizes = torch.tensor([len(own) for own in rewards])

@@ -64,7 +64,7 @@ def _disagree(prompt: Prompt, got: str) -> DataError:
     )
 
 
-def joined(prompts: Sequence[Prompt], model: Any) -> dict[str, Tensor]:
+def join_prompts(prompts: Sequence[Prompt], model: Any) -> dict[str, Tensor]:
     """Every image input that the model's forward names, of all prompts in order; none without a picture.
 
     They join along the family's axis. Where pictures differ in another (tiles of LLaVA-OneVision, sides of Mistral 3),
@@ -103,7 +103,7 @@ def blank(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """(T,) ids and image inputs of a small picture, for a pack without any."""
     if not hasattr(model.model, "get_rope_index"):
         prompt = _blank_prompt(model.name_or_path)
-        return torch.tensor(prompt.token_ids), joined([prompt], model)
+        return torch.tensor(prompt.token_ids), join_prompts([prompt], model)
     vision = model.config.vision_config  # one merged token, smaller than the processor makes any
     side = vision.spatial_merge_size
     pixels = torch.zeros(side * side, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.config.schema import RewardConfig
 from common.types import ScoredGroup
-from learner.model.pack import Drawn, Pack, earned, refuse_banned
-from learner.model.prompt_inputs import blank, forward_inputs, joined, read_prompt
+from learner.model.pack import Drawn, Pack, build_rewards, refuse_banned
+from learner.model.prompt_inputs import blank, forward_inputs, join_prompts, read_prompt
 from learner.objective import SUMMED
 
 
@@ -40,7 +40,7 @@ def build_rows(
         torch.cat([ids, torch.tensor(completion.token_ids[:-1], dtype=torch.long)])
         for ids, (_, completion) in zip(prompts, sampled, strict=True)
     ]
-    images = joined([prompt for prompt, _ in sampled], model)
+    images = join_prompts([prompt for prompt, _ in sampled], model)
     if tower_runs and not images:  # as in a pack: every rank runs the tower
         ids, images = blank(model)
         rows.append(ids)
@@ -57,7 +57,7 @@ def build_rows(
         target=torch.from_numpy(drawn.target).to(on),
         row=torch.from_numpy(drawn.row).to(on),
         engine_logp=torch.tensor([lp for _, c in sampled for lp in c.logprobs], dtype=torch.float32, device=on),
-        **earned(groups, reward, on),
+        **build_rewards(groups, reward, on),
     )
 
 

@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     pass
 
 
-TAKEN = frozenset({"qwen2_vl", "qwen2_5_vl"})  # families whose engine takes features as its tower makes them
+ENGINE_TAKES_FEATURES = frozenset(
+    {"qwen2_vl", "qwen2_5_vl"}
+)  # families whose engine takes features as its tower makes them
 
 
-def embed(model: Any, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
+def compute_features(model: Any, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
     """What the tower of `model` makes of each prompt's pictures: image_embeds (image tokens, hidden), float32.
 
     One prompt at a time: what else is new decides nothing, so a resumed run, which begins with no features, gets the
     same bits.
     """
-    return [_embed(model, features) for features in images]
+    return [_compute(model, features) for features in images]
 
 
-def _embed(model: Any, features: ImageFeatures) -> ImageFeatures:
+def _compute(model: Any, features: ImageFeatures) -> ImageFeatures:
     pixels, grid = features.values["pixel_values"], features.values["image_grid_thw"]
     with torch.no_grad():
         made = model.get_image_features(

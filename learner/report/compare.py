@@ -22,7 +22,7 @@ _OF_THE_SUMMARY = {
 }
 
 
-def compared(runs: Sequence[RunData], left_out: list[str]) -> dict[str, Any]:
+def compare(runs: Sequence[RunData], left_out: list[str]) -> dict[str, Any]:
     """Everything of the page but its curves."""
     finals = [_final(run) for run in runs]
     measures = list(dict.fromkeys(key for final in finals for key in final))

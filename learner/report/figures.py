@@ -76,7 +76,7 @@ class Drawing:
             return None
         each = bin_size(len(steps), BARS)
         note = f"bars of {each} steps" if each > 1 else "a bar a step"
-        legend = tuple((number, _timed(stage, seconds)) for number, (stage, seconds) in enumerate(known.items()))
+        legend = tuple((number, _time_line(stage, seconds)) for number, (stage, seconds) in enumerate(known.items()))
         svg = draw_timing(steps, list(known.values()))
         return Figure(title="Time of a step", svg=svg, legend=legend, note=note)
 
@@ -85,7 +85,7 @@ class Drawing:
         names = list(one.per_class)
         if not one.confusion or not 1 < len(names) <= LARGEST_MATRIX or self._late(f"Confusions of {shown(one.set)}"):
             return None
-        counts = _counted(one, names)  # (K, K + 1)
+        counts = _count_confusions(one, names)  # (K, K + 1)
         columns = [*names, "none of the list"] if counts[:, -1].any() else names
         shares = counts[:, : len(columns)] / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         svg = draw_matrix(shares, names, columns, shown=_percent, unit=("answer", "label"))
@@ -122,7 +122,7 @@ def _panels(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[int, s
     for title, unit, columns, share, log in _CURVES:
         wanted = columns if len(runs) == 1 else columns[:1]
         names = [_NAMES.get(column, column) for column in wanted]
-        yield from _overlaid(runs, wanted, names, Panel(title=title, unit=unit, series=(), share=share, log=log))
+        yield from _overlay(runs, wanted, names, Panel(title=title, unit=unit, series=(), share=share, log=log))
         if title == "Reward":
             yield from _by_function(runs)
 
@@ -134,10 +134,10 @@ def _by_function(runs: Sequence[RunData]) -> Iterator[tuple[Panel, tuple[tuple[i
     found = _functions(runs)[:MOST_SETS]
     names = [shown(column.removeprefix("rewards/")) for column in found]
     if len(runs) == 1:
-        yield from _overlaid(runs, found, names, Panel(title="Reward by function", unit="mean of a step", series=()))
+        yield from _overlay(runs, found, names, Panel(title="Reward by function", unit="mean of a step", series=()))
         return
     for column, name in zip(found, names, strict=True):
-        yield from _overlaid(runs, [column], [name], Panel(title=f"Reward: {name}", unit="mean of a step", series=()))
+        yield from _overlay(runs, [column], [name], Panel(title=f"Reward: {name}", unit="mean of a step", series=()))
 
 
 def _functions(runs: Sequence[RunData]) -> list[str]:
@@ -149,7 +149,7 @@ def _sets(runs: Sequence[RunData]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.sets))
 
 
-def _overlaid(
+def _overlay(
     runs: Sequence[RunData], columns: Sequence[str], names: Sequence[str], panel: Panel
 ) -> Iterator[tuple[Panel, tuple[tuple[int, str], ...]]]:
     """The panel with a curve for each run, or for each column of the only run; nothing where there is none."""
@@ -204,11 +204,11 @@ def _times(run: RunData) -> Values:
     return np.concatenate([[0.0], np.cumsum(np.nan_to_num(run.curves.get("step_seconds", np.zeros(run.steps))))])
 
 
-def _timed(stage: str, seconds: Values) -> str:
+def _time_line(stage: str, seconds: Values) -> str:
     return f"{stage} {np.nanmean(seconds):.2g} s"
 
 
-def _counted(one: Evaluation, names: Sequence[str]) -> Values:
+def _count_confusions(one: Evaluation, names: Sequence[str]) -> Values:
     """(K, K + 1) counts of label by answer, the last column for answers that are none of the classes."""
     place = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names) + 1))

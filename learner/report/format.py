@@ -40,7 +40,7 @@ def name(text: str) -> str:
     return shorten(text, LINE)
 
 
-def cut(text: str) -> Lines:
+def cut_lines(text: str) -> Lines:
     """A completion or question; what it lacks is counted."""
     return Lines(text if len(text) <= TEXT else f"{text[:TEXT]}… and {len(text) - TEXT} more characters")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from learner.report.data import RunData
-from learner.report.format import cut, form, name
+from learner.report.format import cut_lines, form, name
 from learner.report.samples import Answer, Sample, thumbnail
 
 _ANSWERS, _CANDIDATES = 10, 60  # of a group, before the rest is counted
@@ -42,7 +42,7 @@ def _group(run: RunData, sample: Sample) -> dict[str, Any]:
         "step": sample.step,
         "prompt": name(sample.prompt_id),
         "label": name(sample.label),
-        "problem": cut(sample.problem),
+        "problem": cut_lines(sample.problem),
         "picture": base64.b64encode(picture).decode() if picture else "",
         "no_picture": bool(sample.image) and not picture,
         "candidates": [name(one) for one in sample.candidates[:_CANDIDATES]],
@@ -68,7 +68,7 @@ def _answers(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _answer(one: Answer, count: int) -> dict[str, Any]:
     return {
-        "text": cut(one.text),
+        "text": cut_lines(one.text),
         "count": count,
         "reward": form(one.reward, "{:.3g}"),
         "advantage": form(one.advantage, "{:+.2f}"),

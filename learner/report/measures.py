@@ -30,8 +30,8 @@ def headline(found: Sequence[Evaluation]) -> dict[str, Any]:
     return {
         "set": name(first.set),
         "rows": last.rows,
-        "before": measured(first, "accuracy"),
-        "after": measured(last, "accuracy") if len(found) > 1 else None,
+        "before": read_measure(first, "accuracy"),
+        "after": read_measure(last, "accuracy") if len(found) > 1 else None,
     }
 
 
@@ -44,8 +44,8 @@ def before_after(found: Sequence[Evaluation]) -> dict[str, Any]:
         measures.append(
             {
                 "name": _NAMES.get(key, name(key)),
-                "before": measured(first, key),
-                "after": measured(last, key) if len(found) > 1 else None,
+                "before": read_measure(first, key),
+                "after": read_measure(last, key) if len(found) > 1 else None,
                 "best": form(best.measures[key]),
                 "best_step": best.step,
             }
@@ -58,7 +58,7 @@ def _best(found: Sequence[Evaluation], key: str) -> Evaluation:
     return max(found, key=lambda one: sign * one.measures[key])
 
 
-def measured(one: Evaluation, key: str) -> dict[str, str] | None:
+def read_measure(one: Evaluation, key: str) -> dict[str, str] | None:
     """A measure and its interval; None where it was not measured."""
     if key not in one.measures:
         return None
@@ -104,7 +104,7 @@ def _models(run: RunData) -> list[str]:
 def _of_model(model: str, found: Sequence[Evaluation]) -> dict[str, Any]:
     keys = list(dict.fromkeys(key for one in found for key in one.measures))
     rows = [
-        {"set": name(one.set), "rows": one.rows or NOTHING, "values": [measured(one, key) for key in keys]}
+        {"set": name(one.set), "rows": one.rows or NOTHING, "values": [read_measure(one, key) for key in keys]}
         for one in found
     ]
     return {"model": name(model), "measures": [_NAMES.get(key, name(key)) for key in keys], "sets": rows}

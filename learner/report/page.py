@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from learner.report.compare import compared, troubles
+from learner.report.compare import compare, troubles
 from learner.report.data import RunData
 from learner.report.figures import Drawing, Figure, note
 from learner.report.format import KEYS, clean, fields, name, value
@@ -50,7 +50,7 @@ def _several(runs: Sequence[RunData], left_out: list[str]) -> dict[str, Any]:
     return {
         "several": True,
         "title": f"{len(runs)} runs",
-        **compared(runs, left_out),
+        **compare(runs, left_out),
         "troubles": troubles(runs, _TROUBLES),
     }
 

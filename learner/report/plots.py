@@ -130,7 +130,7 @@ def _moving_mean(values: Values, width: int) -> Values:
 
 def draw_panel(panel: Panel) -> str:
     """SVG of one panel."""
-    return _drawn(panel.title, (4.0, 2.3), lambda figure: _curves(figure.add_subplot(), panel))
+    return _render_svg(panel.title, (4.0, 2.3), lambda figure: _curves(figure.add_subplot(), panel))
 
 
 def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
@@ -155,7 +155,7 @@ def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
         axes.margins(x=0)
         _name_axes(axes, "step", "share of the time")
 
-    return _drawn("timing", (4.0, 2.3), draw)
+    return _render_svg("timing", (4.0, 2.3), draw)
 
 
 def draw_matrix(
@@ -197,7 +197,7 @@ def draw_matrix(
                     axes.text(x, y, said, ha="center", va="center", fontsize=size * 0.9, color=ink)
 
     height = 0.9 + (side - 0.9) * min(1.5, max(0.15, len(rows) / max(len(columns), 1)))
-    return _drawn("matrix", (side, height), draw, layout="constrained")
+    return _render_svg("matrix", (side, height), draw, layout="constrained")
 
 
 def _curves(axes: Axes, panel: Panel) -> None:
@@ -235,7 +235,7 @@ def _colour(number: int) -> str:
     return _SERIES.format(number % COLOURS)
 
 
-def _drawn(
+def _render_svg(
     name: str,
     inches: tuple[float, float],
     draw: Callable[[Figure], None],
@@ -269,10 +269,10 @@ def _of_the_page(svg: str, name: str) -> str:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
     prefix = re.sub(r"\W", "-", name)
-    return re.sub(r"<[^>]*>", lambda tag: _retouched(tag[0], prefix), svg)
+    return re.sub(r"<[^>]*>", lambda tag: _retouch(tag[0], prefix), svg)
 
 
-def _retouched(tag: str, prefix: str) -> str:
+def _retouch(tag: str, prefix: str) -> str:
     tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
     tag = tag.replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
     tag = re.sub(r"#0300([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", tag)

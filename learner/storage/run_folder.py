@@ -128,7 +128,7 @@ def _version(package: str) -> str | None:
 def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint inside it that `resume` names."""
     if config.resume not in (None, "auto"):
-        path, checkpoint = _resumed(Path(str(config.resume)).resolve())
+        path, checkpoint = _find_resumed(Path(str(config.resume)).resolve())
         if config.run_dir is not None and config.run_dir.resolve() != path:
             raise RunFolderError(
                 "resume and run_dir name two run folders",
@@ -144,7 +144,7 @@ def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
     return _fresh(config.name, now), None
 
 
-def _resumed(named: Path) -> tuple[Path, Path | None]:
+def _find_resumed(named: Path) -> tuple[Path, Path | None]:
     if named.parent.name == "checkpoints" and named.is_dir():
         return named.parent.parent, named
     if (named / "config.yaml").is_file() or (named / "checkpoints").is_dir():

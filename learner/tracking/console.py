@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import clock
-from learner.tracking.lines import QUIET, Pace, event_line, measured, sample_line, troubles
+from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
 from learner.tracking.records import STAGES, History, StepRecord
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
@@ -20,13 +20,13 @@ _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 class Console(Protocol):
     """Where a run is shown. Every text from model or data is made printable first."""
 
-    def opened(self, folder: Path, history: History, *, first_step: int) -> None: ...
+    def open(self, folder: Path, history: History, *, first_step: int) -> None: ...
     def phase(self, what: str, seconds: float) -> None: ...
     def step(self, record: StepRecord) -> None: ...
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None: ...
     def sample(self, group: ScoredGroup) -> None: ...
     def event(self, kind: str, fields: Mapping[str, Any]) -> None: ...
-    def closed(self, lines: Sequence[str]) -> None: ...
+    def close(self, lines: Sequence[str]) -> None: ...
 
 
 def open_console(config: Config) -> Console:
@@ -48,7 +48,7 @@ class LineConsole:
         self._out = out or sys.stdout
         self._pace: Pace | None = None
 
-    def opened(self, folder: Path, history: History, *, first_step: int) -> None:
+    def open(self, folder: Path, history: History, *, first_step: int) -> None:
         where = f", from step {first_step}" if first_step else ""
         self._print(f"{self._name}: {self._steps} steps{where}")
 
@@ -75,7 +75,7 @@ class LineConsole:
         self._print(" ".join(cells))
 
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
-        self._print(f"evaluation after {step} steps: {measured(lines)}")
+        self._print(f"evaluation after {step} steps: {evaluation_line(lines)}")
 
     def sample(self, group: ScoredGroup) -> None:
         self._print("sample " + sample_line(group))
@@ -84,7 +84,7 @@ class LineConsole:
         if kind not in QUIET:
             self._print("event " + event_line(kind, fields))
 
-    def closed(self, lines: Sequence[str]) -> None:
+    def close(self, lines: Sequence[str]) -> None:
         for line in lines:
             self._print(line)
 

@@ -40,7 +40,7 @@ def troubles(record: StepRecord) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def measured(lines: Mapping[str, Mapping[str, Any]]) -> str:
+def evaluation_line(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """`accuracy 0.915, invalid 0.000, closed-set 0.920; new 0.700; H 0.794`, the held-out rows first."""
     own = lines.get(HELD_OUT, {})
     named = {"accuracy": "accuracy", "invalid_rate": "invalid", "closed_set": "closed-set"}

@@ -25,7 +25,7 @@ from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import clock, printable
-from learner.tracking.lines import QUIET, Pace, event_line, measured, sample_line, troubles
+from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
 from learner.tracking.records import STAGES, History, StepRecord
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
@@ -47,7 +47,7 @@ class LiveConsole:
         self._sample = self._folder = ""
         self._others: dict[str, float] = {}  # accuracy, by set
 
-    def opened(self, folder: Path, history: History, *, first_step: int) -> None:
+    def open(self, folder: Path, history: History, *, first_step: int) -> None:
         self._folder, self._history = str(folder), history
         where = f", from step {first_step}" if first_step else ""
         self._console.print(Text(f"{self._name}: {self._steps} steps{where}"), soft_wrap=True)
@@ -66,7 +66,7 @@ class LiveConsole:
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
         self._others = {name: line["accuracy"] for name, line in lines.items() if name != HELD_OUT}
         if not self._live.is_started:
-            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {measured(lines)}"))
+            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {evaluation_line(lines)}"))
 
     def sample(self, group: ScoredGroup) -> None:
         self._sample = sample_line(group, _WIDEST)
@@ -75,7 +75,7 @@ class LiveConsole:
         if kind not in QUIET:
             self._events.append((time.strftime("%H:%M:%S"), event_line(kind, fields)))
 
-    def closed(self, lines: Sequence[str]) -> None:
+    def close(self, lines: Sequence[str]) -> None:
         self._live.stop()
         for line in lines:
             self._console.print(Text(line), soft_wrap=True)

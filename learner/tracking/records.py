@@ -94,7 +94,7 @@ class History:
         if name == HELD_OUT:
             self.accuracies[step] = line["accuracy"]
 
-    def measured(self, step: int, best_by: str) -> float | None:
+    def find_measure(self, step: int, best_by: str) -> float | None:
         """A measure after `step` steps, as `checkpoint.best_by` names it; None if it was not measured then."""
         name, measure = named_measure(best_by)
         return self.evaluations.get(step, {}).get(name, {}).get(measure)

@@ -24,7 +24,7 @@ from learner.storage.run_folder import RunFolder, git_sha
 from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
 from learner.tracking.tensorboard import ScalarWriter
-from learner.trainer.given_answers import is_written
+from learner.trainer.given_answers import is_given
 
 _THUMBNAIL = 128  # pixels, longer side
 
@@ -44,7 +44,7 @@ class Tracker:
         self._path = folder.path
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
         self._recall(first_step)
-        console.opened(folder.shown, self.history, first_step=first_step)
+        console.open(folder.shown, self.history, first_step=first_step)
         self.event("start", first_step=first_step, config_hash=config_hash(config))
 
     def write(self, record: StepRecord) -> None:
@@ -77,7 +77,7 @@ class Tracker:
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
         """Keep the first `count` groups of a step, and those of highest and lowest reward, as rows of `samples.jsonl`,
         each with a thumbnail of its image under `samples/`."""
-        for number, (group, kept_for) in enumerate(_kept(groups, count)):
+        for number, (group, kept_for) in enumerate(_choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             with self._counted():
@@ -141,7 +141,7 @@ class Tracker:
         """End the display: the closing block if the run got as far as a summary, and the run folder, last."""
         lines = closing_block(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._counted():
-            self._console.closed([*lines, f"run folder: {self._folder.shown}"])
+            self._console.close([*lines, f"run folder: {self._folder.shown}"])
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -184,7 +184,7 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return {f"{head}/{key}": line[key] for key in SCALARS if line.get(key) is not None}
 
 
-def _kept(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
+def _choose_samples(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
     """The first `count` groups of a step, then the one of highest and the one of lowest mean reward; none twice."""
     wanted = [(group, "first") for group in groups[:count]]
     if groups:
@@ -205,7 +205,7 @@ def _sample_row(
 ) -> dict[str, Any]:
     from learner.objective import group_advantages
 
-    example, said, written = group.prompt.example, group.group.completions, is_written(group)
+    example, said, written = group.prompt.example, group.group.completions, is_given(group)
     advantages = [None] * len(said) if written else group_advantages(group, reward).tolist()
     completions = [
         {

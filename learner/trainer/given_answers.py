@@ -10,11 +10,11 @@ from common.types import Completion, Group, Prompt, ScoredGroup
 NOBODY = "written"  # the engine of such a group
 
 
-def is_written(scored: ScoredGroup) -> bool:
+def is_given(scored: ScoredGroup) -> bool:
     return scored.group.engine_id == NOBODY
 
 
-def written(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> Group:
+def given_group(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> Group:
     """`answers` as completions; their log-probs, which no engine gave, read 0.
 
     Args:
@@ -27,7 +27,7 @@ def written(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> 
     return Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id=NOBODY, weights_version=0)
 
 
-def unscored(prompt: Prompt, answers: Sequence[Answer]) -> ScoredGroup:
+def given_unscored(prompt: Prompt, answers: Sequence[Answer]) -> ScoredGroup:
     """The same for a learner that only scores: no text, and rewards of 0."""
-    group = written(prompt, answers, [""] * len(answers))
+    group = given_group(prompt, answers, [""] * len(answers))
     return ScoredGroup(prompt=prompt, group=group, rewards_by_name={}, rewards=(0.0,) * len(answers))

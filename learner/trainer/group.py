@@ -15,8 +15,8 @@ from common.errors import CheckpointError
 from common.labels.closed_set import Answer
 from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
-from learner.trainer.given_answers import unscored
-from learner.trainer.loss_terms import Portion, portions
+from learner.trainer.given_answers import given_unscored
+from learner.trainer.loss_terms import LossTerm, split_by_loss
 from learner.trainer.microbatches import Micro, deal, packed_cost, packed_length
 from learner.trainer.rank import LearnerRank, RankPack
 from learner.trainer.stats import combine
@@ -65,7 +65,9 @@ class LearnerGroup:
     def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
         """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
         begin = time.monotonic()
-        dealt = [self._packs(own, self._deal(own), portion) for portion, own in portions(scored, self._config.loss)]
+        dealt = [
+            self._packs(own, self._deal(own), portion) for portion, own in split_by_loss(scored, self._config.loss)
+        ]
         refs = [
             rank.step.remote(list(chain.from_iterable(packs))) for rank, *packs in zip(self._ranks, *dealt, strict=True)
         ]
@@ -86,7 +88,9 @@ class LearnerGroup:
         Args:
             answers: of each prompt, as `common.labels.closed_set` writes them; the last token is the end of turn.
         """
-        return self._logprobs([unscored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False)
+        return self._logprobs(
+            [given_unscored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False
+        )
 
     def _logprobs(self, scored: Sequence[ScoredGroup], *, cut: bool) -> list[list[tuple[float, ...]]]:
         if not scored:
@@ -106,12 +110,12 @@ class LearnerGroup:
                     by_group[index] = [tuple(next(tokens) for _ in c.token_ids) for c in completions]
         return [by_group[index] for index in range(len(scored))]
 
-    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """What the vision tower makes of each prompt's pictures, in order, as `learner.model.vision_features` says."""
         ranks = len(self._ranks)
         most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the tower equally often
         shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
-        refs = [rank.embed.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
+        refs = [rank.vision_features.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
         made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
         return [made[index % ranks][index // ranks] for index in range(len(images))]
 
@@ -216,7 +220,7 @@ class LearnerGroup:
 
     @staticmethod
     def _packs(
-        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...], portion: Portion | None = None
+        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...], portion: LossTerm | None = None
     ) -> list[list[RankPack]]:
         slim = [_without_picture(group) for group in scored]
         return [

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.types import ScoredGroup
-from learner.trainer.given_answers import is_written
+from learner.trainer.given_answers import is_given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portion:
+class LossTerm:
     """The groups of a step that one loss is a mean over; the step's loss is the mean of these by their shares."""
 
     loss: str  # of `learner.objective.LOSSES`
@@ -24,7 +24,7 @@ class Portion:
         return self.loss == "grpo"
 
 
-def portions(scored: Sequence[ScoredGroup], own_loss: str) -> list[tuple[Portion, list[ScoredGroup]]]:
+def split_by_loss(scored: Sequence[ScoredGroup], own_loss: str) -> list[tuple[LossTerm, list[ScoredGroup]]]:
     """One or two, none of them empty; groups stay in prompt order.
 
     Args:
@@ -32,8 +32,8 @@ def portions(scored: Sequence[ScoredGroup], own_loss: str) -> list[tuple[Portion
     """
     found = []
     for loss, by_hand in ((own_loss, True), ("grpo", False)):
-        if own := [group for group in scored if is_written(group) == by_hand]:
+        if own := [group for group in scored if is_given(group) == by_hand]:
             sequences = sum(len(group.group.completions) for group in own)
-            portion = Portion(loss=loss, sequences=sequences, groups=len(own), share=len(own) / len(scored))
+            portion = LossTerm(loss=loss, sequences=sequences, groups=len(own), share=len(own) / len(scored))
             found.append((portion, own))
     return found

@@ -55,7 +55,7 @@ def deal(lengths: Sequence[int], costs: Sequence[float], *, ranks: int, budget: 
     filler = Micro(groups=(min(range(len(costs)), key=costs.__getitem__),), real=False)
     dealt = []
     for packs in filled:
-        whole = _cut(packs, costs, most)
+        whole = _split_dearest(packs, costs, most)
         real = [Micro(groups=tuple(pack), real=True) for pack in whole]
         dealt.append((*real, *[filler] * (most - len(real))))
     return tuple(dealt)
@@ -73,7 +73,7 @@ def _fill(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
     return packs
 
 
-def _cut(packs: list[list[int]], costs: Sequence[float], most: int) -> list[list[int]]:
+def _split_dearest(packs: list[list[int]], costs: Sequence[float], most: int) -> list[list[int]]:
     """As many packs as `most`, or as there are groups: the dearest one is cut in two, again and again."""
     packs = list(packs)
     while len(packs) < most and any(len(pack) > 1 for pack in packs):

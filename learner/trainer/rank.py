@@ -18,20 +18,20 @@ from torch._C._distributed_c10d import TCPStore
 from common.config.schema import Config
 from common.errors import LearnerError
 from common.models.families import family_of
-from common.object_store import opened, shared
+from common.object_store import fetch_features, share_features
 from common.recorder import Recorder
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
 from learner.model.load import base_identity, export_model, freeze_towers, load_model, require_base
 from learner.model.logprobs import packed_logprobs
-from learner.model.lora import add_adapters, export_adapter, switched_off
+from learner.model.lora import add_adapters, export_adapter, switch_off
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
-from learner.model.vision_features import embed
+from learner.model.vision_features import compute_features
 from learner.objective import LOSSES
-from learner.trainer.loss_terms import Portion
+from learner.trainer.loss_terms import LossTerm
 from learner.trainer.rng import random_states, set_random_states
 from learner.trainer.schedule import learning_rate
-from learner.trainer.stats import PackStats, RankStats, added_up, measured
+from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
 UNCUT = {"top_k": 0, "top_p": 1.0}
@@ -43,7 +43,7 @@ class RankPack:
 
     groups: tuple[ScoredGroup, ...]
     real: bool
-    portion: Portion | None = None  # that they are learnt as; None: they are only scored
+    portion: LossTerm | None = None  # that they are learnt as; None: they are only scored
 
 
 class LearnerRank:
@@ -88,13 +88,15 @@ class LearnerRank:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costly, no use here
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
-        self._device = zero.meet(config, rank=self._rank, store=self._store)
+        self._device = zero.join_ranks(config, rank=self._rank, store=self._store)
         policy = self._policy()
         self._base = base_identity(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
-        self._engine = zero.trained(policy, config) if self._steps else zero.scoring(policy, config)
+        self._engine = (
+            zero.build_training_engine(policy, config) if self._steps else zero.build_scoring_engine(policy, config)
+        )
         self._reference = self._make_reference()
-        self._gathered = zero.gatherer(config)
+        self._gathered = zero.make_gatherer(config)
         self._source = WeightSource(
             self._engine.module,
             gathered=self._gathered,
@@ -111,7 +113,7 @@ class LearnerRank:
         from learner.trainer import zero
 
         at = self._engine.global_steps
-        packs = self._opened(packs)
+        packs = self._fetch(packs)
         seen = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
         self._insist_finite(torch.stack([pack.sums for pack in seen]).isfinite().all(), at, "loss")
         lr = learning_rate(
@@ -123,21 +125,20 @@ class LearnerRank:
         )
         norm = zero.optimizer_step(self._engine, lr=lr, clip=self._config.learner.grad_clip)
         self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
-        return added_up(seen, grad_norm=norm, lr=lr)
+        return add_up(seen, grad_norm=norm, lr=lr)
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
         sampling = self._sampling if cut else self._sampling | UNCUT
         with torch.no_grad():
             return [
-                packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist()
-                for pack in self._opened(packs)
+                packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist() for pack in self._fetch(packs)
             ]
 
-    def embed(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """What the tower makes of each prompt's pictures."""
-        pixels = opened(images, timeout_s=self._config.learner.step_timeout_s)
-        return [shared(made) for made in embed(self._engine.module, [one for one in pixels if one])]
+        pixels = fetch_features(images, timeout_s=self._config.learner.step_timeout_s)
+        return [share_features(made) for made in compute_features(self._engine.module, [one for one in pixels if one])]
 
     def publish(self, version: int) -> WeightManifest | None:
         """The manifest from rank 0, None from the others."""
@@ -217,7 +218,7 @@ class LearnerRank:
             return None
         if self._adapters:
             return self._engine
-        return zero.frozen(load_model(self._model_path, self._config), self._config, self._device)
+        return zero.build_reference(load_model(self._model_path, self._config), self._config, self._device)
 
     def _make_sender(self) -> WeightSender:
         if self._config.weights.transport == "object_store":
@@ -228,10 +229,10 @@ class LearnerRank:
         assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
         return self._sender
 
-    def _opened(self, packs: Sequence[RankPack]) -> list[RankPack]:
+    def _fetch(self, packs: Sequence[RankPack]) -> list[RankPack]:
         """The same packs with the image features behind their handles."""
         handles = [scored.prompt.images for pack in packs for scored in pack.groups]
-        images = iter(opened(handles, timeout_s=self._config.learner.step_timeout_s))
+        images = iter(fetch_features(handles, timeout_s=self._config.learner.step_timeout_s))
         return [
             replace(
                 pack,
@@ -253,7 +254,7 @@ class LearnerRank:
             reward=self._config.reward,
         )
 
-    def _sampling_of(self, portion: Portion) -> dict[str, Any]:
+    def _sampling_of(self, portion: LossTerm) -> dict[str, Any]:
         """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's
         own, whatever the temperature of sampling."""
         if portion.sampled:
@@ -268,7 +269,7 @@ class LearnerRank:
         scores = packed_logprobs(self._engine, pack, **sampling)
         ref_logp = None
         if self._reference is not None:
-            with torch.no_grad(), switched_off(self._adapters):
+            with torch.no_grad(), switch_off(self._adapters):
                 ref_logp = packed_logprobs(self._reference, pack, **sampling, kept=scores.kept).logp
         counts = {"sequences": portion.sequences, "groups": portion.groups}
         outputs = LOSSES[portion.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
@@ -278,7 +279,7 @@ class LearnerRank:
         if not last:
             self._engine.step()  # only counts
         names = [scored.prompt.id for scored in rank_pack.groups] if not portion.sampled else []
-        return measured(pack, scores, loss.detach(), kl, written=names, counts=rank_pack.real)
+        return measure_pack(pack, scores, loss.detach(), kl, written=names, counts=rank_pack.real)
 
     def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
         worst = (~finite).to(torch.int32)

@@ -43,7 +43,7 @@ class RankStats:
     probabilities: Mapping[str, tuple[float, ...]]  # of its written completions, by prompt id
 
 
-def measured(
+def measure_pack(
     pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, written: Sequence[str], counts: bool
 ) -> PackStats:
     """Of a pack and what a model made of it.
@@ -64,7 +64,7 @@ def measured(
     )
 
 
-def added_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankStats:
+def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankStats:
     """The figures of a rank from its packs'."""
     loss, kl, entropy, gap, clipped, tokens, sampled = torch.stack([pack.sums for pack in packs]).sum(0).tolist()
     return RankStats(

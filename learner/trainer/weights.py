@@ -18,7 +18,7 @@ from torch import Tensor
 from common.checksum import checksum
 from common.types import BucketKind, WeightBucket, WeightEntry, WeightManifest
 from learner.model.load import tower_names
-from learner.model.lora import factors, merged, unadapted
+from learner.model.lora import factors, merge, remove_adapters
 
 Arrays = list[np.ndarray[Any, np.dtype[np.uint8]]]
 
@@ -61,7 +61,7 @@ class WeightSource:
     ) -> None:
         """`adapters`: the LoRA layers of `learner.model.lora.adapters`, none by default."""
         self._adapters = dict(adapters or {})
-        self._tensors = unadapted(module.state_dict(keep_vars=True))
+        self._tensors = remove_adapters(module.state_dict(keep_vars=True))
         self._gathered = gathered
         self._towers = tower_names(module)
         self.towers_fixed = not any(self._changes(name) for name in self._towers)
@@ -81,7 +81,7 @@ class WeightSource:
 
     def tensor(self, name: str) -> Tensor:
         layer = self._adapters.get(name)
-        return self._tensors[name].detach() if layer is None else merged(self._tensors[name], layer)
+        return self._tensors[name].detach() if layer is None else merge(self._tensors[name], layer)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for batch in self.batches:
@@ -174,7 +174,7 @@ def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if key not in at:
             flat = tensor.cpu().contiguous().view(-1)
-            start = runs[-1].grown(flat) if runs else None
+            start = runs[-1].grow(flat) if runs else None
             if start is None:
                 runs.append(_Run(flat))
             at[key] = (len(runs) - 1, start or 0)
@@ -188,7 +188,7 @@ class _Run:
     def __init__(self, first: Tensor) -> None:
         self._first, self._nbytes = first, first.nbytes
 
-    def grown(self, tensor: Tensor) -> int | None:
+    def grow(self, tensor: Tensor) -> int | None:
         """With `tensor` at its end, at this byte; None if it is not what comes next."""
         first, nbytes = self._first, self._nbytes
         same = tensor.dtype == first.dtype and (
@@ -237,7 +237,7 @@ class NcclSender:
         if self._engine is not None:
             self._engine.shutdown()
         source: Any = self._source  # what vLLM's WeightSource asks of it, without its base class
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_FleetDoesIt(), source=source)
+        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=NoOpEngineClient(), source=source)
 
     def publish(self, version: int) -> WeightManifest | None:
         if self._rank:
@@ -251,7 +251,7 @@ class NcclSender:
         self._engine.send_weights()
 
 
-class _FleetDoesIt:
+class NoOpEngineClient:
     """vLLM's trainer wants to command the engines itself; here the fleet owns them."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...

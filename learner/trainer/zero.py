@@ -29,7 +29,7 @@ TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
 LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
 
 
-def meet(config: Config, *, rank: int, store: Store) -> torch.device:
+def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
     """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
     deepspeed.utils.logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
@@ -53,7 +53,7 @@ def meet(config: Config, *, rank: int, store: Store) -> torch.device:
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
 
 
-def trained(model: Any, config: Config) -> Any:
+def build_training_engine(model: Any, config: Config) -> Any:
     """The engine that trains whatever of `model` requires a gradient."""
     learner = config.learner
     settings = _settings(model, config) | {
@@ -80,7 +80,7 @@ def trained(model: Any, config: Config) -> Any:
     return engine
 
 
-def frozen(model: Any, config: Config, device: torch.device) -> Any:
+def build_reference(model: Any, config: Config, device: torch.device) -> Any:
     """The reference: partitioned like the policy under ZeRO-3, plain otherwise."""
     model.requires_grad_(False).eval()
     if config.learner.zero_stage < 3:
@@ -89,7 +89,7 @@ def frozen(model: Any, config: Config, device: torch.device) -> Any:
     return engine
 
 
-def scoring(model: Any, config: Config) -> Any:
+def build_scoring_engine(model: Any, config: Config) -> Any:
     """An engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
     model.requires_grad_(False).eval()
     stage = 3 if config.learner.zero_stage == 3 else 0
@@ -98,7 +98,7 @@ def scoring(model: Any, config: Config) -> Any:
     return engine
 
 
-def gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
+def make_gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
     """Makes the context within which the given parameters are whole on every rank."""
 
     def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
@@ -114,7 +114,7 @@ def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
     """Clip to norm `clip`, step at rate `lr`; norm of the whole gradient before, NaN when there was no valid step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    norm = _clipped(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
+    norm = _clip(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
     if norm is not None and not math.isfinite(norm):
         return math.nan
     engine.step()
@@ -212,7 +212,7 @@ _OFFLOADED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _clipped(module: torch.nn.Module, limit: float) -> float:
+def _clip(module: torch.nn.Module, limit: float) -> float:
     """Clip averaged gradients that every rank holds whole; their norm before, which DeepSpeed would keep to itself."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)

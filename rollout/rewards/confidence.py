@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.types import Belief
+from common.types import CandidateProbability
 
 
 def confidence_reward(
-    completions: Sequence[str], *, label: str, beliefs: Sequence[Belief], **columns: Any
+    completions: Sequence[str], *, label: str, beliefs: Sequence[CandidateProbability], **columns: Any
 ) -> Sequence[float]:
     """(G,) 1 minus the Brier score of what the policy believes after each completion's thought: 1 where it gives the
     label all probability, -1 where it gives all to another candidate. Whatever was answered counts for nothing.
@@ -19,5 +19,5 @@ def confidence_reward(
     return [1.0 - _brier(belief, label) for belief in beliefs]
 
 
-def _brier(belief: Belief, label: str) -> float:
+def _brier(belief: CandidateProbability, label: str) -> float:
     return sum((probability - (candidate == label)) ** 2 for candidate, probability in belief.items())

@@ -25,7 +25,7 @@ def check_functions(config: RewardConfig) -> None:
             load_function(name)
 
 
-def asking(names: Iterable[str], parameter: str) -> list[str]:
+def that_ask_for(names: Iterable[str], parameter: str) -> list[str]:
     """Those of the functions that name `parameter` among their own."""
     ours = [name for name in names if not name.startswith(MODEL_PREFIX)]
     return [name for name in ours if parameter in inspect.signature(load_function(name)).parameters]
@@ -40,7 +40,7 @@ def load_function(name: str) -> RewardFunction:
     if name.startswith(MODEL_PREFIX):
         return RewardModel(name.removeprefix(MODEL_PREFIX))
     if ":" in name:
-        return _imported(name)
+        return _import(name)
     if name not in REWARDS:
         raise ConfigError(
             f"reward.functions names an unknown reward: {name}",
@@ -50,7 +50,7 @@ def load_function(name: str) -> RewardFunction:
     return REWARDS[name]
 
 
-def _imported(name: str) -> RewardFunction:
+def _import(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -9,7 +9,7 @@ from common.data.sources import Outline
 from common.errors import ConfigError, DataError
 from common.labels.candidates import candidates
 from common.labels.taxonomy import check_taxonomy
-from rollout.rewards.loading import asking
+from rollout.rewards.loading import that_ask_for
 
 MODES_OF_BELIEF = ("think", "adaptive")  # in the others nothing stands before the answer
 
@@ -20,16 +20,16 @@ def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
     Raises ConfigError or DataError.
     """
     names = config.reward.functions
-    if asking(names, "length_target") and config.reward.length_target is None:
+    if that_ask_for(names, "length_target") and config.reward.length_target is None:
         raise ConfigError(
             "reward length has no length to aim at",
             got="reward.length_target = null",
             remedy="set reward.length_target to a number of tokens, the end of turn included",
         )
-    if asking(names, "taxonomy"):
+    if that_ask_for(names, "taxonomy"):
         offered = (name for row in rows for name in (row.label, *(candidates(row.problem) or ())))
         check_taxonomy(config.data.taxonomy, offered)
-    if believers := asking(names, "beliefs"):
+    if believers := that_ask_for(names, "beliefs"):
         _check_beliefs(believers[0], config, rows)
 
 

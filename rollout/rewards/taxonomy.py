@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.labels.answers import NO_ALIASES, Aliases, Mode, named
+from common.labels.answers import NO_ALIASES, Aliases, Mode, find_candidate
 from common.labels.candidates import candidates
 from common.labels.taxonomy import Taxonomy, leaves, similarity
 
@@ -27,5 +27,5 @@ def taxonomy_reward(
     a list any class with none below it counts.
     """
     known = dict.fromkeys([label, *(candidates(problem) or leaves(taxonomy))])
-    given = [named(completion, known, mode=mode, aliases=aliases) for completion in completions]
+    given = [find_candidate(completion, known, mode=mode, aliases=aliases) for completion in completions]
     return [0.0 if one is None else similarity(taxonomy, one, label) for one in given]

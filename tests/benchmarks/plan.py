@@ -95,7 +95,7 @@ def measured(config: Config) -> dict[str, float]:
     """MiB that a real rank took, over three steps of two packs."""
     from learner.trainer import rank as ranks
     from learner.trainer import zero
-    from learner.trainer.loss_terms import portions
+    from learner.trainer.loss_terms import split_by_loss
     from tests.benchmarks.cells import Cell, group
 
     ranks._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
@@ -104,7 +104,7 @@ def measured(config: Config) -> dict[str, float]:
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
     rank.start(rank.open_store())
-    ((portion, _),) = portions([scored, scored], config.loss)
+    ((portion, _),) = split_by_loss([scored, scored], config.loss)
     pack = ranks.RankPack(groups=(featured(rank, scored),), real=True, portion=portion)
     update = zero.optimizer_step
     seen: dict[str, float] = {}
@@ -139,9 +139,9 @@ def featured(rank: Any, group: Any) -> Any:
     """The group with features in place of pixels where its tower is frozen."""
     if rank._tower_runs:  # noqa: SLF001
         return group
-    from learner.model.vision_features import embed
+    from learner.model.vision_features import compute_features
 
-    (images,) = embed(rank._engine.module, [group.prompt.images])  # noqa: SLF001
+    (images,) = compute_features(rank._engine.module, [group.prompt.images])  # noqa: SLF001
     return replace(group, prompt=replace(group.prompt, images=images))
 
 

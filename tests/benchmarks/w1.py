@@ -224,7 +224,7 @@ def admitted(wanted: Config) -> Admitted:
 @contextmanager
 def running(what: Admitted) -> Iterator[Run]:
     """A run with everything up and the first weights published, as `learner.main` has it."""
-    from learner.driver.run import opened
+    from learner.driver.run import open_run
     from learner.storage.run_folder import RunFolder
 
     os.environ |= {"OMP_NUM_THREADS": str(THREADS)}
@@ -233,6 +233,6 @@ def running(what: Admitted) -> Iterator[Run]:
         what = dataclasses.replace(what, config=wanted)
         with (
             closing(RunFolder.open(wanted, now=datetime.now().astimezone())) as folder,
-            opened(what, folder, started=time.monotonic()) as run,
+            open_run(what, folder, started=time.monotonic()) as run,
         ):
             yield run

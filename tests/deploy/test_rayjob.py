@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from common.config.cli import Invocation, parse
-from learner.driver.cluster import demand
+from learner.driver.cluster import count_resources
 from tests.helpers.kuberay import CRDS, ROOT, groups, operator_errors, schema_errors
 
 IMAGE_ROOT = "/app"  # WORKDIR of deploy/Dockerfile
@@ -160,7 +160,7 @@ def test_scaling_rollouts_is_one_number(job: dict[str, Any]) -> None:
     assert job["spec"]["entrypoint"].count(f"rollout.engines={now}") == 1
     job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace(f"rollout.engines={now}", "rollout.engines=9")
     config = invocation(job).config
-    assert demand(config)["GPU"] == gpus(job, "learner") + 9 * gpus(job, "rollout")
+    assert count_resources(config)["GPU"] == gpus(job, "learner") + 9 * gpus(job, "rollout")
     assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"], "pods follow the engines asked for"
     assert "replicas" not in group(job, "rollout"), "no second number to keep in step"
     assert config.cluster.wait_for_resources_s >= 600, "new nodes take minutes"

@@ -141,7 +141,7 @@ def test_the_readme_lists_every_recipe_and_counts_its_steps() -> None:
     assert {name for name, *_ in rows} == {*SETS}
     for name, classes, epochs, steps in rows:
         assert int(epochs) == config(name).epochs == EPOCHS[name]
-        assert int(steps) == config(name).counted(4 * int(classes)).steps
+        assert int(steps) == config(name).with_epochs_as_steps(4 * int(classes)).steps
 
 
 def test_one_gpu_takes_any_recipe() -> None:

@@ -14,8 +14,8 @@ import pytest
 from learner.evaluate import main
 from learner.evaluation.args import parse
 from learner.evaluation.measures import measure
-from learner.evaluation.results import answer_lines, matrix, measures_table, seed_json
-from learner.evaluation.verdicts import Answer, ClosedScores, Judged
+from learner.evaluation.results import answer_lines, cls_rl_json, matrix, measures_table
+from learner.evaluation.verdicts import Answer, ClosedScores, Verdict
 from tests.helpers import sets
 from tests.helpers.makers import parquet, row
 
@@ -112,20 +112,20 @@ def test_without_sets_the_configurations_own_are_evaluated() -> None:
     assert asked.held_out and config.evaluation.sets == {"base": "@base_test", "new": "@new_test"}
 
 
-def judged() -> list[Judged]:
+def judged() -> list[Verdict]:
     right = Answer(
         text="<answer>tiger shark</answer>", strict=False, lenient=True, well_formed=True, named="tiger shark"
     )
     wrong = Answer(text="cat|dog\u202e", strict=False, lenient=False, well_formed=True, named="")
     scores = ClosedScores(candidates=("tiger", "cat"), logprobs=(-1.0, -2.0), lengths=(1, 1))
     return [
-        Judged(id="test/0", problem="A?", label="tiger", listed=True, greedy=right, samples=(wrong,), closed=scores),
-        Judged(id="test/1", problem="B?", label="cat", listed=True, greedy=wrong, samples=(right,), closed=scores),
+        Verdict(id="test/0", problem="A?", label="tiger", listed=True, greedy=right, samples=(wrong,), closed=scores),
+        Verdict(id="test/1", problem="B?", label="cat", listed=True, greedy=wrong, samples=(right,), closed=scores),
     ]
 
 
 def test_the_seeds_format_is_lenient_and_in_percent() -> None:
-    assert seed_json(judged()) == {
+    assert cls_rl_json(judged()) == {
         "accuracy": 50.0,
         "results": [
             {

@@ -14,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
 from common.types import FailedGroup, Group, ImageFeatures, Sampling
-from learner.model.vision_features import embed
+from learner.model.vision_features import compute_features
 from rollout.fleet import RolloutFleet
 from rollout.requests import request
 from tests.helpers.policy import SAMPLED, Policy
@@ -120,7 +120,7 @@ def test_features_of_a_frozen_tower_stand_for_pixels(fleet: RolloutFleet, policy
     images = [prompt.images for prompt in prompts if isinstance(prompt.images, ImageFeatures)]
     featured = [
         dataclasses.replace(prompt, images=made)
-        for prompt, made in zip(prompts, embed(policy.model, images), strict=True)
+        for prompt, made in zip(prompts, compute_features(policy.model, images), strict=True)
     ]
     found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(featured)])
     assert policy.gap(prompts, found, SAMPLED) < TIGHT  # against the learner's own way from the pixels

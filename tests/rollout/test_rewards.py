@@ -17,7 +17,7 @@ from common.errors import ConfigError, ModelError, RollcallError
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
 from common.labels.taxonomy import leaves, similarity
-from common.types import Belief
+from common.types import CandidateProbability
 from rollout.rewards import REWARDS
 from rollout.rewards.loading import check_functions, load_function
 from rollout.rewards.preflight import check_rewards
@@ -159,7 +159,9 @@ def test_consistency(completion: str, expected: float) -> None:
     ],
 )
 @pytest.mark.parametrize("said", ["cat", "dog", "", "</think>" * 1000])
-def test_beliefs_decide_whatever_is_said(belief: Belief, marginal: float, confidence: float, said: str) -> None:
+def test_beliefs_decide_whatever_is_said(
+    belief: CandidateProbability, marginal: float, confidence: float, said: str
+) -> None:
     assert REWARDS["marginal"]((said,), label="cat", beliefs=[belief]) == [marginal]
     assert REWARDS["confidence"]((said,), label="cat", beliefs=[belief]) == pytest.approx([confidence])
 
@@ -169,12 +171,12 @@ def test_beliefs_decide_whatever_is_said(belief: Belief, marginal: float, confid
 def test_the_brier_score_is_proper(truth: list[float], told: list[float]) -> None:
     """Nobody gains by believing anything but what is so."""
 
-    def belief(weights: list[float]) -> Belief:
+    def belief(weights: list[float]) -> CandidateProbability:
         return {f"{k}": weight / sum(weights) for k, weight in enumerate(weights)}
 
     real, other = belief(truth), belief(told[: len(truth)])
 
-    def gain(believed: Belief) -> float:
+    def gain(believed: CandidateProbability) -> float:
         return sum(
             share * REWARDS["confidence"](("",), label=name, beliefs=[believed])[0] for name, share in real.items()
         )

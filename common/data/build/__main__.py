@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
     try:
-        collection, question = _opened(options)
+        collection, question = _open(options)
         plan = _plan(options, collection, question)
         _check_labels(collection, plan.name)
         _show(build(collection, plan, options.out, words), collection, options.out)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _opened(options: argparse.Namespace) -> tuple[Collection, str]:
+def _open(options: argparse.Namespace) -> tuple[Collection, str]:
     if options.layout:
         collection, question = open_layout(options.layout, options.source)
     else:

@@ -37,7 +37,7 @@ class Collection:
     notes: tuple[str, ...] = ()  # what was left out or merged, for the summary and the card
 
 
-def collected(
+def collect(
     name: str, splits: Mapping[str, Sequence[Picture]], labels: Iterable[str], notes: Iterable[str] = ()
 ) -> Collection:
     """The train and test pictures of `splits`, in the order of their paths. Others are left out, which a note says.

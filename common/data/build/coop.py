@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from common.data.build.collection import Collection, Picture, collected
+from common.data.build.collection import Collection, Picture, collect
 from common.data.build.sources import Splits, folder_splits
 from common.data.table import unreadable
 from common.errors import DataError
@@ -53,7 +53,7 @@ def open_layout(name: str, root: Path) -> tuple[Collection, str]:
     unique = list(dict.fromkeys(labels))
     shared = sorted({label for label in unique if labels.count(label) > 1}) if len(unique) < len(labels) else []
     notes = [f"{len(labels) - len(unique)} class ids share the name of another and are one label: {', '.join(shared)}"]
-    return collected(name, splits, unique, notes if shared else ()), layout.question
+    return collect(name, splits, unique, notes if shared else ()), layout.question
 
 
 def _zhou(images: Path, file: Path) -> tuple[Splits, list[str]]:

@@ -24,7 +24,7 @@ def few_shot(pictures: Iterable[Picture], shots: int, seed: int) -> tuple[list[P
     return drawn, [f"{len(few)} classes have fewer than {shots} pictures: {', '.join(few[:3])}{more}"] if few else []
 
 
-def shuffled(pictures: Sequence[Picture], seed: int, split: str) -> list[Picture]:
+def shuffle(pictures: Sequence[Picture], seed: int, split: str) -> list[Picture]:
     """In one order for every run: the first rows of a split are of all classes, as a limited evaluation wants them."""
     return [pictures[row] for row in generator("order", seed, split).permutation(len(pictures)).tolist()]
 

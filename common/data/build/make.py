@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from common.data.build.card import card
 from common.data.build.collection import Collection, Picture
-from common.data.build.fewshot import few_shot, shuffled, train_and_test
+from common.data.build.fewshot import few_shot, shuffle, train_and_test
 from common.data.build.questions import Choose, Policy
 from common.data.build.stored import Reader
 from common.data.build.write import Row, Written, write_split
@@ -67,7 +67,7 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise DataError(f"{out} is there already", got="a file or folder with something in it", remedy="choose another")
     try:
-        return _built(collection, plan, out, argv)
+        return _build(collection, plan, out, argv)
     except OSError as error:  # pictures that cannot be read are no such errors
         raise DataError(
             f"{out} cannot be written",
@@ -76,21 +76,23 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
         ) from error
 
 
-def _built(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
-    splits, notes = _drawn(collection, plan)
+def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
+    splits, notes = _draw(collection, plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch) / "set"
         made.mkdir()
-        written, rewritten = _written(made, splits, plan)
+        written, rewritten = _write(made, splits, plan)
         built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes, *rewritten))
         offered = {name: len(split.labels) for name, split in splits.items()}
-        (made / "README.md").write_text(card(plan.name, argv, _made(plan, built), written, offered), encoding="utf-8")
+        (made / "README.md").write_text(
+            card(plan.name, argv, _describe(plan, built), written, offered), encoding="utf-8"
+        )
         made.replace(out)
     return built
 
 
-def _drawn(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[str]]:
+def _draw(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[str]]:
     """Splits by name, and notes."""
     train, test = train_and_test(collection, plan.test_fraction)
     notes: list[str] = []
@@ -99,7 +101,7 @@ def _drawn(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[s
     if plan.shots is not None:
         train, few = few_shot(train, plan.shots, plan.seed)
         notes += few
-    halves = {"train": shuffled(train, plan.seed, "train"), "test": shuffled(test, plan.seed, "test")}
+    halves = {"train": shuffle(train, plan.seed, "train"), "test": shuffle(test, plan.seed, "test")}
     splits = {name: Split(pictures=found, labels=collection.labels) for name, found in halves.items() if found}
     return splits | (dict(_halves(halves, collection.labels)) if plan.base_new else {}), notes
 
@@ -112,7 +114,7 @@ def _halves(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterat
             yield name, Split(pictures=found, labels=kept)
 
 
-def _written(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
+def _write(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
     """Files by split, and notes."""
     read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
     written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
@@ -131,7 +133,7 @@ def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:
         yield Row(picture=picture, problem=with_candidates(plan.question, listed))
 
 
-def _made(plan: Plan, built: Built) -> dict[str, object]:
+def _describe(plan: Plan, built: Built) -> dict[str, object]:
     return {
         "classes": built.classes,
         "shots": plan.shots or "all",

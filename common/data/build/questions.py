@@ -36,16 +36,16 @@ def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None
     if policy == "all":
         return lambda label, labels, draw: list(labels)
     if policy == "seed":
-        return _drawn
+        return _draw
     return partial(_hard, confusions=confusions or Counter(), length=length)
 
 
-def _drawn(label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+def _draw(label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
     others = [other for other in labels if other != label]
     count = list_length(len(labels))
     if count >= len(labels):
         return list(labels)
-    return _mixed([label, *(others[row] for row in draw.permutation(len(others))[: count - 1].tolist())], draw)
+    return _mix([label, *(others[row] for row in draw.permutation(len(others))[: count - 1].tolist())], draw)
 
 
 def _hard(
@@ -55,10 +55,10 @@ def _hard(
     count = min(len(labels), length or min(_MOST, max(2, int(_SHARE * len(labels)))))
     others = [labels[row] for row in draw.permutation(len(labels)).tolist() if labels[row] != label]
     others.sort(key=lambda other: -confusions[frozenset((label, other))])
-    return _mixed([label, *others[: count - 1]], draw)
+    return _mix([label, *others[: count - 1]], draw)
 
 
-def _mixed(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+def _mix(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
     return [labels[row] for row in draw.permutation(len(labels)).tolist()]
 
 

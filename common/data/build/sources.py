@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.data.build.collection import UNNAMED, Collection, Picture, collected
+from common.data.build.collection import UNNAMED, Collection, Picture, collect
 from common.data.class_folders import class_folders
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
@@ -27,7 +27,7 @@ def open_source(place: Path) -> Collection:
     if place.is_dir():
         splits = folder_splits(place)
     elif place.is_file() and place.suffix in (".csv", ".jsonl"):
-        splits = _listed(place)
+        splits = _read_list(place)
     else:
         raise DataError(
             f"{place} is no source of pictures",
@@ -35,7 +35,7 @@ def open_source(place: Path) -> Collection:
             remedy="give a folder of class folders, a .csv or a .jsonl; for CoOp's sets their root, and --layout",
         )
     labels = sorted({picture.label for pictures in splits.values() for picture in pictures})
-    return collected(str(place), splits, labels)
+    return collect(str(place), splits, labels)
 
 
 def folder_splits(place: Path) -> Splits:
@@ -51,7 +51,7 @@ def folder_splits(place: Path) -> Splits:
     return splits
 
 
-def _listed(place: Path) -> Splits:
+def _read_list(place: Path) -> Splits:
     """Pictures of a list by split; paths are below the list's own folder."""
     splits: Splits = defaultdict(list)
     faults: list[tuple[str, BadRowError]] = []
@@ -80,7 +80,7 @@ def _lines(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, _parsed(line)
+                    yield number, _parse(line)
     except (OSError, ValueError, csv.Error) as error:
         raise unreadable(place, error) from error
 
@@ -94,7 +94,7 @@ def _check_header(place: Path, columns: list[str] | Any) -> None:
         )
 
 
-def _parsed(line: str) -> Mapping[str, Any]:
+def _parse(line: str) -> Mapping[str, Any]:
     row = json.loads(line)
     return row if isinstance(row, dict) else {}
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.data.build.collection import Picture
 from common.data.faults import BadRowError
-from common.data.image import FORMATS, confined, read_image
+from common.data.image import FORMATS, confine, read_image
 
 _KEPT = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}  # MPO: a JPEG with another behind it, as phones write them
 
@@ -44,7 +44,7 @@ class Reader:
             return None
 
     def _read(self, picture: Picture) -> Stored:
-        file = confined(picture.path, picture.root)
+        file = confine(picture.path, picture.root)
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -56,10 +56,10 @@ class Reader:
         if form and (self._max_side is None or max(width, height) <= self._max_side):
             return Stored(data=data, width=width, height=height)
         self.rewritten.add(picture)
-        return _encoded(Image.fromarray(pixels), form or "PNG", self._max_side or max(width, height))
+        return _encode(Image.fromarray(pixels), form or "PNG", self._max_side or max(width, height))
 
 
-def _encoded(image: Image.Image, form: str, side: int) -> Stored:
+def _encode(image: Image.Image, form: str, side: int) -> Stored:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)  # never makes it larger
     buffer = BytesIO()
     image.save(buffer, form, **({"quality": 95} if form == "JPEG" else {}))

@@ -70,18 +70,18 @@ def test_every_misfit_is_reported() -> None:
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(1, 16, 1), (1, 17, 2), (50, 188, 588), (10, 4000, 2500)])
 def test_epochs_are_counted_in_steps(epochs: int, rows: int, steps: int) -> None:
-    config = Config(epochs=epochs).counted(rows)
+    config = Config(epochs=epochs).with_epochs_as_steps(rows)
     assert (config.steps, config.epochs) == (steps, None)
     assert config == Config(steps=steps)
-    assert config.counted(1) is config, "what is in steps stays"
-    assert incompatible_keys(config, Config(epochs=epochs).counted(rows + 16)).keys() == {"steps"}
+    assert config.with_epochs_as_steps(1) is config, "what is in steps stays"
+    assert incompatible_keys(config, Config(epochs=epochs).with_epochs_as_steps(rows + 16)).keys() == {"steps"}
 
 
 def test_epochs_too_few_for_the_warmup_are_refused_once_counted() -> None:
     config = Config.model_validate({"epochs": 2, "learner": {"warmup_steps": 300}})
-    assert config.counted(3200).steps == 400
+    assert config.with_epochs_as_steps(3200).steps == 400
     with pytest.raises(ConfigError, match=r"epochs = 2 over 160 rows are 20 steps(.|\n)*warmup_steps = 300"):
-        config.counted(160)
+        config.with_epochs_as_steps(160)
 
 
 def test_a_config_is_frozen() -> None:

@@ -17,7 +17,7 @@ from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, load
 from common.data.stream import PromptStream, StreamState
 from common.errors import DataError
-from common.labels.candidates import candidates, listed, relisted, with_candidates
+from common.labels.candidates import candidates, read_list, replace_list, with_candidates
 from tests.helpers.makers import parquet, row
 
 LABELS = tuple(f"class {letter}" for letter in "abcdefghij")
@@ -51,7 +51,7 @@ def test_every_visit_lists_the_right_class_and_as_many_as_the_row(source: Exampl
     own = {outline.id: outline for outline in source.outlines}
     seen: dict[str, list[tuple[str, ...]]] = {outline.id: [] for outline in source.outlines}
     for row_id, offered in chain.from_iterable(lists(stream(source, anew=anew), 40)):
-        theirs = listed(own[row_id].problem) or []
+        theirs = read_list(own[row_id].problem) or []
         assert own[row_id].label in offered and len(set(offered)) == len(theirs)
         assert set(offered) <= set(LABELS) if anew else set(offered) == set(theirs)
         seen[row_id].append(offered)
@@ -68,7 +68,7 @@ def test_nothing_but_the_list_changes(source: ExampleSource, anew: bool) -> None
     example = source[3]
     asked = Reshuffle(source, seed=1, anew=anew)(example, 7)
     assert asked.problem != example.problem
-    assert relisted(asked.problem, ()) == relisted(example.problem, ())
+    assert replace_list(asked.problem, ()) == replace_list(example.problem, ())
     assert (asked.id, asked.label, asked.columns) == (example.id, example.label, example.columns)
     assert asked.image is example.image
 
@@ -125,4 +125,4 @@ def test_without_a_list_it_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_is_replaced_in_place(problem: str, wanted: str) -> None:
-    assert relisted(problem, ["x", "y"]) == wanted
+    assert replace_list(problem, ["x", "y"]) == wanted

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.labels.aliases import check_aliases
-from common.labels.answers import TAGS, Mode, closed_choice, extract, is_right, is_valid, is_well_formed, named, thought
+from common.labels.answers import (
+    TAGS,
+    Mode,
+    closed_choice,
+    extract,
+    find_candidate,
+    is_right,
+    is_valid,
+    is_well_formed,
+    thought,
+)
 
 MODES: tuple[Mode, ...] = ("no_think", "think", "think_after_answer", "adaptive")
 WRITTEN: dict[Mode, str] = {  # an answer and a thought, as each mode asks for them
@@ -117,7 +127,7 @@ def test_wrong_labels_the_seed_let_pass(given_answer: str, label: str) -> None:
     for mode in MODES:
         completion = WRITTEN[mode].format(answer=given_answer, thought=label)
         assert not is_right(completion, label, mode=mode)
-        assert named(completion, [label], mode=mode) is None
+        assert find_candidate(completion, [label], mode=mode) is None
 
 
 @pytest.mark.parametrize(
@@ -268,8 +278,8 @@ def test_thought(completion: str, mode: Mode, expected: str | None) -> None:
 
 def test_named_is_the_candidate_given_itself_or_by_an_alias() -> None:
     aliases = {"aeroplane": ["airplane", "plane"]}
-    assert named("plane", ["ship", "aeroplane"], mode="no_think", aliases=aliases) == "aeroplane"
-    assert named("planes", ["ship", "aeroplane"], mode="no_think", aliases=aliases) is None
+    assert find_candidate("plane", ["ship", "aeroplane"], mode="no_think", aliases=aliases) == "aeroplane"
+    assert find_candidate("planes", ["ship", "aeroplane"], mode="no_think", aliases=aliases) is None
     assert is_valid("plane", "no_think", ["ship", "aeroplane"], aliases)
     assert not is_valid("plane", "no_think", ["ship"], aliases)
 

@@ -17,11 +17,11 @@ from common.labels.closed_set import Answer, ClosedSet
 from common.models.processor import load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Completion, Group, Prompt
-from learner.driver.candidate_probabilities import beliefs
+from learner.driver.candidate_probabilities import candidate_probabilities
 from learner.embedded.model import DIGITS
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
-from learner.trainer.given_answers import unscored
+from learner.trainer.given_answers import given_unscored
 from rollout.rewards import REWARDS
 from tests.helpers import oracle
 
@@ -49,7 +49,7 @@ class PlainLearner:
         return [self._scored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)]
 
     def _scored(self, prompt: Prompt, own: Sequence[Answer]) -> list[tuple[float, ...]]:
-        pack = build_pack([unscored(prompt, own)], self.model, banned=())
+        pack = build_pack([given_unscored(prompt, own)], self.model, banned=())
         with torch.no_grad():
             flat = iter(packed_logprobs(self.model, pack, **oracle.Settings()._asdict()).logp.tolist())
         return [tuple(next(flat) for _ in answer) for answer in own]
@@ -82,7 +82,7 @@ def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_t
     learner = PlainLearner(model)
     closed_set = ClosedSet(processor, mode="think", ends=[end], banned=())
     groups = [group(prompts[2], SAID[::-1]), group(prompts[0], SAID)]  # one was dropped; they come in any order
-    found = beliefs(prompts, groups, closed_set, learner)  # type: ignore[arg-type]
+    found = candidate_probabilities(prompts, groups, closed_set, learner)  # type: ignore[arg-type]
     assert found.keys() == {prompts[0].id, prompts[2].id}
     assert learner.asked == 2 * 5, "a thought that came twice is asked once"
 
@@ -103,7 +103,7 @@ def brute_force(model: Any, tokenizer: Any, prompt: Prompt, thought: str) -> dic
     totals = []
     for label in listed:
         ids = (*tokenizer(f"</think>\n<answer>{label}</answer>")["input_ids"], tokenizer.eos_token_id)
-        scored = unscored(prompt, [(*begun, *ids)])
+        scored = given_unscored(prompt, [(*begun, *ids)])
         with torch.no_grad():
             logp, _, _ = oracle.row_logprobs(model, model, scored, 0, oracle.Settings())
         totals.append(float(logp[len(begun) :].sum()))

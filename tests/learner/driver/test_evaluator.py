@@ -12,10 +12,10 @@ from common.config import cli
 from common.config.schema import Config
 from common.errors import DataError
 from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt
-from learner.driver.evaluator import Judge
+from learner.driver.evaluator import Evaluator
 from learner.driver.preflight import Admitted, admit
-from learner.evaluation.measures import measures
-from learner.evaluation.verdicts import Judged
+from learner.evaluation.measures import measure_all
+from learner.evaluation.verdicts import Verdict
 
 WORDS = (
     "data.split=base_train",
@@ -62,9 +62,9 @@ class FakeLearner:
         ]
 
 
-def judge(admitted: Admitted, fleet: FakeFleet, config: Config | None = None) -> Judge:
+def judge(admitted: Admitted, fleet: FakeFleet, config: Config | None = None) -> Evaluator:
     parts: Any = {"fleet": fleet, "learner": FakeLearner()}
-    return Judge(
+    return Evaluator(
         config=config or admitted.config,
         closed_set=admitted.closed_set,
         encode=lambda examples: [admitted.encoder.encode(example) for example in examples],
@@ -74,7 +74,7 @@ def judge(admitted: Admitted, fleet: FakeFleet, config: Config | None = None) ->
 
 def test_every_row_gets_its_own_answers_and_scores(admitted: Admitted) -> None:
     fleet = FakeFleet()
-    judged = {one.name: (one, rows) for one, rows in judge(admitted, fleet).judged(admitted.sets)}
+    judged = {one.name: (one, rows) for one, rows in judge(admitted, fleet).give_verdicts(admitted.sets)}
     assert list(judged) == ["held-out", "base", "new"]
     one, rows = judged["new"]
     assert [row.id for row in rows] == [one.source[index].id for index in range(6)]
@@ -91,7 +91,9 @@ def test_every_row_gets_its_own_answers_and_scores(admitted: Admitted) -> None:
 
 def test_rows_of_two_sets_are_answered_once(admitted: Admitted) -> None:
     fleet = FakeFleet()
-    judged: dict[str, list[Judged]] = {one.name: rows for one, rows in judge(admitted, fleet).judged(admitted.sets)}
+    judged: dict[str, list[Verdict]] = {
+        one.name: rows for one, rows in judge(admitted, fleet).give_verdicts(admitted.sets)
+    }
     assert judged["held-out"] is judged["base"]
     assert len(fleet.asked) == 2 * 2 * 6  # two sources; greedy and sampled
     greedy = [request for request in fleet.asked if request.sampling.temperature == 0]
@@ -102,7 +104,7 @@ def test_rows_of_two_sets_are_answered_once(admitted: Admitted) -> None:
 
 
 def test_lines_of_base_new_and_h(admitted: Admitted) -> None:
-    lines = judge(admitted, FakeFleet()).lines(admitted.sets)
+    lines = judge(admitted, FakeFleet()).measure_sets(admitted.sets)
     assert [line["set"] for line in lines] == ["held-out", "base", "new", "H"]
     assert [line["rows"] for line in lines] == [6, 6, 6, 12]
     assert lines[3]["accuracy"] == 0.0
@@ -111,12 +113,12 @@ def test_lines_of_base_new_and_h(admitted: Admitted) -> None:
 
 
 def test_no_h_without_both(admitted: Admitted) -> None:
-    rows = {one.name: rows for one, rows in judge(admitted, FakeFleet()).judged(admitted.sets[:2])}
-    assert [line["set"] for line in measures(rows, admitted.config)] == ["held-out", "base"]
+    rows = {one.name: rows for one, rows in judge(admitted, FakeFleet()).give_verdicts(admitted.sets[:2])}
+    assert [line["set"] for line in measure_all(rows, admitted.config)] == ["held-out", "base"]
 
 
 def test_a_refused_row_ends_the_evaluation(admitted: Admitted) -> None:
     refused = admitted.sets[0].source[3].id
     with pytest.raises(DataError, match=f"row {refused} cannot be evaluated") as caught:
-        judge(admitted, FakeFleet(refuses=refused)).lines(admitted.sets)
+        judge(admitted, FakeFleet(refuses=refused)).measure_sets(admitted.sets)
     assert caught.value.got == "too hard"

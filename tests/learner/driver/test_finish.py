@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.config.schema import Config
-from learner.driver.finish import Ending
+from learner.driver.finish import Finish
 from learner.report import write as report
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import LineConsole
@@ -32,7 +32,7 @@ def ended(folder: RunFolder, error: BaseException | None = None) -> tuple[list[s
     """A run of two steps that ends by `error`: its console, its summary."""
     out = io.StringIO()
     tracker = Tracker(folder, CONFIG, LineConsole(CONFIG, out))
-    ending = Ending(tracker=tracker, folder=folder, started=0.0, version=2)
+    ending = Finish(tracker=tracker, folder=folder, started=0.0, version=2)
     for step in range(2):
         tracker.samples(step, [scored()], 1)
         tracker.write(record(step))

@@ -32,7 +32,7 @@ def test_failed_groups_are_counted_and_named_and_the_others_pass(
     group = Group(prompt_id="train/1", completions=(answer, answer), seed=0, engine_id="engine-0", weights_version=0)
     failed = FailedGroup(prompt_id="train/2", reason="too long")
     ledger.dispatched = 3
-    assert list(ledger.sampled([failed, group])) == [group]
+    assert list(ledger.pass_sampled([failed, group])) == [group]
     assert (ledger.dropped, ledger.pending) == (1, 2)
     assert events == [("dropped", {"prompt": "train/2", "reason": "too long"})]
 

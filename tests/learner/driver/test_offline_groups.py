@@ -14,7 +14,7 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import with_candidates
 from common.labels.closed_set import ClosedSet
 from common.types import Example, Prompt
-from learner.driver.offline_groups import Writer
+from learner.driver.offline_groups import OfflineGroups
 from learner.trainer.given_answers import NOBODY
 
 LABELS = ("cat", "tiger shark", "tiger")
@@ -29,10 +29,10 @@ def processor() -> Any:
     return build_processor([*texts, *LABELS], size_limit=400)
 
 
-def writer(method: str, mode: Mode = "no_think", **changes: Any) -> Writer:
+def writer(method: str, mode: Mode = "no_think", **changes: Any) -> OfflineGroups:
     raw = {"method": method, "data": {"mode": mode}, "learner": {"beta": 0.0}, **changes}
     ends = [processor().tokenizer.eos_token_id]
-    return Writer(Config.model_validate(raw), ClosedSet(processor(), mode=mode, ends=ends, banned=()))
+    return OfflineGroups(Config.model_validate(raw), ClosedSet(processor(), mode=mode, ends=ends, banned=()))
 
 
 def row(number: int = 0, problem: str = LISTED, label: str = "tiger", **columns: Any) -> Example:
@@ -99,7 +99,7 @@ SHORT: dict[str, Any] = {"rollout": {"max_completion_tokens": 1}}
         (writer("sft", "think_after_answer"), row(thought=" "), "plain text in column thought"),
     ],
 )
-def test_what_cannot_be_written_is_refused_at_the_door(written: Writer, example: Example, named: str) -> None:
+def test_what_cannot_be_written_is_refused_at_the_door(written: OfflineGroups, example: Example, named: str) -> None:
     with pytest.raises(DataError, match="1 of 1 rows of rows cannot be used") as refused:
         written.check(source(example))
     assert named in str(refused.value)
@@ -111,11 +111,11 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
     for seed in (1, 2):
         for step in (0, 1):
             written = writer("exact", seed=seed, exact={"sampled_share": 0.25})
-            sampled, by_hand = written.divided(prompts, step)
+            sampled, by_hand = written.divide(prompts, step)
             assert len(sampled) == 4
             assert sorted([*sampled, *by_hand], key=prompts.index) == prompts
             assert [one.id for one in sampled] == [one.id for one in prompts if one in sampled], "in prompt order"
-            again, _ = written.divided(prompts[::-1], step)
+            again, _ = written.divide(prompts[::-1], step)
             assert {one.id for one in again} == {one.id for one in sampled}
             drawn[seed, step] = frozenset(one.id for one in sampled)
     assert len(set(drawn.values())) == 4
@@ -123,5 +123,5 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
 
 @pytest.mark.parametrize(("method", "count"), [("grpo", 16), ("exact", 0), ("sft", 0)])
 def test_the_other_methods_sample_all_or_nothing(method: str, count: int) -> None:
-    sampled, by_hand = writer(method).divided([prompt(row(number)) for number in range(16)], step=3)
+    sampled, by_hand = writer(method).divide([prompt(row(number)) for number in range(16)], step=3)
     assert (len(sampled), len(by_hand)) == (count, 16 - count)

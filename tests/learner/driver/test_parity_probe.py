@@ -13,7 +13,7 @@ from common.config.schema import Config
 from common.errors import EngineError
 from common.models.families import FAMILIES, OTHER, Family
 from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt, ScoredGroup
-from learner.driver.parity_probe import Probe
+from learner.driver.parity_probe import ParityProbe
 from tests.helpers import jobs, tiny
 from tests.helpers.models import Architecture, build_random_model
 
@@ -49,9 +49,9 @@ def prompts() -> list[Prompt]:
     return [tiny.group(seed, text=6, pictures=[], lengths=[1, 1]).prompt for seed in range(2)]
 
 
-def probe(sides: Any, *, dtype: str = "float32", family: Family = FAMILIES["qwen2_vl"], **learner: Any) -> Probe:
+def probe(sides: Any, *, dtype: str = "float32", family: Family = FAMILIES["qwen2_vl"], **learner: Any) -> ParityProbe:
     config = Config.model_validate({"model": {"dtype": dtype}, "learner": learner})
-    return Probe(sides, sides, config, family=family, on_event=lambda kind, **fields: None)
+    return ParityProbe(sides, sides, config, family=family, on_event=lambda kind, **fields: None)
 
 
 def test_two_pushes_are_probed_and_no_more() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from common.types import ImageFeatures, Prompt, ScoredGroup
-from learner.driver.vision_cache import FrozenTower
+from learner.driver.vision_cache import VisionCache
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
-from learner.model.vision_features import embed
+from learner.model.vision_features import compute_features
 from tests.helpers import tiny
 from tests.helpers.oracle import Settings, gradient, relative_error
 
@@ -29,7 +29,7 @@ def loss_and_gradient(model: Any, groups: Sequence[ScoredGroup], *, tower_runs: 
 def featured(model: Any, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     prompts = [scored.prompt for scored in groups]
     images = [prompt.images for prompt in prompts if isinstance(prompt.images, ImageFeatures)]
-    made = iter(embed(model, images))
+    made = iter(compute_features(model, images))
     swapped = [replace(prompt, images=next(made) if prompt.images else None) for prompt in prompts]
     return [replace(scored, prompt=prompt) for scored, prompt in zip(groups, swapped, strict=True)]
 
@@ -61,20 +61,20 @@ class Learner:
         self.model = tiny.model()
         self.asked: list[int] = []
 
-    def embed(self, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
+    def vision_features(self, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
         self.asked.append(len(images))
-        return embed(self.model, images)
+        return compute_features(self.model, images)
 
 
 def test_a_picture_is_computed_once_and_the_cache_is_bounded() -> None:
     prompts: list[Prompt] = [scored.prompt for scored in tiny.ragged()]  # four of the five have pictures
     learner: Any = Learner()
-    tower = FrozenTower(learner, cache_bytes=1 << 20)
-    first, again = tower.featured([prompts[0], *prompts]), tower.featured(prompts[::-1])
+    tower = VisionCache(learner, cache_bytes=1 << 20)
+    first, again = tower.with_features([prompts[0], *prompts]), tower.with_features(prompts[::-1])
     assert learner.asked == [4]
     assert [prompt.id for prompt in again] == [prompt.id for prompt in prompts[::-1]]
     assert all(one.images is other.images for one, other in zip(first[1:], again[::-1], strict=True))
-    forgetful = FrozenTower(learner, cache_bytes=1000)
-    forgetful.featured(prompts)
-    forgetful.featured(prompts)
+    forgetful = VisionCache(learner, cache_bytes=1000)
+    forgetful.with_features(prompts)
+    forgetful.with_features(prompts)
     assert 0 < learner.asked[-1] < 4

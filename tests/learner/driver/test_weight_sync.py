@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from learner.driver.weight_sync import Publisher
+from learner.driver.weight_sync import WeightSync
 
 
 class Learner:
@@ -51,10 +51,10 @@ def log() -> list[str]:
     return []
 
 
-def publisher(log: list[str], *, nccl: bool) -> tuple[Publisher, Fleet]:
+def publisher(log: list[str], *, nccl: bool) -> tuple[WeightSync, Fleet]:
     fleet: Any = Fleet(log)
     learner: Any = Learner(log)
-    return Publisher(learner, fleet, nccl=nccl), fleet
+    return WeightSync(learner, fleet, nccl=nccl), fleet
 
 
 def test_the_object_store_needs_a_manifest_alone(log: list[str]) -> None:

@@ -18,7 +18,7 @@ from common.config.schema import DataConfig
 from common.types import Example
 from learner.evaluation import measures
 from learner.evaluation.measures import BINS, harmonic, interval, majority_at, measure, named_measure, pass_at
-from learner.evaluation.verdicts import NONE, Answer, ClosedScores, Judged, judge
+from learner.evaluation.verdicts import NONE, Answer, ClosedScores, Verdict, give_verdict
 
 LABELS = ("ant", "bee", "cat")
 
@@ -27,10 +27,10 @@ def answer(named: str, label: str = "") -> Answer:
     return Answer(text=named, strict=named == label, lenient=named == label, well_formed=True, named=named)
 
 
-def rows(*pairs: tuple[str, str], **more: Any) -> list[Judged]:
+def rows(*pairs: tuple[str, str], **more: Any) -> list[Verdict]:
     """Judged rows of (label, what was answered)."""
     return [
-        Judged(id=f"test/{i}", problem="?", label=label, listed=True, greedy=answer(said, label), **more)
+        Verdict(id=f"test/{i}", problem="?", label=label, listed=True, greedy=answer(said, label), **more)
         for i, (label, said) in enumerate(pairs)
     ]
 
@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_null() -> None:
     row = measure(rows(("ant", "ant")), name="x").row
     assert [row[key] for key in ("closed_set", "closed_set_normalised", "ece", "brier")] == [None] * 4
     assert (row["pass_at"], row["majority_at"]) == ({}, {})
-    open_ended = Judged(id="test/0", problem="?", label="ant", listed=False, greedy=answer("ant", "ant"))
+    open_ended = Verdict(id="test/0", problem="?", label="ant", listed=False, greedy=answer("ant", "ant"))
     assert measure([open_ended], name="x").row["out_of_list_rate"] is None
 
 
@@ -165,7 +165,7 @@ def test_samples_are_measured_at_powers_of_two_or_where_asked() -> None:
     assert measure(rows(("ant", "bee"), samples=samples), name="x", at=[5]).row["pass_at"] == {"5": 1.0}
 
 
-def many(right: int, wrong: int) -> list[Judged]:
+def many(right: int, wrong: int) -> list[Verdict]:
     return rows(*[("ant", "ant")] * right, *[("bee", "ant")] * wrong)
 
 
@@ -218,7 +218,7 @@ def test_verdicts_of_an_answer() -> None:
 
     def verdicts(text: str, label: str = "tiger") -> tuple[Any, ...]:
         example = Example(id="test/0", problem=problem, image=None, label=label, columns={})
-        one = judge(example, text, data=data, labels=(), samples=["tiger"])
+        one = give_verdict(example, text, data=data, labels=(), samples=["tiger"])
         assert one.listed and one.samples[0].named == "tiger"
         return one.greedy.strict, one.greedy.lenient, one.greedy.well_formed, one.greedy.named
 
@@ -233,7 +233,7 @@ def test_consistency_is_of_the_answers_with_a_thought() -> None:
     problem = "What is it?\nPlease choose one from list [ ant, bee, cat]."
     example = Example(id="test/0", problem=problem, image=None, label="cat", columns={})
     said = [f"<think>{thought}</think><answer>cat</answer>" for thought in ("a cat", "bee or cat", "an ant")]
-    judged = [judge(example, text, data=DataConfig(mode="think"), labels=()) for text in (*said, "cat")]
+    judged = [give_verdict(example, text, data=DataConfig(mode="think"), labels=()) for text in (*said, "cat")]
     assert [row.greedy.consistent for row in judged] == [1.0, 0.5, 0.0, None]
     assert measure(judged, name="x").row["consistency"] == 0.5
     assert measure(judged[3:], name="x").row["consistency"] is None
@@ -241,6 +241,6 @@ def test_consistency_is_of_the_answers_with_a_thought() -> None:
 
 def test_an_open_ended_answer_may_name_any_class_of_the_set() -> None:
     example = Example(id="test/0", problem="What is it?", image=None, label="cat", columns={})
-    one = judge(example, "bee", data=DataConfig(), labels=LABELS)
+    one = give_verdict(example, "bee", data=DataConfig(), labels=LABELS)
     assert (one.listed, one.greedy.named) == (False, "bee")
     assert measures.most_confused(Counter([("cat", one.greedy.named)])) == [["cat", "bee", 1]]

@@ -12,7 +12,7 @@ import torch
 from common.config.schema import Config, ModelConfig
 from learner.main import main
 from learner.memory import plan as plans
-from learner.memory.plan import Counts, plan, rank_share, shown
+from learner.memory.plan import Counts, plan, rank_share, show_plan
 from tests.helpers import jobs, models, tiny
 
 
@@ -108,13 +108,13 @@ def test_a_family_that_cannot_be_rehearsed_is_planned_without(
 def test_it_says_what_helps_when_it_does_not_fit(model: ModelConfig) -> None:
     config = settings(data={"max_prompt_tokens": 2048})
     made = plan(config, model)
-    fits = "\n".join(shown(made, model, ("a machine", 2**40)))
+    fits = "\n".join(show_plan(made, model, ("a machine", 2**40)))
     assert "fits: a machine has 1024.00 GiB" in fits
     assert "with model." not in fits
-    short = "\n".join(shown(made, model, ("a machine", 2**20)))
+    short = "\n".join(show_plan(made, model, ("a machine", 2**20)))
     assert "does not fit: a machine has 1.0 MiB" in short
     assert "with model.gradient_checkpointing=true" in short
-    assert "no GPU here" in "\n".join(shown(made, model, None))
+    assert "no GPU here" in "\n".join(show_plan(made, model, None))
 
 
 def test_the_command_prints_it_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

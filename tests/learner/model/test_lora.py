@@ -14,7 +14,7 @@ from torch import Tensor
 from common.config.schema import LoraConfig
 from learner.model.last_layer import shorten
 from learner.model.logprobs import packed_logprobs
-from learner.model.lora import add_adapters, export_adapter, switched_off
+from learner.model.lora import add_adapters, export_adapter, switch_off
 from learner.model.pack import build_pack
 from learner.objective import LOSSES
 from learner.trainer.weights import WeightSource
@@ -59,7 +59,7 @@ def test_a_fresh_adapter_and_one_switched_off_are_the_base_bit_for_bit() -> None
     assert torch.equal(logprobs(fresh), plain)
     model, layers = adapted()
     assert not torch.equal(logprobs(model), plain)
-    with switched_off(layers):
+    with switch_off(layers):
         assert torch.equal(logprobs(model), plain)
     assert not torch.equal(logprobs(model), plain)
 
@@ -75,7 +75,7 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
     pack = build_pack(groups, model, banned=tiny.BANNED)
     sampling: dict[str, Any] = SETTINGS._asdict()
     scores = packed_logprobs(model, pack, **sampling)
-    with torch.no_grad(), switched_off(layers):
+    with torch.no_grad(), switch_off(layers):
         reference = packed_logprobs(model, pack, **sampling, kept=scores.kept)
     sequences = sum(len(scored.rewards) for scored in groups)
     record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)

@@ -53,7 +53,7 @@ def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]
     console = LiveConsole(CONFIG, screen)
     steps = 120
     history = History(accuracies={step: step / 250 for step in range(0, steps, 20)} if evaluated else {})
-    console.opened(Path("runs/20260304-050607-digits"), history, first_step=0)
+    console.open(Path("runs/20260304-050607-digits"), history, first_step=0)
     for step in range(steps):
         history.add_step(record(step).flat())
     console.sample(scored((HOSTILE, "seven")))
@@ -61,7 +61,7 @@ def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]
         console.event("engine_lost", {"engine": f"engine-{number}", "why": HOSTILE * 20})
     console.step(record(0))
     console.step(record(steps - 1, **changes))
-    console.closed(())
+    console.close(())
     out.seek(0)
     out.truncate()
     screen.print(console)

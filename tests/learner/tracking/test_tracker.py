@@ -151,9 +151,9 @@ def test_sets_are_lines_of_their_own_and_come_back_on_resume(folder: RunFolder) 
     ]
     history = track.history
     assert history.accuracies == {0: 0.5} and list(history.evaluations) == [0]
-    assert history.measured(0, "H") == 0.33 and history.measured(0, "H/lenient") == 0.4
-    assert history.measured(0, "accuracy") == 0.5 and history.measured(0, "new/accuracy") == 0.25
-    assert history.measured(0, "new/ece") is history.measured(2, "accuracy") is None
+    assert history.find_measure(0, "H") == 0.33 and history.find_measure(0, "H/lenient") == 0.4
+    assert history.find_measure(0, "accuracy") == 0.5 and history.find_measure(0, "new/accuracy") == 0.25
+    assert history.find_measure(0, "new/ece") is history.find_measure(2, "accuracy") is None
     events = tensorboard(folder)
     tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("evaluation")}
     assert tags >= {"evaluation/accuracy", "evaluation/new/accuracy", "evaluation/H/lenient"}

@@ -21,10 +21,10 @@ from common.checksum import checksum
 from common.config.schema import CheckpointConfig, Config, LoraConfig
 from common.errors import CheckpointError, LearnerError
 from common.types import ImageFeatures, ScoredGroup, StepResult, WeightManifest
-from learner.driver.vision_cache import FrozenTower
+from learner.driver.vision_cache import VisionCache
 from learner.model.load import load_model
 from learner.model.lora import add_adapters
-from learner.model.vision_features import embed
+from learner.model.vision_features import compute_features
 from learner.trainer.given_answers import NOBODY
 from learner.trainer.group import LearnerGroup
 from learner.trainer.schedule import learning_rate
@@ -385,7 +385,7 @@ def test_given_answers_are_scored_over_their_prompt(
     with opened(config, tower_runs=not adapted) as group:
         prompts = [scored.prompt for scored in groups]
         if adapted:
-            prompts = FrozenTower(group, cache_bytes=1 << 20).featured(prompts)
+            prompts = VisionCache(group, cache_bytes=1 << 20).with_features(prompts)
         found = group.candidate_logprobs(prompts, answers)
         assert group.candidate_logprobs([], []) == []
     whole = SETTINGS._replace(top_k=0, top_p=1.0)
@@ -452,9 +452,9 @@ def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_pat
     """Under ZeRO-3 all ranks run it equally often, whatever the number of pictures."""
     images = [scored.prompt.images for scored in tiny.ragged() if isinstance(scored.prompt.images, ImageFeatures)]
     config = settings(model_path, ranks=2, stage=3, freeze_vision=True)
-    wanted = embed(load_model(str(model_path), config), images)
+    wanted = compute_features(load_model(str(model_path), config), images)
     with opened(config) as group:
-        found = {count: group.embed(images[:count]) for count in (1, 3, 4)}
+        found = {count: group.vision_features(images[:count]) for count in (1, 3, 4)}
     for count, made in found.items():
         assert len(made) == count
         for one, other in zip(made, wanted, strict=False):

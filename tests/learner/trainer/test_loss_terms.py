@@ -8,7 +8,7 @@ import pytest
 
 from common.types import ScoredGroup
 from learner.trainer.given_answers import NOBODY
-from learner.trainer.loss_terms import Portion, portions
+from learner.trainer.loss_terms import LossTerm, split_by_loss
 from tests.helpers import tiny
 
 
@@ -18,13 +18,13 @@ def by_hand(scored: ScoredGroup) -> ScoredGroup:
 
 def test_written_and_sampled_groups_are_portions_of_one_step() -> None:
     groups = [by_hand(one) if at in (0, 3, 4) else one for at, one in enumerate(tiny.ragged())]
-    assert portions(groups, "exact_raw") == [
-        (Portion(loss="exact_raw", sequences=11, groups=3, share=0.6), [groups[0], groups[3], groups[4]]),
-        (Portion(loss="grpo", sequences=6, groups=2, share=0.4), [groups[1], groups[2]]),
+    assert split_by_loss(groups, "exact_raw") == [
+        (LossTerm(loss="exact_raw", sequences=11, groups=3, share=0.6), [groups[0], groups[3], groups[4]]),
+        (LossTerm(loss="grpo", sequences=6, groups=2, share=0.4), [groups[1], groups[2]]),
     ]
 
 
 @pytest.mark.parametrize("own_loss", ["grpo", "exact_normalised"])
 def test_a_step_of_samples_alone_is_one_portion(own_loss: str) -> None:
     groups = tiny.ragged()
-    assert portions(groups, own_loss) == [(Portion(loss="grpo", sequences=17, groups=5, share=1.0), groups)]
+    assert split_by_loss(groups, own_loss) == [(LossTerm(loss="grpo", sequences=17, groups=5, share=1.0), groups)]
