@@ -19,30 +19,31 @@ from learner.main import FAILED, REFUSED
 
 if TYPE_CHECKING:
     from common.config.schema import Config
-    from learner.driver.evaluation_target import EvaluationTarget
     from learner.driver.evaluator import Evaluator
+    from learner.driver.preflight.evaluation import EvaluationTarget
     from learner.storage.run_folder import RunFolder
 
 RELEASE_S = 30.0  # for what the model before held to be free again
 
 
-def evaluate(subjects: Sequence[EvaluationTarget], folder: RunFolder, *, seed_format: Path | None) -> None:
-    """Every set by every model, one model after the other, written and shown."""
+def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_file: Path | None) -> None:
+    """Ask every model about every set, one model after the other; write and show what came of it."""
     from learner.driver.cluster import connect
     from learner.evaluation.results import Results
 
-    findings = Results(folder.path)
-    with connect(subjects[0].config.cluster):
-        for subject in subjects:
-            with _open_evaluator(subject) as judge:
-                for one, rows in judge.give_verdicts(subject.sets):
-                    findings.add(subject, one, rows)
-    print(findings.finish(seed_format), f"\nwritten: {folder.shown}", sep="")
+    results = Results(folder.path)
+    with connect(targets[0].config.cluster):
+        for target in targets:
+            results.add_model(target.name, target.config, target.model.path)
+            with _open_evaluator(target) as evaluator:
+                for one, rows in evaluator.give_verdicts(target.sets):
+                    results.add_set(target.name, one, rows)
+    print(results.finish(cls_rl_file), f"\nwritten: {folder.shown}", sep="")
 
 
 @contextmanager
-def _open_evaluator(subject: EvaluationTarget) -> Iterator[Evaluator]:
-    """Engines that serve the subject's own weights, and a learner that scores if a set wants it."""
+def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
+    """Engines that serve the target's own weights, and a learner that scores if a set wants it."""
     from learner.driver.cluster import require
     from learner.driver.evaluator import Evaluator
     from learner.driver.finish import close_undisturbed
@@ -50,10 +51,10 @@ def _open_evaluator(subject: EvaluationTarget) -> Iterator[Evaluator]:
     from rollout.fleet import OWN_WEIGHTS, RolloutFleet
     from rollout.spec import engine_spec
 
-    config, model, learner = subject.config, subject.model, None
+    config, model, learner = target.config, target.model, None
     with close_undisturbed() as parts:
-        require(_count_resources(subject), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
-        if subject.scores:
+        require(_count_resources(target), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
+        if target.needs_learner:
             learner = LearnerGroup(config, model_path=model.path, banned=model.banned, steps=0)
             parts.callback(learner.close)
         spec = engine_spec(config, model_path=model.path, banned=model.banned)
@@ -80,13 +81,13 @@ def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[Run
     return closing(RunFolder.open(place, now=datetime.now().astimezone()))
 
 
-def _count_resources(subject: EvaluationTarget) -> dict[str, float]:
+def _count_resources(target: EvaluationTarget) -> dict[str, float]:
     from learner.driver.cluster import count_resources
 
-    nobody: dict[str, Any] = {"reward": subject.config.reward.model_copy(update={"workers": 0})}
-    if not subject.scores:
-        nobody["learner"] = subject.config.learner.model_copy(update={"ranks": 0})
-    return count_resources(subject.config.model_copy(update=nobody))
+    nobody: dict[str, Any] = {"reward": target.config.reward.model_copy(update={"workers": 0})}
+    if not target.needs_learner:
+        nobody["learner"] = target.config.learner.model_copy(update={"ranks": 0})
+    return count_resources(target.config.model_copy(update=nobody))
 
 
 def _print_event(kind: str, **fields: Any) -> None:
@@ -101,15 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = REFUSED
     try:
-        from learner.driver.evaluation_target import read_target
+        from learner.driver.preflight.evaluation import read_target
         from learner.evaluation.args import parse
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
-        subjects = [read_target(config, name, held_out=asked.held_out, say=print) for name, config in models]
-        with _open_folder(subjects[0].config, asked.out) as folder:
+        targets = [read_target(config, name, held_out=asked.held_out, say=print) for name, config in models]
+        with _open_folder(targets[0].config, asked.out) as folder:
             code = FAILED
-            evaluate(subjects, folder, seed_format=asked.seed_format)
+            evaluate(targets, folder, cls_rl_file=asked.cls_rl_file)
     except RollcallError as error:
         print(f"error: {error}", file=sys.stderr)
         return code

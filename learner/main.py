@@ -77,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dry_run(config: Config) -> None:
     """Everything up to, but without, the cluster."""
     from learner.driver.cluster import count_resources
-    from learner.driver.preflight import admit
+    from learner.driver.preflight.run_inputs import run_preflight
 
-    admit(config, say=print)
+    run_preflight(config, say=print)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     print(f"a dry run: this would reserve {needs}; nothing was started")
 
 
 def _plan(config: Config) -> None:
     """What it would take, from the model's configuration alone."""
-    from learner.driver.preflight import make_embedded
+    from learner.driver.preflight.model import make_embedded
     from learner.memory.plan import device_memory, plan, show_plan
 
     model = make_embedded(config)
@@ -98,13 +98,13 @@ def _plan(config: Config) -> None:
 def _open_run(config: Config) -> Iterator[Run]:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
-    from learner.driver.preflight import admit
-    from learner.driver.run import open_run
+    from learner.driver.open_run import open_run
+    from learner.driver.preflight.run_inputs import run_preflight
     from learner.storage.run_folder import RunFolder
 
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
         print(f"run folder: {folder.shown}", flush=True)
-        with open_run(admit(config, say=print), folder, started=started) as run:
+        with open_run(run_preflight(config, say=print), folder, started=started) as run:
             yield run
 
 

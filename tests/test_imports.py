@@ -31,17 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout.rewards": LEARNER - {"learner"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
     "learner.embedded": LEARNER | {"learner.embedded"},
-    "learner.evaluation": LEARNER | {"learner.evaluation"},
+    "learner.evaluation": LEARNER | {"learner.evaluation", "learner.storage"},  # results are files
     "learner.model": LEARNER | {"learner.model"},
     "learner.trainer": LEARNER | {"learner.trainer", "learner.model"},
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking"},
+    "learner.driver.preflight": LEARNER
+    | {"learner.driver.preflight", "rollout.rewards"}
+    | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer")},
     "learner.driver": LEARNER
-    | {"rollout", "rollout.rewards"}
-    | {f"learner.{room}" for room in ("driver", "embedded", "evaluation", "model", "trainer")}
-    | {f"learner.{room}" for room in ("storage", "tracking", "report")},
+    | {"learner.driver", "learner.driver.preflight", "rollout", "rollout.rewards"}
+    | {f"learner.{room}" for room in ("evaluation", "trainer", "storage", "tracking", "report")},
 }
 DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes
 VLLM = {"rollout"}  # the room, and of the learner the sending half of vLLM's own NCCL transfer

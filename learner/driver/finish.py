@@ -9,14 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
 from learner.tracking.model_card import write_model_card
 from learner.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from learner.driver.run import Run
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,10 +23,11 @@ class Finish:
 
     tracker: Tracker
     folder: RunFolder
+    config: Config
     started: float  # time.monotonic() of the process
-    version: int  # optimizer steps done before this start
+    version: int  # of the weights that the learner holds: optimizer steps done
     startup_seconds: float = 0.0
-    run: Run | None = None
+    checkpoint_failures: int = 0
 
     def __enter__(self) -> Self:
         return self
@@ -36,20 +35,19 @@ class Finish:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        version = self.run.version if self.run else self.version
         summary = self.tracker.summary(
             outcome=_outcome(kind),
-            steps=version,
+            steps=self.version,
             wall_seconds=time.monotonic() - self.started,
             startup_seconds=self.startup_seconds,
-            weights_version=version,
-            checkpoint_failures=self.run.checkpoints.failures if self.run else 0,
+            weights_version=self.version,
+            checkpoint_failures=self.checkpoint_failures,
         )
         report = None
         try:
             report = self._report(seconds=60.0 if kind is None else 8.0)  # who interrupts does not wait for figures
-            if self.run and self.folder.export.is_dir() and kind is None:
-                write_model_card(self.folder.export, config=self.run.config, summary=summary)
+            if self.folder.export.is_dir() and kind is None:
+                write_model_card(self.folder.export, config=self.config, summary=summary)
         finally:
             self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
 

@@ -38,7 +38,7 @@ class Request:
     models: Mapping[str, Config]  # by the model as it was named
     held_out: bool  # no set was named: what the configuration evaluates is meant
     out: Path | None
-    seed_format: Path | None
+    cls_rl_file: Path | None
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -59,9 +59,9 @@ def parse(argv: Sequence[str]) -> Request:
             remedy="pass one --model and one --data",
         )
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
-    out, seed_format = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--seed-format"))
+    out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--seed-format"))
     models = {name: _config(name, rest, sets) for name in own["--model"]}
-    return Request(models=models, held_out=not sets, out=out, seed_format=seed_format)
+    return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

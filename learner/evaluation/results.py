@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config.schema import config_hash, flatten
+from common.config.schema import Config, config_hash, flatten
 from common.labels.answers import first_answer
-from learner.driver.evaluation_target import EvaluationTarget
 from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
@@ -25,38 +24,53 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._subjects: dict[str, EvaluationTarget] = {}
-        self._judged: dict[str, dict[str, Sequence[Verdict]]] = {}  # by model and set
+        self._models: dict[str, Config] = {}  # by name, in the order they were added
+        self._about: dict[str, dict[str, Any]] = {}  # by model
+        self._verdicts: dict[str, dict[str, Sequence[Verdict]]] = {}  # by model and set
         self._digests: dict[str, str] = {}  # of rows, by set
 
-    def add(self, subject: EvaluationTarget, one: EvaluationSet, rows: Sequence[Verdict]) -> None:
+    def add_model(self, name: str, config: Config, path: str) -> None:
+        """Note a model whose answers come next.
+
+        Args:
+            path: folder or hub id its weights are read from.
+        """
+        self._models[name] = config
+        self._about[name] = {
+            "config": flatten(config),
+            "config_hash": config_hash(config),
+            "revision": config.model.revision,
+            "weights": weights_digest(Path(path)),
+        }
+        self._verdicts[name] = {}
+
+    def add_set(self, model: str, one: EvaluationSet, rows: Sequence[Verdict]) -> None:
         """Write the answers of one model to one set. Raises OSError."""
-        self._subjects[subject.name] = subject
-        self._judged.setdefault(subject.name, {})[one.name] = rows
+        self._verdicts[model][one.name] = rows
         self._digests.setdefault(one.name, rows_digest(one, len(rows)))
-        lines = [json.dumps(finite(line)) for row in rows for line in answer_lines(subject.name, one.name, row)]
+        lines = [json.dumps(finite(line)) for row in rows for line in answer_lines(model, one.name, row)]
         append_whole(self._folder / "answers.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
-    def finish(self, seed_format: Path | None) -> str:
-        """Write the measures; the table of them, to be shown. Raises OSError."""
+    def finish(self, cls_rl_file: Path | None) -> str:
+        """Write the measures, and return the table of them. Raises OSError."""
         lines = [
             {"model": name, **line}
-            for name, judged in self._judged.items()
-            for line in measure_all(judged, self._subjects[name].config)
+            for name, config in self._models.items()
+            for line in measure_all(self._verdicts[name], config)
         ]
         table = "\n\n".join(["\n".join(measures_table(lines)), *matrix(lines)])
         whole = {
             "lines": lines,
-            "models": {name: _about(subject) for name, subject in self._subjects.items()},
+            "models": self._about,
             "rows": self._digests,
-            "environment": environment(next(iter(self._subjects.values())).config),
+            "environment": environment(next(iter(self._models.values()))),
         }
         replace_text(self._folder / "evaluation.json", json.dumps(finite(whole), indent=1, default=str) + "\n")
         replace_text(self._folder / "evaluation.md", table + "\n")
-        if seed_format:
-            (judged,) = self._judged.values()
-            (rows,) = judged.values()
-            replace_text(seed_format.absolute(), json.dumps(cls_rl_json(rows), indent=2, ensure_ascii=False) + "\n")
+        if cls_rl_file:
+            (of_model,) = self._verdicts.values()
+            (rows,) = of_model.values()
+            replace_text(cls_rl_file.absolute(), json.dumps(cls_rl_json(rows), indent=2, ensure_ascii=False) + "\n")
         return table
 
 
@@ -120,16 +134,6 @@ def weights_digest(path: Path) -> str | None:
             while block := stream.read(1 << 24):
                 content.update(block)
     return content.hexdigest()
-
-
-def _about(subject: EvaluationTarget) -> dict[str, Any]:
-    config = subject.config
-    return {
-        "config": flatten(config),
-        "config_hash": config_hash(config),
-        "revision": config.model.revision,
-        "weights": weights_digest(Path(subject.model.path)),
-    }
 
 
 def measures_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.config.schema import Config, DataConfig
 from common.data.sources import ExampleSource, load
@@ -22,17 +22,17 @@ class EvaluationSet:
 
     name: str
     source: ExampleSource
-    closed_set: bool = False  # their candidates are scored too
+    closed_set: bool  # the candidates of each row are scored too
 
 
-def read_sets(config: Config, held_out: ExampleSource | None) -> list[EvaluationSet]:
-    """The held-out rows, if there are any, then `evaluation.sets`.
+def read_sets(config: Config, held_out: ExampleSource | None) -> dict[str, ExampleSource]:
+    """Read `evaluation.sets`; the held-out rows, if there are any, come first.
 
     Raises:
         DataError: one cannot be read.
         ConfigError: one has a name that is taken or cannot be told from a measure of another.
     """
-    found = [EvaluationSet(name=HELD_OUT, source=held_out)] if held_out else []
+    found = {HELD_OUT: held_out} if held_out else {}
     for name, place in config.evaluation.sets.items():
         if name in (HELD_OUT, H) or not re.fullmatch(r"[\w.:-]+", name):
             raise ConfigError(
@@ -41,10 +41,9 @@ def read_sets(config: Config, held_out: ExampleSource | None) -> list[Evaluation
                 remedy=f"use a word; not {HELD_OUT} or {H}",
             )
         try:
-            source = _read(place, config.data, held_out)
+            found[name] = _read(place, config.data, held_out)
         except DataError as error:
             raise DataError(f"evaluation set {name}: {error.what}", got=error.got, remedy=error.remedy) from error
-        found.append(EvaluationSet(name=name, source=source))
     return found
 
 
@@ -64,32 +63,39 @@ def _read(place: str, data: DataConfig, held_out: ExampleSource | None) -> Examp
     return load(data, split=split)
 
 
-def with_closed_set(
-    found: EvaluationSet, closed_set: ClosedSet, config: Config, *, say: Callable[[str], None]
+def make_set(
+    name: str, source: ExampleSource, closed_set: ClosedSet, config: Config, *, say: Callable[[str], None]
 ) -> EvaluationSet:
-    """The set, with its candidates to be scored if `evaluation.closed_set` wants it and they can be.
+    """Make a set of rows, with their candidates scored if `evaluation.closed_set` wants it and they can be.
 
     Raises:
         DataError: it is wanted, and a row offers no list or a candidate cannot be said.
     """
-    wanted, data = config.evaluation.closed_set, config.data
-    if wanted is False or (wanted is None and data.mode != "no_think"):
-        return found
+    scored = _scores_candidates(name, source, closed_set, config, say)
+    return EvaluationSet(name=name, source=source, closed_set=scored)
+
+
+def _scores_candidates(
+    name: str, source: ExampleSource, closed_set: ClosedSet, config: Config, say: Callable[[str], None]
+) -> bool:
+    wanted = config.evaluation.closed_set
+    if wanted is False or (wanted is None and config.data.mode != "no_think"):
+        return False
     try:
-        _check_candidates(found, closed_set)
+        _check_candidates(name, source, closed_set)
     except DataError as error:
         if wanted:
             raise
-        say(f"{found.name}: no closed-set accuracy: {error.what} ({error.got})")
-        return found
-    return replace(found, closed_set=True)
+        say(f"{name}: no closed-set accuracy: {error.what} ({error.got})")
+        return False
+    return True
 
 
-def _check_candidates(found: EvaluationSet, closed_set: ClosedSet) -> None:
-    offers = {outline.problem: candidates(outline.problem) for outline in found.source.outlines}
-    if open_ended := [outline.id for outline in found.source.outlines if not offers[outline.problem]]:
+def _check_candidates(name: str, source: ExampleSource, closed_set: ClosedSet) -> None:
+    offers = {outline.problem: candidates(outline.problem) for outline in source.outlines}
+    if open_ended := [outline.id for outline in source.outlines if not offers[outline.problem]]:
         raise DataError(
-            f"{len(open_ended)} of {len(found.source)} questions of set {found.name} offer no list to choose from",
+            f"{len(open_ended)} of {len(source)} questions of set {name} offer no list to choose from",
             got=f"the first is of {open_ended[0]}",
             remedy="evaluate an open-ended set without evaluation.closed_set",
         )

@@ -104,6 +104,13 @@ class Tracker:
         with self._counted():
             self._console.phase(what, seconds)
 
+    @contextmanager
+    def time_phase(self, what: str) -> Iterator[None]:
+        """Time the block as a part of the start-up, and log it with `phase` once it is done."""
+        began = time.monotonic()
+        yield
+        self.phase(what, time.monotonic() - began)
+
     def summary(
         self,
         *,

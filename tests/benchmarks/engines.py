@@ -14,7 +14,7 @@ from tests.benchmarks.report import THREADS, in_fresh_process
 
 if TYPE_CHECKING:
     from common.models.prompts import PromptEncoder
-    from learner.driver.preflight import Admitted
+    from learner.driver.preflight.run_inputs import RunInputs
 
 WORKLOADS = ("digits", "w1")
 
@@ -34,31 +34,31 @@ def side_alone(benchmark: str, side: str, name: str, repeats: int) -> dict[str, 
     return in_fresh_process(f"tests.benchmarks.{benchmark}", *words)
 
 
-def workload(name: str) -> Admitted:
+def workload(name: str) -> RunInputs:
     """What a run of it is given: the embedded default with 32 prompts x G = 16, or W1."""
     if name == "w1":
-        return w1.admitted(w1.config())
+        return w1.read_inputs(w1.config())
     from common.config import cli
-    from learner.driver.preflight import admit
+    from learner.driver.preflight.run_inputs import run_preflight
 
     sizes = ["rollout.cpus_per_engine=0.5", "learner.cpus_per_rank=0.5", f"cluster.threads={THREADS}"]
     words = [*sizes, "data.eval_split=null", "checkpoint.every=0", "checkpoint.export=false", "cluster.address=local"]
-    return admit(cli.parse(words).config, say=lambda line: None)
+    return run_preflight(cli.parse(words).config, say=lambda line: None)
 
 
-def batches(what: Admitted, encoder: PromptEncoder) -> Iterator[list[Prompt]]:
+def batches(what: RunInputs, encoder: PromptEncoder) -> Iterator[list[Prompt]]:
     """Steps' worth of prompts, their pictures new as long as there are any."""
     size = what.config.rollout.prompts_per_step
-    rows = itertools.cycle(range(len(what.train) // size * size))
+    rows = itertools.cycle(range(len(what.data.train) // size * size))
     while True:
-        yield [encoder.encode(what.train[row]) for row in itertools.islice(rows, size)]
+        yield [encoder.encode(what.data.train[row]) for row in itertools.islice(rows, size)]
 
 
-def bare(what: Admitted) -> Any:
+def bare(what: RunInputs) -> Any:
     """A `vllm.LLM` in this process, with the settings Rollcall's engine gives it."""
     from rollout.build import build
     from rollout.spec import engine_spec
 
-    spec = engine_spec(what.config, model_path=what.model_path, banned=what.banned)
+    spec = engine_spec(what.config, model_path=what.model.path, banned=what.model.banned)
     os.environ.update(spec.environment())
     return build(spec)  # the same settings is the point

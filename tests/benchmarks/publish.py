@@ -39,7 +39,7 @@ def rollcall(name: str, *, repeats: int) -> dict[str, float]:
     what = workload(name)
     send, receive = [], []
     with w1.running(what) as run:
-        prompts = next(batches(what, what.encoder))[:2]
+        prompts = next(batches(what, what.model.encoder))[:2]
         for version in range(1, repeats + 2):
             run.learner.step(_learnable(run, prompts, version))
             manifests: list[Any] = []
@@ -72,7 +72,7 @@ def floor(name: str, *, repeats: int) -> dict[str, float]:
 
     torch.set_num_threads(THREADS)
     what = workload(name)
-    model = load_model(what.model_path, what.config)
+    model = load_model(what.model.path, what.config)
     tensors = [(key, tensor.detach().clone()) for key, tensor in model.state_dict().items()]
     flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in tensors])
     there = torch.ones_like(flat)

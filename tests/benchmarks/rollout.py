@@ -56,7 +56,7 @@ def _rollcall(name: str) -> Iterator[tuple[float, float, int]]:
 
     what = workload(name)
     with w1.running(what) as run:
-        for step, prompts in enumerate(batches(what, what.encoder)):
+        for step, prompts in enumerate(batches(what, what.model.encoder)):
             requests = training_requests(prompts, what.config.rollout, seed=0, step=step)
             groups: list[Any] = []
 

@@ -33,7 +33,7 @@ def measure(*, dtype: str, steps: int) -> dict[str, Any]:
 
     config = w1.config(steps=WARM + steps, model={"dtype": dtype})
     records, ends = [], []
-    with w1.running(w1.admitted(config)) as run:
+    with w1.running(w1.read_inputs(config)) as run:
         written = run.tracker.write
 
         def write(record: Any) -> None:

@@ -37,9 +37,9 @@ def measure(*, dtype: str, steps: int) -> dict[str, Any]:
 
     torch.set_num_threads(THREADS)
     config = w1.config(model={"dtype": dtype})
-    admitted = w1.admitted(config)
+    inputs = w1.read_inputs(config)
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch:
-        trainer = _trainer(admitted, scratch, dtype=dtype, steps=WARM + steps)
+        trainer = _trainer(inputs, scratch, dtype=dtype, steps=WARM + steps)
         trainer.train()
     if {len(ids) for ids in trainer.caught["completion_ids"]} != {w1.C}:
         raise RuntimeError(f"W1 has completions of {w1.C} tokens")
@@ -47,11 +47,11 @@ def measure(*, dtype: str, steps: int) -> dict[str, Any]:
     return {
         "step": step,
         "stages": {"generate": generate, "learn": step - generate},
-        "gradient_rel_err": _gradient_error(trainer, admitted),
+        "gradient_rel_err": _gradient_error(trainer, inputs),
     }
 
 
-def _trainer(admitted: Any, folder: str, *, dtype: str, steps: int) -> Any:
+def _trainer(inputs: Any, folder: str, *, dtype: str, steps: int) -> Any:
     """The peer, as its users have it but for four settings that make its loss ours: `loss_type`, the bias correction of
     the KL, no gradient checkpointing (it would cost TRL time) and as many rows a forward as a step has."""
     from datasets import Dataset
@@ -105,7 +105,7 @@ def _trainer(admitted: Any, folder: str, *, dtype: str, steps: int) -> Any:
     def spelling(completions: Any, **_columns: Any) -> list[float]:
         return w1.spelling([turns[0]["content"] for turns in completions])
 
-    examples = [admitted.train[row] for row in range(len(admitted.train))]
+    examples = [inputs.data.train[row] for row in range(len(inputs.data.train))]
     rows = [
         {
             "prompt": [{"role": "user", "content": messages(example, "no_think")[0]["content"][1]["text"]}],
@@ -129,7 +129,7 @@ def _trainer(admitted: Any, folder: str, *, dtype: str, steps: int) -> Any:
         use_bias_correction_kl=False,
         mask_truncated_completions=False,
         gradient_checkpointing=False,
-        generation_kwargs={"suppress_tokens": list(admitted.banned)},
+        generation_kwargs={"suppress_tokens": list(inputs.model.banned)},
         model_init_kwargs={"attn_implementation": "sdpa", "dtype": "float32"},
         bf16=dtype == "bfloat16",
         use_cpu=True,
@@ -140,17 +140,17 @@ def _trainer(admitted: Any, folder: str, *, dtype: str, steps: int) -> Any:
         disable_tqdm=True,
     )
     trainer = Timed(
-        model=admitted.model_path,
+        model=inputs.model.path,
         reward_funcs=spelling,
         args=settings,
         train_dataset=Dataset.from_list(rows),
-        processing_class=load_processor(admitted.config.model),
+        processing_class=load_processor(inputs.config.model),
         callbacks=[Clock()],
     )
     return trainer
 
 
-def _gradient_error(trainer: Any, admitted: Any) -> float:
+def _gradient_error(trainer: Any, inputs: Any) -> float:
     """Relative distance, over all parameters in float64, of Rollcall's gradient of the same loss from TRL's."""
     import torch
 
@@ -160,11 +160,11 @@ def _gradient_error(trainer: Any, admitted: Any) -> float:
     from learner.model.pack import build_pack
     from learner.objective import LOSSES
 
-    config: Config = admitted.config
+    config: Config = inputs.config
     caught = trainer.caught
-    policy, reference = load_model(admitted.model_path, config), load_model(admitted.model_path, config)
+    policy, reference = load_model(inputs.model.path, config), load_model(inputs.model.path, config)
     policy.load_state_dict(caught["weights"])
-    pack = build_pack(_groups(caught, admitted), policy, banned=())
+    pack = build_pack(_groups(caught, inputs), policy, banned=())
     sampling: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "banned": ()}
     scores = packed_logprobs(policy, pack, **sampling)
     with torch.no_grad():
@@ -179,14 +179,14 @@ def _gradient_error(trainer: Any, admitted: Any) -> float:
     return float((apart / size) ** 0.5)
 
 
-def _groups(caught: dict[str, Any], admitted: Any) -> list[Any]:
+def _groups(caught: dict[str, Any], inputs: Any) -> list[Any]:
     """What TRL sampled, as the learner is given it."""
     from common.types import Completion, Group, ScoredGroup
 
-    groups, encoder = [], w1.local_encoder(admitted)
+    groups, encoder = [], w1.local_encoder(inputs)
     for first in range(0, len(caught["rows"]), w1.G):
         rows = slice(first, first + w1.G)
-        prompt = encoder.encode(admitted.train[caught["rows"][first]])
+        prompt = encoder.encode(inputs.data.train[caught["rows"][first]])
         completions = tuple(
             Completion(token_ids=tuple(ids), logprobs=(0.0,) * len(ids), text="", finish_reason="length")
             for ids in caught["completion_ids"][rows]

@@ -24,7 +24,7 @@ from tests.benchmarks.report import THREADS
 if TYPE_CHECKING:
     from common.models.prompts import PromptEncoder
     from common.types import Prompt
-    from learner.driver.preflight import Admitted
+    from learner.driver.preflight.run_inputs import RunInputs
     from learner.driver.run import Run
 
 P, G, C, BETA, LR = 2, 8, 8, 0.04, 1e-5
@@ -147,13 +147,13 @@ def processor() -> Any:
     return load_processor(ModelConfig(path=str(home() / "model"), dtype="float32"))
 
 
-def local_encoder(what: Admitted) -> PromptEncoder:
+def local_encoder(what: RunInputs) -> PromptEncoder:
     """As the run's, but image features stay in this process, which needs no Ray."""
     from common.models.processor import load_processor
     from common.models.prompts import PromptEncoder
 
     config = what.config
-    return PromptEncoder(load_processor(config.model.model_copy(update={"path": what.model_path})), config.data)
+    return PromptEncoder(load_processor(config.model.model_copy(update={"path": what.model.path})), config.data)
 
 
 def prompt(length: int = PROMPT, *, size: int = SIZE, number: int = 0) -> Prompt:
@@ -212,19 +212,20 @@ def spelling(completions: Sequence[str], **_columns: Any) -> list[float]:
     return [float(len(set(text)) % 5) for text in completions]
 
 
-def admitted(wanted: Config) -> Admitted:
-    """What the door says of it, with the end of turn banned: every completion is C tokens long."""
+def read_inputs(wanted: Config) -> RunInputs:
+    """Read what a run of it needs, with the end of turn banned: every completion is C tokens long."""
     from common.models.processor import eos_token_ids
-    from learner.driver.preflight import admit
+    from learner.driver.preflight.run_inputs import run_preflight
 
-    found = admit(wanted, say=lambda line: None)
-    return dataclasses.replace(found, banned=tuple(sorted({*found.banned, *eos_token_ids(wanted.model)})))
+    found = run_preflight(wanted, say=lambda line: None)
+    banned = tuple(sorted({*found.model.banned, *eos_token_ids(wanted.model)}))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, banned=banned))
 
 
 @contextmanager
-def running(what: Admitted) -> Iterator[Run]:
+def running(what: RunInputs) -> Iterator[Run]:
     """A run with everything up and the first weights published, as `learner.main` has it."""
-    from learner.driver.run import open_run
+    from learner.driver.open_run import open_run
     from learner.storage.run_folder import RunFolder
 
     os.environ |= {"OMP_NUM_THREADS": str(THREADS)}

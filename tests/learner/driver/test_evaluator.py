@@ -13,7 +13,7 @@ from common.config.schema import Config
 from common.errors import DataError
 from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt
 from learner.driver.evaluator import Evaluator
-from learner.driver.preflight import Admitted, admit
+from learner.driver.preflight.run_inputs import RunInputs, run_preflight
 from learner.evaluation.measures import measure_all
 from learner.evaluation.verdicts import Verdict
 
@@ -27,8 +27,8 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def admitted() -> Admitted:
-    return admit(cli.parse(WORDS).config, say=lambda line: None)
+def inputs() -> RunInputs:
+    return run_preflight(cli.parse(WORDS).config, say=lambda line: None)
 
 
 @dataclass
@@ -62,19 +62,19 @@ class FakeLearner:
         ]
 
 
-def judge(admitted: Admitted, fleet: FakeFleet, config: Config | None = None) -> Evaluator:
+def judge(inputs: RunInputs, fleet: FakeFleet, config: Config | None = None) -> Evaluator:
     parts: Any = {"fleet": fleet, "learner": FakeLearner()}
     return Evaluator(
-        config=config or admitted.config,
-        closed_set=admitted.closed_set,
-        encode=lambda examples: [admitted.encoder.encode(example) for example in examples],
+        config=config or inputs.config,
+        closed_set=inputs.model.closed_set,
+        encode=lambda examples: [inputs.model.encoder.encode(example) for example in examples],
         **parts,
     )
 
 
-def test_every_row_gets_its_own_answers_and_scores(admitted: Admitted) -> None:
+def test_every_row_gets_its_own_answers_and_scores(inputs: RunInputs) -> None:
     fleet = FakeFleet()
-    judged = {one.name: (one, rows) for one, rows in judge(admitted, fleet).give_verdicts(admitted.sets)}
+    judged = {one.name: (one, rows) for one, rows in judge(inputs, fleet).give_verdicts(inputs.sets)}
     assert list(judged) == ["held-out", "base", "new"]
     one, rows = judged["new"]
     assert [row.id for row in rows] == [one.source[index].id for index in range(6)]
@@ -89,11 +89,9 @@ def test_every_row_gets_its_own_answers_and_scores(admitted: Admitted) -> None:
         assert row.closed.logprobs == tuple(-number * (k + 1) for k in range(5))
 
 
-def test_rows_of_two_sets_are_answered_once(admitted: Admitted) -> None:
+def test_rows_of_two_sets_are_answered_once(inputs: RunInputs) -> None:
     fleet = FakeFleet()
-    judged: dict[str, list[Verdict]] = {
-        one.name: rows for one, rows in judge(admitted, fleet).give_verdicts(admitted.sets)
-    }
+    judged: dict[str, list[Verdict]] = {one.name: rows for one, rows in judge(inputs, fleet).give_verdicts(inputs.sets)}
     assert judged["held-out"] is judged["base"]
     assert len(fleet.asked) == 2 * 2 * 6  # two sources; greedy and sampled
     greedy = [request for request in fleet.asked if request.sampling.temperature == 0]
@@ -103,8 +101,8 @@ def test_rows_of_two_sets_are_answered_once(admitted: Admitted) -> None:
     assert len({request.seed for request in sampled if request.prompt_id.startswith("base")}) == 6
 
 
-def test_lines_of_base_new_and_h(admitted: Admitted) -> None:
-    lines = judge(admitted, FakeFleet()).measure_sets(admitted.sets)
+def test_lines_of_base_new_and_h(inputs: RunInputs) -> None:
+    lines = judge(inputs, FakeFleet()).measure_sets(inputs.sets)
     assert [line["set"] for line in lines] == ["held-out", "base", "new", "H"]
     assert [line["rows"] for line in lines] == [6, 6, 6, 12]
     assert lines[3]["accuracy"] == 0.0
@@ -112,13 +110,13 @@ def test_lines_of_base_new_and_h(admitted: Admitted) -> None:
     assert lines[0]["pass_at"] == {"1": 0.0, "2": 0.0}
 
 
-def test_no_h_without_both(admitted: Admitted) -> None:
-    rows = {one.name: rows for one, rows in judge(admitted, FakeFleet()).give_verdicts(admitted.sets[:2])}
-    assert [line["set"] for line in measure_all(rows, admitted.config)] == ["held-out", "base"]
+def test_no_h_without_both(inputs: RunInputs) -> None:
+    rows = {one.name: rows for one, rows in judge(inputs, FakeFleet()).give_verdicts(inputs.sets[:2])}
+    assert [line["set"] for line in measure_all(rows, inputs.config)] == ["held-out", "base"]
 
 
-def test_a_refused_row_ends_the_evaluation(admitted: Admitted) -> None:
-    refused = admitted.sets[0].source[3].id
+def test_a_refused_row_ends_the_evaluation(inputs: RunInputs) -> None:
+    refused = inputs.sets[0].source[3].id
     with pytest.raises(DataError, match=f"row {refused} cannot be evaluated") as caught:
-        judge(admitted, FakeFleet(refuses=refused)).measure_sets(admitted.sets)
+        judge(inputs, FakeFleet(refuses=refused)).measure_sets(inputs.sets)
     assert caught.value.got == "too hard"

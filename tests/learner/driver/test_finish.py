@@ -32,15 +32,15 @@ def ended(folder: RunFolder, error: BaseException | None = None) -> tuple[list[s
     """A run of two steps that ends by `error`: its console, its summary."""
     out = io.StringIO()
     tracker = Tracker(folder, CONFIG, LineConsole(CONFIG, out))
-    ending = Finish(tracker=tracker, folder=folder, started=0.0, version=2)
+    finish = Finish(tracker=tracker, folder=folder, config=CONFIG, started=0.0, version=2)
     for step in range(2):
         tracker.samples(step, [scored()], 1)
         tracker.write(record(step))
     if error is None:
-        with ending:
+        with finish:
             pass
     else:
-        with pytest.raises(type(error)), ending:
+        with pytest.raises(type(error)), finish:
             raise error
     return out.getvalue().splitlines(), json.loads((folder.path / "summary.json").read_text())
 

@@ -1,4 +1,4 @@
-"""What the door lets in with a warning."""
+"""What preflight lets pass with a warning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.config.schema import Config
-from learner.driver import preflight as door
+from learner.driver.preflight import model
+from learner.driver.preflight.run_inputs import run_preflight
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,8 @@ from learner.driver import preflight as door
 def test_bfloat16_where_the_processor_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str, warned: bool
 ) -> None:
-    monkeypatch.setattr(door, "CPUINFO", tmp_path / "cpuinfo")
-    door.CPUINFO.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(model, "CPUINFO", tmp_path / "cpuinfo")
+    model.CPUINFO.write_text(f"processor : 0\nflags : {flags}\n")
     config = Config.model_validate(
         {
             "model": {"path": "embedded:tiny", "dtype": dtype},
@@ -34,5 +35,5 @@ def test_bfloat16_where_the_processor_has_none(
         }
     )
     said: list[str] = []
-    door.admit(config, say=said.append)
+    run_preflight(config, say=said.append)
     assert any("no bfloat16 arithmetic" in line for line in said) == warned

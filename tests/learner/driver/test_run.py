@@ -14,7 +14,7 @@ from learner.driver.ledger import Ledger
 from learner.driver.run import Run
 from learner.trainer.given_answers import NOBODY
 from tests.helpers import tiny
-from tests.learner.driver.test_offline_groups import prompt, row, writer
+from tests.learner.trainer.test_offline_groups import prompt, row, writer
 
 
 class Engines:
@@ -49,18 +49,17 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
     nothing: Any = SimpleNamespace()
     engines, recorded = Engines(), Recorded()
     made = Run(
-        config=config,
-        admitted=cast("Any", SimpleNamespace(sets=[1] if held_out else [])),
+        inputs=cast("Any", SimpleNamespace(config=config, sets=[1] if held_out else [])),
         tracker=cast("Any", SimpleNamespace(history=SimpleNamespace(evaluations={step: {} for step in evaluated}))),
         ledger=Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0),
         fleet=cast("Any", engines),
         rewards=nothing,
         learner=nothing,
-        publisher=cast("Any", recorded),
+        weight_sync=cast("Any", recorded),
         probe=cast("Any", recorded),
         feed=nothing,
-        writer=writer("exact"),
-        tower=None,
+        offline=writer("exact"),
+        vision_cache=None,
         checkpoints=nothing,
         profiler=nothing,
     )
@@ -110,7 +109,7 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     """Law 6, and the seeds that GRPO alone would have drawn with."""
     mixed = config("exact", exact={"sampled_share": 0.25})
     made, engines, _ = run(mixed)
-    made.writer = writer("exact", exact={"sampled_share": 0.25})
+    made.offline = writer("exact", exact={"sampled_share": 0.25})
     prompts = [prompt(row(number)) for number in range(16)]
     groups = list(made.groups(3, prompts))
     assert [group.engine_id == NOBODY for group in groups] == [True] * 12 + [False] * 3

@@ -11,7 +11,7 @@ from common.config import cli
 from common.config.schema import Config
 from common.data.sources import load, load_held_out
 from common.errors import ConfigError, DataError
-from learner.driver.preflight import admit
+from learner.driver.preflight.run_inputs import run_preflight
 from learner.evaluation.sets import read_sets, split_place
 from tests.helpers.makers import parquet, row
 
@@ -41,9 +41,9 @@ def test_the_held_out_rows_come_first_and_are_read_once() -> None:
     wanted = config(*B2N)
     held_out = load_held_out(wanted.data)
     sets = read_sets(wanted, held_out)
-    assert [one.name for one in sets] == ["held-out", "base", "new"]
-    assert sets[0].source is sets[1].source is held_out
-    assert [one.source.labels for one in sets[1:]] == [
+    assert list(sets) == ["held-out", "base", "new"]
+    assert sets["held-out"] is sets["base"] is held_out
+    assert [sets[name].labels for name in ("base", "new")] == [
         ("four", "one", "three", "two", "zero"),
         ("eight", "five", "nine", "seven", "six"),
     ]
@@ -53,21 +53,21 @@ def test_a_set_elsewhere_is_taken_whole(tmp_path: Path) -> None:
     """Rows held out of the run's own data are its own matter."""
     file = parquet(tmp_path / "x.parquet", [row()] * 8)
     wanted = config(f"evaluation.sets={{other: {file}}}", "data.eval_fraction=0.5", "data.eval_split=null")
-    assert [len(one.source) for one in read_sets(wanted, None)] == [8]
+    assert [len(source) for source in read_sets(wanted, None).values()] == [8]
 
 
 def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
     open_ended = parquet(tmp_path / "open.parquet", [row(problem="What is it?", solution="cat")])
     words = (*B2N, f"evaluation.sets={{open: {open_ended}}}")
     said: list[str] = []
-    admitted = admit(config(*words), say=said.append)
-    assert [(one.name, one.closed_set) for one in admitted.sets] == [("held-out", True), ("open", False)]
+    inputs = run_preflight(config(*words), say=said.append)
+    assert [(one.name, one.closed_set) for one in inputs.sets] == [("held-out", True), ("open", False)]
     assert any("open: no closed-set accuracy: 1 of 1 questions" in line for line in said)
     with pytest.raises(DataError, match="offer no list to choose from"):
-        admit(config(*words, "evaluation.closed_set=true"), say=said.append)
+        run_preflight(config(*words, "evaluation.closed_set=true"), say=said.append)
     for quiet in ("evaluation.closed_set=false", "data.mode=adaptive"):
-        admitted = admit(config(*B2N, quiet, "data.max_prompt_tokens=900"), say=said.append)
-        assert not any(one.closed_set for one in admitted.sets)
+        inputs = run_preflight(config(*B2N, quiet, "data.max_prompt_tokens=900"), say=said.append)
+        assert not any(one.closed_set for one in inputs.sets)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
 )
 def test_refused_at_the_door(words: list[str], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        admit(config(*words), say=lambda line: None)
+        run_preflight(config(*words), say=lambda line: None)
 
 
 @pytest.mark.parametrize("best_by", ["H", "H/closed_set", "new/macro_f1", "lenient", "held-out/closed_set"])
 def test_the_best_may_be_by_any_measure_of_any_set(best_by: str) -> None:
-    admit(config(*B2N, f"checkpoint.best_by={best_by}"), say=lambda line: None)
+    run_preflight(config(*B2N, f"checkpoint.best_by={best_by}"), say=lambda line: None)
 
 
 def test_training_and_evaluation_of_the_digits_do_not_meet() -> None:

@@ -14,8 +14,8 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import with_candidates
 from common.labels.closed_set import ClosedSet
 from common.types import Example, Prompt
-from learner.driver.offline_groups import OfflineGroups
 from learner.trainer.given_answers import NOBODY
+from learner.trainer.offline_groups import OfflineGroups
 
 LABELS = ("cat", "tiger shark", "tiger")
 LISTED = with_candidates("What is it?", LABELS)
