@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +23,10 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+FREE_ON_RESUME = "may change when a run is resumed: it says where the run runs or what it writes, not what it computes"
+T = TypeVar("T")
+Free = Annotated[T, FREE_ON_RESUME]  # marks a key, or a whole section; a key without this mark must stay as it was
 
 
 EMBEDDED_MODEL = "embedded:tiny"
@@ -98,16 +103,16 @@ class DataConfig(_Section):
     check_candidates: bool = True
     """Refuse a row whose label is not in the list its question offers."""
     max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
-    cache_mb: NonNegative = 512
+    cache_mb: Free[NonNegative] = 512
     """Host memory for the decoded images of each split, and as much again for what the processor makes of them."""
-    timeout_s: Seconds = 600.0
+    timeout_s: Free[Seconds] = 600.0
     """How long a step's rows may take to be read and preprocessed."""
 
 
 class RolloutConfig(_Section):
     """How completions are sampled."""
 
-    engines: Positive = 1
+    engines: Free[Positive] = 1
     prompts_per_step: Positive = 16
     """P, groups a step, over all engines."""
     group_size: Annotated[int, Field(ge=2)] = 4
@@ -117,17 +122,17 @@ class RolloutConfig(_Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegative = 0
     """0 keeps every token."""
-    max_sequences: Positive = 256
+    max_sequences: Free[Positive] = 256
     """Sequences one engine decodes at once."""
-    kv_cache_mb: Positive | None = None
+    kv_cache_mb: Free[Positive | None] = None
     """KV cache of one engine; null takes `gpu_memory_utilization` of the device (64 MB on CPU)."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
-    cpus_per_engine: Annotated[float, Field(ge=0)] = 1.0
-    gpus_per_engine: Annotated[float, Field(ge=0)] = 1.0
-    max_restarts: NonNegative = 3
+    gpu_memory_utilization: Free[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    cpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    gpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    max_restarts: Free[NonNegative] = 3
     """Replacements of dead engines over the whole run before it stops."""
-    start_timeout_s: Seconds = 900.0
-    step_timeout_s: Seconds = 900.0
+    start_timeout_s: Free[Seconds] = 900.0
+    step_timeout_s: Free[Seconds] = 900.0
     """An engine that gives nothing for this long is taken for dead and replaced."""
 
 
@@ -146,12 +151,12 @@ class RewardConfig(_Section):
     """Tokens in a row that reward `repetition` takes for one thing said."""
     on_error: Literal["stop", "drop"] = "stop"
     """When a reward raises, returns NaN, the wrong length or nothing: stop the run, or drop the group and count it."""
-    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_drop_share: Free[Annotated[float, Field(ge=0, le=1)]] = 0.05
     """Stop when more than this share of the groups dispatched so far was dropped."""
-    timeout_s: Seconds = 30.0
+    timeout_s: Free[Seconds] = 30.0
     """For one function on one group."""
-    workers: Positive = 1
-    cpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    workers: Free[Positive] = 1
+    cpus_per_worker: Free[Annotated[float, Field(ge=0)]] = 0.0
 
 
 class LearnerConfig(_Section):
@@ -179,13 +184,13 @@ class LearnerConfig(_Section):
     """Largest float32 block of logits; more tokens than it holds are scored a block at a time, and again backward."""
     max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
     """Stop when engine and learner disagree by more than this on any sampled token; null only reports it."""
-    probe_gap: Annotated[float, Field(gt=0)] | None = None
+    probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
     """The same for a probe of a few tokens after each of the first two pushes, which always stops; null is 1e-3 in
     float32 and 0.5 in bfloat16."""
-    cpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 1.0
-    start_timeout_s: Seconds = 900.0
-    step_timeout_s: Seconds = 1800.0
+    cpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    gpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    start_timeout_s: Free[Seconds] = 900.0
+    step_timeout_s: Free[Seconds] = 1800.0
 
 
 class ExactConfig(_Section):
@@ -275,10 +280,10 @@ class Config(_Section):
     method: Literal["grpo", "exact", "sft"] = "grpo"
     """Learn from G sampled answers a prompt; from all its candidates, each weighted with its probability; or from its
     label alone."""
-    run_dir: Path | None = None
+    run_dir: Free[Path | None] = None
     """Folder of the run; by default `runs/<date>-<name>`."""
-    name: str = "run"
-    resume: str | None = None
+    name: Free[str] = "run"
+    resume: Free[str | None] = None
     """`auto`: the newest sound checkpoint of the run folder (or of `runs/latest`), a fresh start if there is none.
     A path: that run folder or checkpoint."""
     model: ModelConfig = ModelConfig()
@@ -288,11 +293,11 @@ class Config(_Section):
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
     exact: ExactConfig = ExactConfig()
-    weights: WeightsConfig = WeightsConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    weights: Free[WeightsConfig] = WeightsConfig()
+    evaluation: Free[EvaluationConfig] = EvaluationConfig()
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
+    tracking: Free[TrackingConfig] = TrackingConfig()
+    cluster: Free[ClusterConfig] = ClusterConfig()
 
     @property
     def towers_frozen(self) -> bool:
@@ -407,18 +412,6 @@ class Config(_Section):
             yield f"evaluation.at = {at} with evaluation.samples = {samples}: no k above the samples can be measured"
 
 
-# Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.
-FREE_ON_RESUME = frozenset(
-    {"run_dir", "name", "resume", "evaluation", "checkpoint", "tracking", "cluster"}
-    | {f"rollout.{key}" for key in ("engines", "max_sequences", "kv_cache_mb", "gpu_memory_utilization")}
-    | {f"rollout.{key}" for key in ("cpus_per_engine", "gpus_per_engine", "max_restarts")}
-    | {f"rollout.{key}" for key in ("start_timeout_s", "step_timeout_s")}
-    | {f"learner.{key}" for key in ("probe_gap", "cpus_per_rank", "gpus_per_rank", "start_timeout_s", "step_timeout_s")}
-    | {f"reward.{key}" for key in ("timeout_s", "workers", "cpus_per_worker", "max_drop_share")}
-    | {"weights", "data.cache_mb", "data.timeout_s"}
-)
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """{"rollout.engines": 1, ...}; a mapping valued key (reward.functions) stays whole."""
 
@@ -432,21 +425,31 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk(config, "")
 
 
+@cache
+def keys_free_on_resume() -> frozenset[str]:
+    """Return the keys that are marked `Free` or stand in a section that is: {"name", "rollout.engines", ...}."""
+    free: set[str] = set()
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            marks = {f"{name}.{key}": (*field.metadata, *inner.metadata) for key, inner in section.model_fields.items()}
+        else:
+            marks = {name: tuple(field.metadata)}
+        free |= {key for key, found in marks.items() if FREE_ON_RESUME in found}
+    return frozenset(free)
+
+
 def incompatible_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys whose change would make a resumed run another run: {key: (old, new)}."""
+    """Return the keys whose change would make a resumed run another run: {key: (old, new)}."""
     before, after = flatten(old), flatten(new)
     return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in FREE_ON_RESUME and key.split(".")[0] not in FREE_ON_RESUME
+        key: (before[key], after[key])
+        for key in sorted(before.keys() - keys_free_on_resume())
+        if before[key] != after[key]
     }
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits over every key that decides what is computed."""
-    decisive = {
-        key: value
-        for key, value in flatten(config).items()
-        if key not in FREE_ON_RESUME and key.split(".")[0] not in FREE_ON_RESUME
-    }
+    """Return twelve hex digits over every key that decides what is computed."""
+    decisive = {key: value for key, value in flatten(config).items() if key not in keys_free_on_resume()}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:12]

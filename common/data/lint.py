@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from common.config.schema import DataConfig, ModelConfig
-from common.data.places import find_splits, place_and_split
+from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load
 from common.data.table import UNNAMED
 from common.errors import ConfigError, RollcallError
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lint_place(place: str, options: argparse.Namespace) -> None:
-    path, split = place_and_split(place)
+    path, split = split_place(place)
     data = DataConfig(
         path=path,
         mode=options.mode,

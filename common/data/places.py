@@ -17,6 +17,7 @@ from common.models.hub import unreachable
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_SPLIT = re.compile(r"[\w.-]+")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -41,10 +42,16 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
     return _hub(path)
 
 
-def place_and_split(text: str) -> tuple[str, str | None]:
-    """Path and split of `PATH[@SPLIT]`, a place of data on a command line; None where it names no split."""
+def split_place(text: str) -> tuple[str, str | None]:
+    """Return path and split of `PATH[@SPLIT]`; the split is None where none is named, the path "" in `@SPLIT`.
+
+    `sets/cars@test` is ("sets/cars", "test"), `odd@home/cars` names no split, since a split has no slash in it. A file
+    or folder that lies there under the whole text is meant, whatever its name: `set@2` is ("set@2", None).
+    """
     path, at, split = text.rpartition("@")
-    return (path, split) if at and split and not Path(text).exists() else (text, None)
+    if not at or not _SPLIT.fullmatch(split) or Path(text).expanduser().exists():
+        return text, None
+    return path, split
 
 
 def _folder(place: Path, question: str) -> dict[str, Opener]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from common.config import cli
 from common.config.schema import Config, LoraConfig
+from common.data.places import split_place
 from common.errors import ConfigError, ModelError
-from learner.evaluation.sets import split_place
 
 USAGE = """\
 python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECIPE] [KEY=VALUE ...]

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.config.schema import Config, DataConfig
+from common.data.places import split_place
 from common.data.sources import ExampleSource, load
 from common.errors import ConfigError, DataError
 from common.labels.candidates import candidates
 from common.labels.closed_set import ClosedSet
 from learner.evaluation.measures import BASE, HARMONIC, HELD_OUT, NEW, H, named_measure
-
-_PLACE = re.compile(r"(.*?)(?:@([\w-]+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +44,6 @@ def read_sets(config: Config, held_out: ExampleSource | None) -> dict[str, Examp
         except DataError as error:
             raise DataError(f"evaluation set {name}: {error.what}", got=error.got, remedy=error.remedy) from error
     return found
-
-
-def split_place(place: str) -> tuple[str, str | None]:
-    """`PATH[@SPLIT]` as path and split; either may be absent."""
-    path, split = _PLACE.fullmatch(place).groups()  # type: ignore[union-attr]  # it matches anything
-    return path, split
 
 
 def _read(place: str, data: DataConfig, held_out: ExampleSource | None) -> ExampleSource:

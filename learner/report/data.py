@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config.schema import FREE_ON_RESUME
+from common.config.schema import keys_free_on_resume
 from common.errors import RunFolderError
 from learner.report.rows import Reader, Row, items, mapping, number, text, whole
 from learner.report.samples import Samples, read_samples
@@ -93,12 +93,8 @@ class RunData:
     @property
     def recipe(self) -> dict[str, Any]:
         """What is computed, but for the seed: runs of equal recipes are repetitions of one another."""
-        free = FREE_ON_RESUME | {"seed"}
-        return {
-            key: value
-            for key, value in self.config.items()
-            if not {key, key.split(".")[0]} & free and value is not None
-        }
+        free = keys_free_on_resume() | {"seed"}
+        return {key: value for key, value in self.config.items() if key not in free and value is not None}
 
 
 def read_run(folder: Path, label: str) -> RunData:

@@ -12,7 +12,7 @@ from common.config.schema import Config
 from common.data.sources import load, load_held_out
 from common.errors import ConfigError, DataError
 from learner.driver.preflight.run_inputs import run_preflight
-from learner.evaluation.sets import read_sets, split_place
+from learner.evaluation.sets import read_sets
 from tests.helpers.makers import parquet, row
 
 B2N = ("data.split=base_train", "data.eval_split=base_test", 'evaluation.sets={base: "@base_test", new: "@new_test"}')
@@ -20,21 +20,6 @@ B2N = ("data.split=base_train", "data.eval_split=base_test", 'evaluation.sets={b
 
 def config(*words: str) -> Config:
     return cli.parse(words).config
-
-
-@pytest.mark.parametrize(
-    ("place", "parts"),
-    [
-        ("some/folder@test", ("some/folder", "test")),
-        ("afdsafas/dtd-4shot-b2n@base_test", ("afdsafas/dtd-4shot-b2n", "base_test")),
-        ("@new_test", ("", "new_test")),
-        ("some/folder", ("some/folder", None)),
-        ("odd@home/folder", ("odd@home/folder", None)),
-        ("embedded:digits@test", ("embedded:digits", "test")),
-    ],
-)
-def test_places(place: str, parts: tuple[str, str | None]) -> None:
-    assert split_place(place) == parts
 
 
 def test_the_held_out_rows_come_first_and_are_read_once() -> None:
