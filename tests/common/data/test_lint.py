@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from common.data.lint import main
-from common.data.places import place_and_split
 from common.labels.candidates import with_candidates
 from tests.helpers.makers import image_folder, noise, parquet, row
 
@@ -43,15 +42,6 @@ def test_what_stops_a_run_stops_it(
 ) -> None:
     assert main([parquet(tmp_path / "set.parquet", [row(), bad])]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_place_may_name_its_split(tmp_path: Path) -> None:
-    assert place_and_split("user/set@test") == ("user/set", "test")
-    assert place_and_split("user/set") == ("user/set", None)
-    assert place_and_split("@test") == ("", "test")
-    (tmp_path / "me@home").mkdir()
-    assert place_and_split(f"{tmp_path}/me@home") == (f"{tmp_path}/me@home", None)
-    assert place_and_split(f"{tmp_path}/me@home@test") == (f"{tmp_path}/me@home", "test")
 
 
 def test_a_model_counts_tokens(digits_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
