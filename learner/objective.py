@@ -109,7 +109,7 @@ def _compared(scored: ScoredGroup, reward: RewardConfig) -> list[tuple[float, Te
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Estimate KL(policy || reference) at tokens drawn from the policy: (N,), unbiased and never negative.
 
-    In float32 rounding can leave up to 1e-7 below 0 where policy and reference nearly agree.
+    Where policy and reference nearly agree, float32 rounds it by up to 2e-7.
 
     Source: Schulman, "Approximating KL divergence" (2020), estimator k3.
     """

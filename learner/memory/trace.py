@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from common.config.schema import Config
-from common.types import Completion, Group, Prompt, ScoredGroup
+from common.types import Prompt, ScoredGroup
 from learner.model.attention import install
 from learner.model.load import freeze_towers
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
 from learner.objective import LOSSES
+from learner.trainer.given_answers import given_unscored
 
 
 def weightless(model_config: Any, config: Config) -> Any:
@@ -81,10 +82,7 @@ def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> 
 def made_up_group(prompt: Prompt, *, tokens: int, completions: int, length: int) -> ScoredGroup:
     """A group that says nothing: `prompt` filled up to `tokens`, and completions of `length` tokens."""
     ids = (*prompt.token_ids, *[prompt.token_ids[-1]] * (tokens - len(prompt.token_ids)))
-    answer = Completion(token_ids=(1,) * length, logprobs=(0.0,) * length, text="", finish_reason="stop")
-    group = Group(prompt_id=prompt.id, completions=(answer,) * completions, seed=0, engine_id="", weights_version=0)
-    zeros = (0.0,) * completions
-    return ScoredGroup(prompt=replace(prompt, token_ids=ids), group=group, rewards_by_name={}, rewards=zeros)
+    return given_unscored(replace(prompt, token_ids=ids), [(1,) * length] * completions)
 
 
 class _WithIntegers:

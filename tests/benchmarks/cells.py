@@ -43,7 +43,9 @@ def group(cell: Cell, *, number: int = 0, lengths: Sequence[int] | None = None) 
         for length in lengths or [cell.c] * cell.g
     )
     rewards = tuple(torch.randn(len(completions), generator=draw).tolist())
-    sampled = Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="none", weights_version=0)
+    sampled = Group(
+        prompt_id=prompt.id, completions=completions, seed=0, origin="sampled", engine_id="none", weights_version=0
+    )
     return ScoredGroup(prompt=prompt, group=sampled, rewards_by_name={"random": rewards}, rewards=rewards)
 
 

@@ -191,7 +191,9 @@ def _groups(caught: dict[str, Any], admitted: Any) -> list[Any]:
             Completion(token_ids=tuple(ids), logprobs=(0.0,) * len(ids), text="", finish_reason="length")
             for ids in caught["completion_ids"][rows]
         )
-        group = Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="trl", weights_version=0)
+        group = Group(
+            prompt_id=prompt.id, completions=completions, seed=0, origin="sampled", engine_id="trl", weights_version=0
+        )
         rewards = tuple(caught["rewards"][rows])
         groups.append(ScoredGroup(prompt=prompt, group=group, rewards_by_name={"spelling": rewards}, rewards=rewards))
     return groups

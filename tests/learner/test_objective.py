@@ -55,7 +55,8 @@ def inputs(
 def by_formula(rewards: Sequence[float]) -> npt.NDArray[np.float64]:
     """(reward - mean) / (std + 1e-4) in float64."""
     values = np.array(rewards)
-    return (values - values.mean()) / (values.std(ddof=1) + 1e-4)
+    wanted: npt.NDArray[np.float64] = (values - values.mean()) / (values.std(ddof=1) + 1e-4)
+    return wanted
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ REWARDS = st.floats(-1e4, 1e4, width=32)
 @settings(deadline=None)
 @given(st.lists(REWARDS, min_size=2, max_size=64).filter(lambda rewards: max(rewards) - min(rewards) > 1e-30))
 def test_advantages_of_any_rewards(rewards: list[float]) -> None:
-    spread = np.std(rewards, ddof=1) + 1e-4
+    spread = float(np.std(rewards, ddof=1)) + 1e-4
     rounding = 1e-6 * max(map(abs, rewards)) / spread + 1e-6
     found = advantages(torch.tensor(rewards))
     assert found.dtype == torch.float32 and found.any()

@@ -77,7 +77,14 @@ def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_t
             Completion(token_ids=own, logprobs=(0.0,) * len(own), text=text, finish_reason="stop")
             for own, text in zip(ids, said, strict=True)
         )
-        return Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="engine-0", weights_version=0)
+        return Group(
+            prompt_id=prompt.id,
+            completions=completions,
+            seed=0,
+            origin="sampled",
+            engine_id="engine-0",
+            weights_version=0,
+        )
 
     learner = PlainLearner(model)
     closed_set = ClosedSet(processor, mode="think", ends=[end], banned=())

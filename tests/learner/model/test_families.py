@@ -67,7 +67,14 @@ class Learner:
             for length in lengths
         )
         rewards = tuple(draw.normal(size=len(lengths)).tolist())
-        group = Group(prompt_id=prompt.id, completions=completions, seed=seed, engine_id="test", weights_version=0)
+        group = Group(
+            prompt_id=prompt.id,
+            completions=completions,
+            seed=seed,
+            origin="sampled",
+            engine_id="test",
+            weights_version=0,
+        )
         return ScoredGroup(prompt=prompt, group=group, rewards_by_name={"test": rewards}, rewards=rewards)
 
     def groups(self) -> list[ScoredGroup]:

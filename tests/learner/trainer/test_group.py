@@ -25,7 +25,6 @@ from learner.driver.vision_cache import VisionCache
 from learner.model.load import load_model
 from learner.model.lora import add_adapters
 from learner.model.vision_features import compute_features
-from learner.trainer.given_answers import NOBODY
 from learner.trainer.group import LearnerGroup
 from learner.trainer.schedule import learning_rate
 from learner.trainer.weights import WeightSource
@@ -423,7 +422,7 @@ def test_written_groups_are_learnt_by_two_ranks_as_by_one_twin(
         config = config.model_copy(update={"learner": config.learner.model_copy(update={"beta": 0.0})})
     sampled = (1, 2) if method == "exact" else ()
     groups = [
-        one if at in sampled else replace(one, group=replace(one.group, engine_id=NOBODY))
+        one if at in sampled else replace(one, group=replace(one.group, origin="given"))
         for at, one in enumerate(batch(0))
     ]
     with opened(config) as group:
