@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 FinishReason = Literal["stop", "length"]
+Origin = Literal["sampled", "given"]  # an engine drew the completions, or the data set gave them
 CandidateProbability = Mapping[str, float]  # candidate -> its probability; they add up to 1
 
 
@@ -111,12 +112,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """G completions of one prompt, from one engine under one version of the weights."""
+    """G completions of one prompt: sampled by one engine under one version of the weights, or given by the data."""
 
     prompt_id: str
     completions: tuple[Completion, ...]  # (G,)
-    seed: int
-    engine_id: str
+    origin: Origin
+    seed: int  # 0 where given, as is the weights version
+    engine_id: str | None  # None where given
     weights_version: int
 
 

@@ -187,6 +187,7 @@ class RolloutEngine:
         return Group(
             prompt_id=request.prompt_id,
             completions=tuple(_completion(one, text) for one, text in zip(outputs, texts, strict=True)),
+            origin="sampled",
             seed=request.seed,
             engine_id=self._id,
             weights_version=version,

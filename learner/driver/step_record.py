@@ -7,11 +7,12 @@ from math import sqrt
 from operator import mul
 from statistics import fmean, stdev
 
-from common.config.schema import Config, DataConfig, RewardConfig
+from common.config.schema import Config, DataConfig
 from common.labels.consistency import consistency
 from common.types import ScoredGroup, StepResult
 from learner.driver.clock import StepClock
 from learner.driver.ledger import Ledger
+from learner.objective import is_zero_std
 from learner.tracking.records import STAGES, StepRecord
 
 
@@ -45,7 +46,7 @@ def step_record(
         rewards=_means_by_name(scored, weights),
         reward=fmean(_expected(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
-        all_equal_share=fmean(_all_equal(item, config.reward) for item in scored),
+        all_equal_share=fmean(is_zero_std(item, config.reward) for item in scored),
         thinking=_thinking(scored, config.data),
         loss=result.loss,
         kl=result.kl,
@@ -88,12 +89,6 @@ def _deviation(values: Sequence[float], weights: Weights) -> float:
         return stdev(values) if len(values) > 1 else 0.0
     squares = [value**2 for value in values]
     return sqrt(max(0.0, _expected(squares, weights) - _expected(values, weights) ** 2))
-
-
-def _all_equal(item: ScoredGroup, reward: RewardConfig) -> bool:
-    """Whether a group of two or more teaches nothing."""
-    compared = [item.rewards] if reward.normalise == "sum" else item.rewards_by_name.values()
-    return all(len(set(values)) == 1 < len(values) for values in compared)
 
 
 def _thinking(scored: Sequence[ScoredGroup], data: DataConfig) -> Mapping[str, float]:

@@ -19,13 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from common.config.schema import Config
-from common.types import Completion, Group, Prompt, ScoredGroup
+from common.types import Prompt, ScoredGroup
 from learner.model.attention import install
+from learner.model.head import ScoringSpec
 from learner.model.load import freeze_towers
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
 from learner.objective import LOSSES
+from learner.trainer.given_answers import given_unscored
 
 
 def weightless(model_config: Any, config: Config) -> Any:
@@ -56,22 +58,15 @@ def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: memory.forget(p.grad))
-    rollout = config.rollout
-    sampling: dict[str, Any] = {
-        "temperature": rollout.temperature,
-        "top_k": rollout.top_k,
-        "top_p": rollout.top_p,
-        "banned": (0,),
-        "logits_mb": config.learner.logits_mb,
-    }
+    spec = ScoringSpec.of(config, banned=(0,))
     tower_runs = not any("image_embeds" in group.prompt.features for group in groups)
     with _flash_attention(), memory:
         pack = build_pack(groups, _WithIntegers(model), banned=(), tower_runs=tower_runs)
-        scores = packed_logprobs(model, pack, **sampling)
+        scores = packed_logprobs(model, pack, spec)
         reference = None
         if config.learner.beta:
             with torch.no_grad():
-                reference = packed_logprobs(model, pack, **sampling, kept=scores.kept).logp
+                reference = packed_logprobs(model, pack, spec, kept=scores.kept).logp
         counts = {"sequences": len(pack.reward), "groups": len(groups)}
         LOSSES[config.loss](pack.inputs(scores.logp, reference, **counts, beta=config.learner.beta)).loss.backward()
     model.zero_grad()
@@ -81,10 +76,7 @@ def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> 
 def made_up_group(prompt: Prompt, *, tokens: int, completions: int, length: int) -> ScoredGroup:
     """A group that says nothing: `prompt` filled up to `tokens`, and completions of `length` tokens."""
     ids = (*prompt.token_ids, *[prompt.token_ids[-1]] * (tokens - len(prompt.token_ids)))
-    answer = Completion(token_ids=(1,) * length, logprobs=(0.0,) * length, text="", finish_reason="stop")
-    group = Group(prompt_id=prompt.id, completions=(answer,) * completions, seed=0, engine_id="", weights_version=0)
-    zeros = (0.0,) * completions
-    return ScoredGroup(prompt=replace(prompt, token_ids=ids), group=group, rewards_by_name={}, rewards=zeros)
+    return given_unscored(replace(prompt, token_ids=ids), [(1,) * length] * completions)
 
 
 class _WithIntegers:

@@ -1,72 +1,103 @@
 """The language model's head as the learner uses it: hidden states in, log-probs of given tokens out.
 
-The logits of all tokens at once would be the largest tensor of a step (V is 152,000), so they are made a block of
-tokens at a time, and made again in the backward pass unless one block holds them all.
+The logits of all tokens at once would be the largest tensor of a step (V is 152,000). They are made a block of tokens
+at a time, and made again in the backward pass unless one block holds them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from common.config.schema import Config
 from common.errors import ModelError
 
-BARRED = -1e30  # logit of what cannot be drawn: its probability is exactly 0, and 0 times it is not NaN
+BARRED = -1e30  # logit of a token without probability: exp gives exactly 0, and 0 times it is not NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """The tokens that were drawn, and from which distribution of the logits."""
+class ScoringSpec:
+    """The distribution that log-probs are taken from. By default it is the model's own."""
 
-    target: Tensor  # (tokens,) int64
-    source: Tensor | None  # (tokens,) int64: which of all hidden states predict them; None: those given, in order
-    temperature: float
-    top_k: int  # 0 keeps all
-    top_p: float
-    banned: Tensor  # (ids,) int64
-    softcap: float | None  # logits run into +-softcap: Gemma's final_logit_softcapping
-    kept: Tensor | None  # (tokens, V) bool: the support to use; None draws it from these logits
-    block_bytes: float  # largest (tokens, V) float32 block
+    temperature: float = 1.0
+    top_k: int = 0  # 0 keeps every token
+    top_p: float = 1.0
+    banned: tuple[int, ...] = ()  # ids that have no probability
+    logits_mb: float = 512.0  # largest float32 block of logits, in MiB
 
-    @property
-    def cuts(self) -> bool:
-        return self.kept is not None or bool(self.top_k) or self.top_p < 1
+    @classmethod
+    def of(cls, config: Config, *, banned: tuple[int, ...]) -> ScoringSpec:
+        """Return the distribution that the engines of a run sample from."""
+        rollout = config.rollout
+        return cls(
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            banned=banned,
+            logits_mb=config.learner.logits_mb,
+        )
+
+    def uncut(self) -> ScoringSpec:
+        """Return the same distribution without top-k and top-p, which could cut a given answer."""
+        return replace(self, top_k=0, top_p=1.0)
 
 
 class ScoringHead(nn.Linear):
-    """Any model's `lm_head`. Within `scoring` it returns (1, tokens) log-probs in place of logits."""
+    """The `lm_head` of any model. Inside `scoring` its forward returns (1, N) log-probs in place of logits."""
 
-    _draw: Draw | None = None
+    _request: _Request | None = None
     _seen: list[Tensor | None]
 
     @contextmanager
-    def scoring(self, draw: Draw) -> Iterator[list[Tensor | None]]:
-        """Yields a list that a forward fills with entropy (tokens,) and support (tokens, V), the latter None where
-        all is kept. The head runs outside of checkpointed layers, so it is never run again without its draw."""
-        self._draw, self._seen = draw, []
+    def scoring(
+        self,
+        spec: ScoringSpec,
+        target: Tensor,
+        *,
+        source: Tensor | None = None,
+        kept: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Iterator[list[Tensor | None]]:
+        """Score tokens `target` in every forward inside; yield a list that a forward fills with entropy and support.
+
+        Entropy is (N,). Support is (N, V) bool, the tokens that top-k and top-p leave, or None where they leave all.
+        The head is never inside a checkpointed layer, so no backward runs this forward again.
+
+        Args:
+            target: (N,) int64 ids.
+            source: (N,) int64, the hidden state that predicts each target; None: those given to the head, in order.
+            kept: (N, V) bool support to use in place of the one these logits would give.
+            softcap: bound of the logits, as Gemma's final_logit_softcapping.
+        """
+        banned = torch.tensor(spec.banned, dtype=torch.long, device=target.device)
+        self._request, self._seen = _Request(spec, target, source, kept, softcap, banned), []
         try:
             yield self._seen
         finally:
-            self._draw = None
+            self._request = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's name
-        if self._draw is None:
+        """Return (1, N) log-probs inside `scoring`, else logits of (rows, S, width) hidden states."""
+        if self._request is None:
             return super().forward(input)
         states = input.flatten(0, 1)
-        if self._draw.source is not None:
-            states = states[self._draw.source]
-        logp, *rest = cast("Any", _LogProbs.apply)(states, self.weight, self._draw)
+        if self._request.source is not None:
+            states = states[self._request.source]
+        logp, *rest = cast("Any", _LogProbs.apply)(states, self.weight, self._request)
         self._seen += rest
         return cast("Tensor", logp)[None]
 
 
 def scoring_head(model: Any) -> ScoringHead:
-    """The head of `model`, or of the engine around it, made able to score. The weights stay what and where they are."""
+    """Make the head of `model`, or of the engine around it, able to score, and return it.
+
+    The weights stay what and where they are. Raises ModelError for a head that is not linear or has a bias.
+    """
     head: Any = model.get_output_embeddings()
     if isinstance(head, ScoringHead):
         return head
@@ -82,7 +113,7 @@ def scoring_head(model: Any) -> ScoringHead:
 
 
 def support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
-    """(tokens, V) bool: the tokens that vLLM's top-k (0 keeps all) and then top-p leave to be sampled.
+    """Find the tokens that vLLM's top-k (0 keeps all) and then top-p leave to be sampled: (N, V) bool.
 
     Rounding may put the sampled token of a tie just outside; the caller adds it.
     """
@@ -96,73 +127,96 @@ def support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return torch.zeros_like(cut).scatter(-1, index, ~cut)
 
 
+class _Request(NamedTuple):
+    """What one forward of the head has to score; see `ScoringHead.scoring`."""
+
+    spec: ScoringSpec
+    target: Tensor  # (N,)
+    source: Tensor | None  # (N,)
+    kept: Tensor | None  # (N, V)
+    softcap: float | None
+    banned: Tensor  # (ids,) int64
+
+    @property
+    def cuts(self) -> bool:
+        """Say whether some tokens are left out of the distribution, beside the banned ones."""
+        return self.kept is not None or bool(self.spec.top_k) or self.spec.top_p < 1
+
+
 class _LogProbs(torch.autograd.Function):
-    """(tokens, H) and (V, H) -> log-probs (tokens,), entropies (tokens,) and support (tokens, V) or None.
+    """(N, width) hidden states and (V, width) weight -> log-probs (N,), entropies (N,), support (N, V) or None.
 
     One softmax serves log-prob, entropy and gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
-        size = max(1, int(draw.block_bytes / (4 * len(weight))))
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, request: _Request) -> tuple[Tensor, Tensor, Tensor | None]:
+        size = max(1, int(request.spec.logits_mb * 2**20 / (4 * len(weight))))  # tokens of a block
         blocks = [slice(at, at + size) for at in range(0, len(hidden), size)]
         logp, entropy = [], []
         kept: list[Any] = []
         for block in blocks:
-            logits, own = _drawn_from(hidden[block], weight, draw, block, draw.kept)
+            logits, own = _make_logits(hidden[block], weight, request, block, request.kept)
+
+            # The softmax in place: logits become log-probs but for the logarithm of the total.
             logits -= logits.amax(-1, keepdim=True)
-            shares = logits.exp()
-            total = shares.sum(-1, keepdim=True)
-            shares /= total
+            probs = logits.exp()
+            total = probs.sum(-1, keepdim=True)
+            probs /= total
             log_total = total[:, 0].log()
-            logp.append(logits.gather(-1, draw.target[block, None])[:, 0] - log_total)
-            entropy.append(log_total - torch.linalg.vecdot(shares, logits))
+
+            logp.append(logits.gather(-1, request.target[block, None])[:, 0] - log_total)
+            entropy.append(log_total - torch.linalg.vecdot(probs, logits))
             kept.append(own)
-        ctx.draw, ctx.blocks = draw, blocks
-        ctx.kept = torch.cat(kept) if draw.cuts else None
-        ctx.save_for_backward(hidden, weight, shares if len(blocks) == 1 and draw.softcap is None else None)
+        ctx.request, ctx.blocks = request, blocks
+        ctx.kept = torch.cat(kept) if request.cuts else None
+        ctx.save_for_backward(hidden, weight, probs if len(blocks) == 1 and request.softcap is None else None)
         entropies = torch.cat(entropy)
         ctx.mark_non_differentiable(entropies)
         return torch.cat(logp), entropies, ctx.kept
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, shares = ctx.saved_tensors
-        draw: Draw = ctx.draw
-        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        hidden, weight, probs = ctx.saved_tensors
+        request: _Request = ctx.request
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for block in ctx.blocks:
-            rows, given, target = hidden[block], grads[0][block, None], draw.target[block, None]
-            curve: Tensor | float = 1.0
-            if shares is None or len(ctx.blocks) > 1:
-                logits, _ = _drawn_from(rows, weight, draw, block, ctx.kept)
-                if draw.softcap is not None:
-                    curve = 1 - (logits * (draw.temperature / draw.softcap)).square().clamp(max=1)
-                shares = logits.softmax(-1)
-            slope = shares * -given  # of each logit: one for the drawn token, less everybody's share
-            slope.scatter_(-1, target, slope.gather(-1, target) + given)
-            slope = (slope * (curve / draw.temperature)).to(hidden.dtype)
-            if of_hidden is not None:
-                torch.mm(slope, weight, out=of_hidden[block])
-            if of_weight is not None:
-                of_weight.addmm_(slope.T, rows, beta=int(block.start > 0))  # 0: nothing is read
-        return of_hidden, of_weight, None
+            rows, grad_logp, target = hidden[block], grads[0][block, None], request.target[block, None]
+            softcap_grad: Tensor | float = 1.0
+            if probs is None or len(ctx.blocks) > 1:  # not kept by the forward
+                logits, _ = _make_logits(rows, weight, request, block, ctx.kept)
+                if request.softcap is not None:  # of cap * tanh(x / cap): 1 - tanh^2, barred logits clamped to 0
+                    softcap_grad = 1 - (logits * (request.spec.temperature / request.softcap)).square().clamp(max=1)
+                probs = logits.softmax(-1)
+
+            # d logp / d logit: 1 for the target itself, less the probability of each token.
+            grad_logits = probs * -grad_logp
+            grad_logits.scatter_(-1, target, grad_logits.gather(-1, target) + grad_logp)
+            grad_logits = (grad_logits * (softcap_grad / request.spec.temperature)).to(hidden.dtype)
+
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[block])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, rows, beta=int(block.start > 0))  # 0: the empty tensor is not read
+        return grad_hidden, grad_weight, None
 
 
-def _drawn_from(
-    rows: Tensor, weight: Tensor, draw: Draw, block: slice, kept: Tensor | None
+def _make_logits(
+    rows: Tensor, weight: Tensor, request: _Request, block: slice, kept: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(rows, V) float32 logits of the distribution that was drawn from, and its support if that is cut."""
-    logits = nn.functional.linear(rows, weight).float()  # nobody else's, so it is worked on in place
-    if draw.softcap is not None:
-        logits.div_(draw.softcap).tanh_().mul_(draw.softcap)
-    if draw.temperature != 1:
-        logits.div_(draw.temperature)
-    logits.index_fill_(-1, draw.banned, BARRED)
-    if not draw.cuts:
+    """Return the (rows, V) float32 logits of the distribution asked for, and its support where top-k or top-p cut."""
+    spec = request.spec
+    logits = nn.functional.linear(rows, weight).float()  # nobody else's, so the rest works in place
+    if request.softcap is not None:
+        logits.div_(request.softcap).tanh_().mul_(request.softcap)
+    if spec.temperature != 1:
+        logits.div_(spec.temperature)
+    logits.index_fill_(-1, request.banned, BARRED)
+    if not request.cuts:
         return logits, None
     if kept is None:
-        own = support(logits, top_k=draw.top_k, top_p=draw.top_p).scatter(-1, draw.target[block, None], True)
+        own = support(logits, top_k=spec.top_k, top_p=spec.top_p).scatter(-1, request.target[block, None], True)
     else:
         own = kept[block]
     return logits.masked_fill_(~own, BARRED), own

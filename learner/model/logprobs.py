@@ -1,72 +1,50 @@
-"""Log-probs of the sampled tokens, as the engine defines them, from one call of the ordinary model on a pack."""
+"""Log-probs of completion tokens, as engines define them, from one call of the ordinary model on a pack."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from learner.model.head import Draw, scoring_head
+from learner.model.head import ScoringSpec, scoring_head
 from learner.model.pack import Pack
 
 
 class Scores(NamedTuple):
-    """Of the distribution that is sampled from: after bans, temperature, top-k and top-p."""
+    """The scores of the N completion tokens of a pack, under the distribution of a ScoringSpec."""
 
-    logp: Tensor  # (tokens,) float32
-    entropy: Tensor  # (tokens,) float32, without graph
-    kept: Tensor | None  # (tokens, V) bool: what top-k and top-p leave; None where they leave all
+    logp: Tensor  # (N,) float32
+    entropy: Tensor  # (N,) float32, without graph
+    kept: Tensor | None  # (N, V) bool: the tokens that top-k and top-p leave; None where they leave all
 
 
-def packed_logprobs(
-    model: Any,
-    pack: Pack,
-    *,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    banned: Sequence[int],
-    kept: Tensor | None = None,
-    logits_mb: float = 512.0,
-) -> Scores:
-    """Scores of every completion token of `pack`; only these tokens ever get logits, and not more at once than
-    `logits_mb` holds in float32.
+def packed_logprobs(model: Any, pack: Pack, spec: ScoringSpec, *, kept: Tensor | None = None) -> Scores:
+    """Score every completion token of `pack`. No other token gets logits, and only `spec.logits_mb` at a time.
 
     Args:
         model: Hugging Face model or the DeepSpeed engine around it.
-        kept: (tokens, V) of the policy, when the model is the reference: both must live on the same support, or their
-            KL would be infinite. None draws it from these logits.
+        kept: (N, V) of the policy, when `model` is the reference: both must have the same support, or their KL would
+            be infinite. None takes the support from these logits.
     """
     text = getattr(model, "module", model).config.get_text_config()
-    draw = Draw(
-        target=pack.target,
-        source=pack.source if pack.positions is None else None,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        banned=torch.tensor(banned, dtype=torch.long, device=pack.target.device),
-        softcap=getattr(text, "final_logit_softcapping", None),
+    shared = pack.positions is not None  # a pack, not rows of their own: the model gathers the states that are read
+    places = {"position_ids": pack.positions, "logits_to_keep": pack.source} if shared else {}
+    scoring = scoring_head(model).scoring(
+        spec,
+        pack.target,
+        source=None if shared else pack.source,
         kept=kept,
-        block_bytes=logits_mb * 2**20,
+        softcap=getattr(text, "final_logit_softcapping", None),
     )
-    with scoring_head(model).scoring(draw) as seen:
-        shared = {"position_ids": pack.positions, "logits_to_keep": pack.source}
-        output = model(
-            input_ids=pack.ids,
-            **(shared if draw.source is None else {}),
-            **pack.attention,
-            **_image_inputs(pack),
-            use_cache=False,
-        )
+    with scoring as seen:
+        output = model(input_ids=pack.ids, **places, **pack.attention, **_image_inputs(pack), use_cache=False)
     entropy, support = seen
     assert entropy is not None
     return Scores(output.logits[0], entropy, support)
 
 
 def _image_inputs(pack: Pack) -> dict[str, Any]:
-    """Pixels for the tower, or what a frozen one has made of them before."""
+    """Return the pictures as keywords of the model: pixels, or the features a frozen vision tower made before."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     if "image_embeds" not in pack.images:

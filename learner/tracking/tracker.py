@@ -24,7 +24,6 @@ from learner.storage.run_folder import RunFolder, git_sha
 from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
 from learner.tracking.tensorboard import ScalarWriter
-from learner.trainer.given_answers import is_given
 
 _THUMBNAIL = 128  # pixels, longer side
 
@@ -212,8 +211,8 @@ def _sample_row(
 ) -> dict[str, Any]:
     from learner.objective import group_advantages
 
-    example, said, written = group.prompt.example, group.group.completions, is_given(group)
-    advantages = [None] * len(said) if written else group_advantages(group, reward).tolist()
+    example, said, given = group.prompt.example, group.group.completions, group.group.origin == "given"
+    advantages = [None] * len(said) if given else group_advantages(group, reward).tolist()
     completions = [
         {
             "text": completion.text,
@@ -233,11 +232,12 @@ def _sample_row(
         "problem": example.problem,
         "candidates": candidates(example.problem),
         "label": example.label,
+        "origin": group.group.origin,
         "engine_id": group.group.engine_id,
         "weights_version": group.group.weights_version,
         "completions": completions,
         # (G,) of each whole answer, as sampled
-        "logprobs": None if written else [sum(completion.logprobs) for completion in said],
+        "logprobs": None if given else [sum(completion.logprobs) for completion in said],
     }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
 from common.config.schema import Config
@@ -20,6 +20,23 @@ from learner.trainer.loss_terms import LossTerm, split_by_loss
 from learner.trainer.microbatches import Micro, deal, packed_cost, packed_length
 from learner.trainer.rank import LearnerRank, RankPack
 from learner.trainer.stats import combine
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Params = ParamSpec("Params")
+Value = TypeVar("Value")
+
+
+def call(
+    rank: Any, method: Callable[Concatenate[LearnerRank, Params], Value], /, *args: Params.args, **kwargs: Params.kwargs
+) -> ObjectRef[Value]:
+    """Start `method` on the actor `rank` and return the reference of its value.
+
+    `call(rank, LearnerRank.publish, 3)` is `rank.publish.remote(3)` whose name and arguments a type checker reads.
+    """
+    ref: ObjectRef[Value] = getattr(rank, method.__name__).remote(*args, **kwargs)
+    return ref
 
 
 class LearnerGroup:
@@ -55,8 +72,9 @@ class LearnerGroup:
             )
             for index in range(learner.ranks)
         ]
-        store = self._ranks[0].open_store.remote()
-        self._started = [rank.start.remote(store) for rank in self._ranks]
+        # Ray hands a rank the value of a reference.
+        store = cast("tuple[str, int]", call(self._ranks[0], LearnerRank.open_store))
+        self._started = [call(rank, LearnerRank.start, store) for rank in self._ranks]
 
     def ready(self, timeout_s: float) -> None:
         """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
@@ -69,7 +87,8 @@ class LearnerGroup:
             self._packs(own, self._deal(own), portion) for portion, own in split_by_loss(scored, self._config.loss)
         ]
         refs = [
-            rank.step.remote(list(chain.from_iterable(packs))) for rank, *packs in zip(self._ranks, *dealt, strict=True)
+            call(rank, LearnerRank.step, list(chain.from_iterable(packs)))
+            for rank, *packs in zip(self._ranks, *dealt, strict=True)
         ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
         return combine(stats, seconds=time.monotonic() - begin)
@@ -97,7 +116,7 @@ class LearnerGroup:
             return []
         dealt = self._deal(scored)
         refs = [
-            rank.logprobs.remote(packs, cut=cut)
+            call(rank, LearnerRank.logprobs, packs, cut=cut)
             for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
         ]
         answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
@@ -115,20 +134,19 @@ class LearnerGroup:
         ranks = len(self._ranks)
         most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the tower equally often
         shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
-        refs = [rank.vision_features.remote(share) for rank, share in zip(self._ranks, shares, strict=True)]
+        refs = [call(rank, LearnerRank.vision_features, share) for rank, share in zip(self._ranks, shares, strict=True)]
         made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
         return [made[index % ranks][index // ranks] for index in range(len(images))]
 
     def publish(self, version: int) -> WeightManifest:
         """The full set of weights as they are now, as an immutable version."""
-        manifests = self._all("publish", version, timeout_s=self._config.weights.timeout_s)
-        manifest: WeightManifest = manifests[0]
-        return manifest
+        manifests = self._all("weights to publish", self._config.weights.timeout_s, LearnerRank.publish, version)
+        return cast("WeightManifest", manifests[0])  # only rank 0 has one
 
     def copy(self, version: int) -> WeightManifest:
         """The same weights as bytes in the object store: for an engine that came after a broadcast."""
-        manifest: WeightManifest = self._all("copy", version, timeout_s=self._config.weights.timeout_s)[0]
-        return manifest
+        manifests = self._all("weights to copy", self._config.weights.timeout_s, LearnerRank.copy, version)
+        return cast("WeightManifest", manifests[0])
 
     def nccl_rendezvous(self, world_size: int) -> dict[str, Any]:
         """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
@@ -136,9 +154,9 @@ class LearnerGroup:
         Returns the keywords of vLLM's NCCLWeightTransferInitInfo for the first engine; `rank_offset` of the next one is
         that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
         """
-        point = self._ranks[0].free_port.remote()
+        point = call(self._ranks[0], LearnerRank.free_port)
         ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
-        self._joining = [rank.join_engines.remote(address, port, world_size) for rank in self._ranks]
+        self._joining = [call(rank, LearnerRank.join_engines, address, port, world_size) for rank in self._ranks]
         return {
             "master_address": address,
             "master_port": port,
@@ -152,20 +170,20 @@ class LearnerGroup:
         """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it."""
         timeout_s = self._config.weights.timeout_s
         get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
-        self._all("broadcast", timeout_s=timeout_s, what=f"the broadcast of weights version {version}")
+        self._all(f"the broadcast of weights version {version}", timeout_s, LearnerRank.broadcast)
 
     def start_profile(self) -> None:
         """Every rank records what it does from now on."""
-        self._all("start_profile", timeout_s=self._config.learner.step_timeout_s)
+        self._all("profiles to begin", self._config.learner.step_timeout_s, LearnerRank.start_profile)
 
     def stop_profile(self, folder: Path) -> None:
         """Every rank writes it into `folder`; see `common.recorder`."""
-        self._all("stop_profile", folder, timeout_s=self._config.learner.step_timeout_s)
+        self._all("profiles to be written", self._config.learner.step_timeout_s, LearnerRank.stop_profile, folder)
 
     def save(self, folder: Path) -> None:
         """Everything `load` needs, as one file or more a rank. Raises CheckpointError naming what was not written;
         training can go on."""
-        failures = self._all("save", folder, timeout_s=self._config.learner.step_timeout_s)
+        failures = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, folder)
         errors = [f"rank {rank}: {error}" for rank, error in enumerate(failures) if error]
         if errors:
             raise CheckpointError(
@@ -174,11 +192,11 @@ class LearnerGroup:
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, bit for bit, with as many ranks."""
-        self._all("load", folder, timeout_s=self._config.learner.step_timeout_s)
+        self._all("a checkpoint to be loaded", self._config.learner.step_timeout_s, LearnerRank.load, folder)
 
     def export(self, folder: Path) -> None:
         """The policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
-        self._all("export", folder, timeout_s=self._config.learner.step_timeout_s)
+        self._all("the export of the weights", self._config.learner.step_timeout_s, LearnerRank.export, folder)
 
     def close(self) -> None:
         """End every rank and give its place back."""
@@ -208,10 +226,17 @@ class LearnerGroup:
             runtime_env={"env_vars": environment},
         )
 
-    def _all(self, method: str, *args: Any, timeout_s: float, what: str | None = None) -> list[Any]:
-        refs = [getattr(rank, method).remote(*args) for rank in self._ranks]
-        answers: list[Any] = get(refs, what=what or f"the learner's {method}", timeout_s=timeout_s)
-        return answers
+    def _all(
+        self,
+        what: str,
+        timeout_s: float,
+        method: Callable[Concatenate[LearnerRank, Params], Value],
+        /,
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> list[Value]:
+        """Run `method` on every rank and return its values in rank order; `what` names the wait."""
+        return get([call(rank, method, *args, **kwargs) for rank in self._ranks], what=what, timeout_s=timeout_s)
 
     def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Micro, ...], ...]:
         learner = self._config.learner

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.types import ScoredGroup
-from learner.trainer.given_answers import is_given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +30,8 @@ def split_by_loss(scored: Sequence[ScoredGroup], own_loss: str) -> list[tuple[Lo
         own_loss: of the written groups.
     """
     found = []
-    for loss, by_hand in ((own_loss, True), ("grpo", False)):
-        if own := [group for group in scored if is_given(group) == by_hand]:
+    for loss, origin in ((own_loss, "given"), ("grpo", "sampled")):
+        if own := [group for group in scored if group.group.origin == origin]:
             sequences = sum(len(group.group.completions) for group in own)
             portion = LossTerm(loss=loss, sequences=sequences, groups=len(own), share=len(own) / len(scored))
             found.append((portion, own))

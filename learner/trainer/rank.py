@@ -21,6 +21,7 @@ from common.models.families import family_of
 from common.object_store import fetch_features, share_features
 from common.recorder import Recorder
 from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
+from learner.model.head import ScoringSpec
 from learner.model.load import base_identity, export_model, freeze_towers, load_model, require_base
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters, export_adapter, switch_off
@@ -33,8 +34,6 @@ from learner.trainer.rng import random_states, set_random_states
 from learner.trainer.schedule import learning_rate
 from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
-
-UNCUT = {"top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +54,7 @@ class LearnerRank:
         self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
         self._tower_runs = tower_runs
         self._recorder = Recorder()
-        self._sampling: dict[str, Any] = {
-            "temperature": config.rollout.temperature,
-            "top_k": config.rollout.top_k,
-            "top_p": config.rollout.top_p,
-            "banned": banned,
-            "logits_mb": config.learner.logits_mb,
-        }
+        self._spec = ScoringSpec.of(config, banned=banned)
 
     def open_store(self) -> tuple[str, int]:
         """Where the ranks meet. It is held open: a port that was only found free is another's by the time all come."""
@@ -129,11 +122,9 @@ class LearnerRank:
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
-        sampling = self._sampling if cut else self._sampling | UNCUT
+        spec = self._spec if cut else self._spec.uncut()
         with torch.no_grad():
-            return [
-                packed_logprobs(self._engine, self._pack(pack), **sampling).logp.tolist() for pack in self._fetch(packs)
-            ]
+            return [packed_logprobs(self._engine, self._pack(pack), spec).logp.tolist() for pack in self._fetch(packs)]
 
     def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """What the tower makes of each prompt's pictures."""
@@ -249,28 +240,31 @@ class LearnerRank:
         return build(
             pack.groups,
             model,
-            banned=self._sampling["banned"],
+            banned=self._spec.banned,
             tower_runs=self._tower_runs,
             reward=self._config.reward,
         )
 
-    def _sampling_of(self, portion: LossTerm) -> dict[str, Any]:
-        """The distribution whose log-probs a loss is about. What is written is never cut; likelihood is the model's
-        own, whatever the temperature of sampling."""
-        if portion.sampled:
-            return self._sampling
-        return self._sampling | UNCUT | ({"temperature": 1.0} if portion.loss == "sft" else {})
+    def _spec_of(self, term: LossTerm) -> ScoringSpec:
+        """Return the distribution that a loss is about.
+
+        Given answers are never cut. A likelihood (sft) is the model's own, whatever the temperature of sampling.
+        """
+        if term.sampled:
+            return self._spec
+        uncut = self._spec.uncut()
+        return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
 
     def _forward_backward(self, rank_pack: RankPack, *, last: bool) -> PackStats:
         """Add the pack's gradient, and say what was seen: nothing where it is not real."""
         pack, portion, learner = self._pack(rank_pack), rank_pack.portion, self._config.learner
         assert portion is not None, "a pack to learn from is a portion of its step"
-        sampling = self._sampling_of(portion)
-        scores = packed_logprobs(self._engine, pack, **sampling)
+        spec = self._spec_of(portion)
+        scores = packed_logprobs(self._engine, pack, spec)
         ref_logp = None
         if self._reference is not None:
             with torch.no_grad(), switch_off(self._adapters):
-                ref_logp = packed_logprobs(self._reference, pack, **sampling, kept=scores.kept).logp
+                ref_logp = packed_logprobs(self._reference, pack, spec, kept=scores.kept).logp
         counts = {"sequences": portion.sequences, "groups": portion.groups}
         outputs = LOSSES[portion.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
         loss, kl = outputs.loss * portion.share, outputs.kl * portion.share

@@ -13,7 +13,6 @@ from torch import Tensor
 from common.types import Completion, Group, Prompt, ScoredGroup
 from tests.benchmarks import flops, w1
 
-SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "banned": ()}
 SMALL = 224  # pixels: the picture of a prompt too short for one of 384
 
 
@@ -43,17 +42,20 @@ def group(cell: Cell, *, number: int = 0, lengths: Sequence[int] | None = None) 
         for length in lengths or [cell.c] * cell.g
     )
     rewards = tuple(torch.randn(len(completions), generator=draw).tolist())
-    sampled = Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="none", weights_version=0)
+    sampled = Group(
+        prompt_id=prompt.id, completions=completions, seed=0, origin="sampled", engine_id="none", weights_version=0
+    )
     return ScoredGroup(prompt=prompt, group=sampled, rewards_by_name={"random": rewards}, rewards=rewards)
 
 
 def shared(model: Any, groups: Sequence[ScoredGroup]) -> None:
     """Forward and backward of one pack, building it included; gradients add up on the model."""
+    from learner.model.head import ScoringSpec
     from learner.model.logprobs import packed_logprobs
     from learner.model.pack import build_pack
 
     pack = build_pack(groups, model, banned=())
-    logp = packed_logprobs(model, pack, **SAMPLING).logp
+    logp = packed_logprobs(model, pack, ScoringSpec()).logp
     loss(logp, pack.advantage[pack.row]).backward()
 
 

@@ -155,6 +155,7 @@ def _gradient_error(trainer: Any, inputs: Any) -> float:
     import torch
 
     from common.config.schema import Config
+    from learner.model.head import ScoringSpec
     from learner.model.load import load_model
     from learner.model.logprobs import packed_logprobs
     from learner.model.pack import build_pack
@@ -165,10 +166,9 @@ def _gradient_error(trainer: Any, inputs: Any) -> float:
     policy, reference = load_model(inputs.model.path, config), load_model(inputs.model.path, config)
     policy.load_state_dict(caught["weights"])
     pack = build_pack(_groups(caught, inputs), policy, banned=())
-    sampling: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "banned": ()}
-    scores = packed_logprobs(policy, pack, **sampling)
+    scores = packed_logprobs(policy, pack, ScoringSpec())
     with torch.no_grad():
-        ref_logp = packed_logprobs(reference, pack, **sampling).logp
+        ref_logp = packed_logprobs(reference, pack, ScoringSpec()).logp
     loss = LOSSES["grpo"](pack.inputs(scores.logp, ref_logp, sequences=w1.P * w1.G, groups=w1.P, beta=w1.BETA)).loss
     loss.backward()
     found = {name: one.grad for name, one in policy.named_parameters()}
@@ -191,7 +191,9 @@ def _groups(caught: dict[str, Any], inputs: Any) -> list[Any]:
             Completion(token_ids=tuple(ids), logprobs=(0.0,) * len(ids), text="", finish_reason="length")
             for ids in caught["completion_ids"][rows]
         )
-        group = Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="trl", weights_version=0)
+        group = Group(
+            prompt_id=prompt.id, completions=completions, seed=0, origin="sampled", engine_id="trl", weights_version=0
+        )
         rewards = tuple(caught["rewards"][rows])
         groups.append(ScoredGroup(prompt=prompt, group=group, rewards_by_name={"spelling": rewards}, rewards=rewards))
     return groups

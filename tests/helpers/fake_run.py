@@ -62,7 +62,9 @@ def scored(texts: tuple[str, ...] = ("seven", "seven", "nine", "one"), label: st
         Completion(token_ids=(5, 2), logprobs=(-0.1, -0.2), text=text, finish_reason="stop") for text in texts
     )
     rewards = tuple(float(text == label) for text in texts)
-    group = Group(prompt_id="train/17", completions=completions, seed=1, engine_id="engine-0", weights_version=3)
+    group = Group(
+        prompt_id="train/17", completions=completions, seed=1, origin="sampled", engine_id="engine-0", weights_version=3
+    )
     return ScoredGroup(prompt=prompt, group=group, rewards_by_name={"accuracy": rewards}, rewards=rewards)
 
 

@@ -102,6 +102,7 @@ def sample(step: int, number: int, picture: str, classes: list[str], say: Callab
         "problem": f"{say('Which digit?')} Please choose one from list [ {', '.join(classes)}].",
         "candidates": classes,
         "label": classes[number],
+        "origin": "sampled",
         "engine_id": "engine-0",
         "weights_version": step,
         "completions": [

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.types import ScoredGroup
+from learner.model.head import ScoringSpec
 
 
-class Settings(NamedTuple):
-    """How tokens were drawn."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    banned: tuple[int, ...] = ()
-
-
-def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) -> Tensor:
+def row_logits(model: Any, scored: ScoredGroup, index: int, spec: ScoringSpec) -> Tensor:
     """(C, V) logits after bans and temperature, of completion `index` alone in a batch of one."""
     prompt, completion = scored.prompt, scored.group.completions[index]
     ids = torch.tensor([*prompt.token_ids, *completion.token_ids])[None]
@@ -33,18 +25,18 @@ def row_logits(model: Any, scored: ScoredGroup, index: int, settings: Settings) 
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     every: Tensor = model(**inputs, use_cache=False).logits[0]
     logits = every[len(prompt.token_ids) - 1 : -1].float().clone()
-    logits[:, list(settings.banned)] = -torch.inf
-    return logits / settings.temperature
+    logits[:, list(spec.banned)] = -torch.inf
+    return logits / spec.temperature
 
 
-def kept_ids(logits: Tensor, target: int, settings: Settings) -> list[int]:
+def kept_ids(logits: Tensor, target: int, spec: ScoringSpec) -> list[int]:
     """Ids that top-k and then top-p leave of one (V,) distribution, by walking down from the likeliest."""
     order = torch.argsort(logits, descending=True).tolist()
-    order = [i for i in order if logits[i] > -torch.inf][: settings.top_k or None]
+    order = [i for i in order if logits[i] > -torch.inf][: spec.top_k or None]
     shares = logits[order].softmax(-1).tolist()
     kept, mass = [], 0.0
     for token, share in zip(order, shares, strict=True):
-        if mass >= settings.top_p:
+        if mass >= spec.top_p:
             break
         kept.append(token)
         mass += share
@@ -52,15 +44,15 @@ def kept_ids(logits: Tensor, target: int, settings: Settings) -> list[int]:
 
 
 def row_logprobs(
-    model: Any, reference: Any, scored: ScoredGroup, index: int, settings: Settings
+    model: Any, reference: Any, scored: ScoredGroup, index: int, spec: ScoringSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(C,) log-probs of policy and reference on the policy's support, and the policy's entropies."""
-    logits = row_logits(model, scored, index, settings)
+    logits = row_logits(model, scored, index, spec)
     with torch.no_grad():
-        ref_logits = row_logits(reference, scored, index, settings)
+        ref_logits = row_logits(reference, scored, index, spec)
     policy, ref, entropy = [], [], []
     for at, target in enumerate(scored.group.completions[index].token_ids):
-        kept = kept_ids(logits[at].detach(), target, settings)
+        kept = kept_ids(logits[at].detach(), target, spec)
         place = kept.index(target)
         log_p = logits[at][kept].log_softmax(-1)
         policy.append(log_p[place])
@@ -69,27 +61,27 @@ def row_logprobs(
     return torch.stack(policy), torch.stack(ref), torch.stack(entropy)
 
 
-def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings, *, beta: float) -> Tensor:
-    """The seed's loss over all groups."""
+def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float) -> Tensor:
+    """The loss of GRPO, as CLS-RL has it, over all groups."""
     rows = []
     for scored in groups:
         rewards = np.array(scored.rewards, dtype=np.float32)
         scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         for index, advantage in enumerate(scaled.tolist()):
-            lp, ref, _ = row_logprobs(model, reference, scored, index, settings)
+            lp, ref, _ = row_logprobs(model, reference, scored, index, spec)
             kl = (ref - lp).exp() - (ref - lp) - 1
             rows.append(-((lp - lp.detach()).exp() * advantage - beta * kl).mean())
     return torch.stack(rows).mean()
 
 
 def exact_loss(
-    model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings, *, beta: float, normalised: bool
+    model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float, normalised: bool
 ) -> Tensor:
     """Expected reward and KL over the listed completions by brute force; `normalised` as with one more answer for all
     that is not listed, which earns what the worst of the list does."""
     losses = []
     for scored in groups:
-        rows = [row_logprobs(model, reference, scored, index, settings) for index in range(len(scored.rewards))]
+        rows = [row_logprobs(model, reference, scored, index, spec) for index in range(len(scored.rewards))]
         share = torch.stack([policy.sum() for policy, _, _ in rows]).exp()
         ref = torch.stack([ref.sum() for _, ref, _ in rows]).exp()
         worth = torch.tensor(scored.rewards)
@@ -104,10 +96,10 @@ def exact_loss(
     return torch.stack(losses).mean()
 
 
-def sft_loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings) -> Tensor:
+def sft_loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec) -> Tensor:
     """Mean over all completions of the mean negative log-likelihood of a token."""
     rows = [
-        -row_logprobs(model, reference, scored, index, settings)[0].mean()
+        -row_logprobs(model, reference, scored, index, spec)[0].mean()
         for scored in groups
         for index in range(len(scored.rewards))
     ]

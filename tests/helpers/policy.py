@@ -15,9 +15,10 @@ from common.models.families import family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from learner.model.head import ScoringSpec
 from learner.model.load import freeze_towers
 from learner.trainer.weights import ObjectStoreSender, WeightSource
-from tests.helpers.oracle import Settings, row_logprobs
+from tests.helpers.oracle import row_logprobs
 
 SAMPLED = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=6)
 
@@ -71,7 +72,9 @@ class Policy:
     def gap(self, prompts: Iterable[Prompt], groups: Sequence[Group], sampling: Sampling) -> float:
         """Largest |engine - naive| log-prob over all sampled tokens."""
         by_id = {prompt.id: prompt for prompt in prompts}
-        settings = Settings(sampling.temperature, sampling.top_k, sampling.top_p, self.banned)
+        spec = ScoringSpec(
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, banned=self.banned
+        )
         gaps = []
         for group in groups:
             zeros = (0.0,) * len(group.completions)
@@ -80,6 +83,6 @@ class Policy:
             )
             for index, completion in enumerate(group.completions):
                 with torch.no_grad():
-                    mine, _, _ = row_logprobs(self.model, self.model, scored, index, settings)
+                    mine, _, _ = row_logprobs(self.model, self.model, scored, index, spec)
                 gaps.append(float((mine - torch.tensor(completion.logprobs)).abs().max()))
         return max(gaps)

@@ -18,4 +18,11 @@ def prompt(number: int, label: str, **columns: Any) -> Prompt:
 
 def group(number: int, texts: Sequence[str]) -> Group:
     completions = tuple(Completion(token_ids=(1,), logprobs=(0.0,), text=text, finish_reason="stop") for text in texts)
-    return Group(prompt_id=f"train/{number}", completions=completions, seed=0, engine_id="engine-0", weights_version=0)
+    return Group(
+        prompt_id=f"train/{number}",
+        completions=completions,
+        seed=0,
+        origin="sampled",
+        engine_id="engine-0",
+        weights_version=0,
+    )

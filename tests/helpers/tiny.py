@@ -106,7 +106,14 @@ def group(
     scores = tuple(rewards) if rewards is not None else tuple(draw.normal(size=len(lengths)).tolist())
     return ScoredGroup(
         prompt=prompt,
-        group=Group(prompt_id=prompt.id, completions=completions, seed=seed, engine_id="test", weights_version=0),
+        group=Group(
+            prompt_id=prompt.id,
+            completions=completions,
+            seed=seed,
+            origin="sampled",
+            engine_id="test",
+            weights_version=0,
+        ),
         rewards_by_name={"test": scores},
         rewards=scores,
     )

@@ -13,6 +13,7 @@ import torch
 from common.config.schema import Config
 from common.types import GenerationRequest, Group, LoadedWeights, ScoredGroup, WeightManifest
 from learner.model.attention import install
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
 from learner.objective import grpo_loss
@@ -141,7 +142,7 @@ def learn(policy: Policy, groups: Sequence[ScoredGroup]) -> list[float]:
     losses = []
     for _ in range(5):
         pack = build_pack(groups, policy.model, banned=policy.banned)
-        scores = packed_logprobs(policy.model, pack, temperature=1.0, top_k=0, top_p=1.0, banned=policy.banned)
+        scores = packed_logprobs(policy.model, pack, ScoringSpec(banned=policy.banned))
         record = pack.inputs(scores.logp, None, sequences=len(pack.advantage), groups=len(groups), beta=0.0)
         loss = grpo_loss(record).loss
         optimizer.zero_grad()

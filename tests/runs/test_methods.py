@@ -28,10 +28,10 @@ def test_exact_beside_a_sampled_share_resumes_to_the_same_weights(tmp_path: Path
         assert 0 < row["reward"] < 1
         assert row["grad_norm"] > 0
     samples = [row for row in jobs.rows(whole, "samples.jsonl") if row["step"] == 0]
-    assert sorted(row["engine_id"] for row in samples) == ["engine-0"] * 4 + ["written"] * 4
+    assert sorted(row["origin"] for row in samples) == ["given"] * 4 + ["sampled"] * 4
     for row in samples:
         said = [one["text"] for one in row["completions"]]
-        assert len(said) == (10 if row["engine_id"] == "written" else 4)
+        assert len(said) == (10 if row["origin"] == "given" else 4)
         assert [one["reward"] for one in row["completions"]] == [float(text == row["label"]) for text in said]
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)

@@ -19,6 +19,7 @@ from common.models.prompts import PromptEncoder
 from common.types import Completion, Group, Prompt
 from learner.driver.candidate_probabilities import candidate_probabilities
 from learner.embedded.model import DIGITS
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
 from learner.trainer.given_answers import given_unscored
@@ -51,7 +52,7 @@ class PlainLearner:
     def _scored(self, prompt: Prompt, own: Sequence[Answer]) -> list[tuple[float, ...]]:
         pack = build_pack([given_unscored(prompt, own)], self.model, banned=())
         with torch.no_grad():
-            flat = iter(packed_logprobs(self.model, pack, **oracle.Settings()._asdict()).logp.tolist())
+            flat = iter(packed_logprobs(self.model, pack, ScoringSpec()).logp.tolist())
         return [tuple(next(flat) for _ in answer) for answer in own]
 
 
@@ -77,7 +78,14 @@ def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_t
             Completion(token_ids=own, logprobs=(0.0,) * len(own), text=text, finish_reason="stop")
             for own, text in zip(ids, said, strict=True)
         )
-        return Group(prompt_id=prompt.id, completions=completions, seed=0, engine_id="engine-0", weights_version=0)
+        return Group(
+            prompt_id=prompt.id,
+            completions=completions,
+            seed=0,
+            origin="sampled",
+            engine_id="engine-0",
+            weights_version=0,
+        )
 
     learner = PlainLearner(model)
     closed_set = ClosedSet(processor, mode="think", ends=[end], banned=())
@@ -105,7 +113,7 @@ def brute_force(model: Any, tokenizer: Any, prompt: Prompt, thought: str) -> dic
         ids = (*tokenizer(f"</think>\n<answer>{label}</answer>")["input_ids"], tokenizer.eos_token_id)
         scored = given_unscored(prompt, [(*begun, *ids)])
         with torch.no_grad():
-            logp, _, _ = oracle.row_logprobs(model, model, scored, 0, oracle.Settings())
+            logp, _, _ = oracle.row_logprobs(model, model, scored, 0, ScoringSpec())
         totals.append(float(logp[len(begun) :].sum()))
     shares = np.exp(totals) / np.exp(totals).sum()
     return dict(zip(listed, shares.tolist(), strict=True))

@@ -49,7 +49,14 @@ class FakeFleet:
                 Completion(token_ids=(1,), logprobs=(0.0,), text=f"{request.prompt_id}+{k}", finish_reason="stop")
                 for k in said
             )
-            yield Group(prompt_id=request.prompt_id, completions=completions, seed=0, engine_id="e", weights_version=0)
+            yield Group(
+                prompt_id=request.prompt_id,
+                completions=completions,
+                seed=0,
+                origin="sampled",
+                engine_id="e",
+                weights_version=0,
+            )
 
 
 class FakeLearner:

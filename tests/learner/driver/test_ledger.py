@@ -29,7 +29,14 @@ def test_failed_groups_are_counted_and_named_and_the_others_pass(
     ledger: Ledger, events: list[tuple[str, dict[str, Any]]]
 ) -> None:
     answer = Completion(token_ids=(1,), logprobs=(-0.5,), text="a", finish_reason="stop")
-    group = Group(prompt_id="train/1", completions=(answer, answer), seed=0, engine_id="engine-0", weights_version=0)
+    group = Group(
+        prompt_id="train/1",
+        completions=(answer, answer),
+        seed=0,
+        origin="sampled",
+        engine_id="engine-0",
+        weights_version=0,
+    )
     failed = FailedGroup(prompt_id="train/2", reason="too long")
     ledger.dispatched = 3
     assert list(ledger.pass_sampled([failed, group])) == [group]

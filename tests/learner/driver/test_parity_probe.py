@@ -35,6 +35,7 @@ class Sides:
                 prompt_id=one.prompt_id,
                 completions=(answer,) * one.sampling.n,
                 seed=one.seed,
+                origin="sampled",
                 engine_id="engine-0",
                 weights_version=0,
             )

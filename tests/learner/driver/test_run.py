@@ -12,7 +12,6 @@ from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
-from learner.trainer.given_answers import NOBODY
 from tests.helpers import tiny
 from tests.learner.trainer.test_offline_groups import prompt, row, writer
 
@@ -112,7 +111,7 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     made.offline = writer("exact", exact={"sampled_share": 0.25})
     prompts = [prompt(row(number)) for number in range(16)]
     groups = list(made.groups(3, prompts))
-    assert [group.engine_id == NOBODY for group in groups] == [True] * 12 + [False] * 3
+    assert [group.origin == "given" for group in groups] == [True] * 12 + [False] * 3
     assert {one.seed for one in engines.asked} == {request_seed(mixed.seed, 3, one.prompt_id) for one in engines.asked}
     assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16
     assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1}

@@ -78,5 +78,5 @@ def test_a_group_teaches_nothing_where_all_that_is_normalised_is_equal(normalise
         scored(("seven", "seven")), rewards_by_name={"a": (1.0, 0.0), "b": (0.0, 1.0)}, rewards=(1.0, 1.0)
     )
     equal = replace(cancelling, rewards_by_name={"a": (1.0, 1.0), "b": (0.0, 0.0)})
-    config = Config(reward=RewardConfig.model_validate({"normalise": normalise}))
+    config = Config(reward=RewardConfig.model_validate({"functions": {"a": 1, "b": 1}, "normalise": normalise}))
     assert record([equal, cancelling], {}, config).all_equal_share == expected

@@ -11,17 +11,18 @@ import torch
 
 from common.types import ImageFeatures, Prompt, ScoredGroup
 from learner.driver.vision_cache import VisionCache
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
 from learner.model.vision_features import compute_features
 from tests.helpers import tiny
-from tests.helpers.oracle import Settings, gradient, relative_error
+from tests.helpers.oracle import gradient, relative_error
 
 
 def loss_and_gradient(model: Any, groups: Sequence[ScoredGroup], *, tower_runs: bool) -> tuple[Any, Any]:
     model.zero_grad()
     pack = build_pack(groups, model, banned=(), tower_runs=tower_runs)
-    logp = packed_logprobs(model, pack, **Settings()._asdict()).logp
+    logp = packed_logprobs(model, pack, ScoringSpec()).logp
     torch.autograd.backward(logp.mean())
     return logp.detach(), gradient(model)
 

@@ -10,6 +10,7 @@ import torch
 from common.config.schema import Config
 from learner.memory.trace import learning_peak, made_up_group, weightless
 from learner.model.attention import install
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
 from tests.helpers import tiny
@@ -53,7 +54,7 @@ def kept(wanted: Any, groups: list[Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         built = build_pack(groups, model, banned=())
-        packed_logprobs(model, built, temperature=1.0, top_k=0, top_p=1.0, banned=tiny.BANNED)
+        packed_logprobs(model, built, ScoringSpec(banned=tiny.BANNED))
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from common.errors import ModelError
 from learner.model import attention
 from learner.model import sparse_attention as tiles
 from learner.model.attention import Blocks, Segments, install, way_of
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
 from tests.helpers import oracle, tiny
@@ -79,9 +81,9 @@ def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool, monkeypatch
     assert oracle.relative_error(found, wanted) < 1e-5
     policy.gradient_checkpointing_enable()
     assert torch.equal(gradient_of(packed_loss(policy, reference, [groups], PLAIN), policy), found)
-    whole = packed_logprobs(trained, build_pack(groups, policy, banned=()), **oracle.Settings()._asdict()).logp
+    whole = packed_logprobs(trained, build_pack(groups, policy, banned=()), ScoringSpec()).logp
     policy.set_attn_implementation("sdpa")
-    other = packed_logprobs(trained, build_pack(groups, policy, banned=()), **oracle.Settings()._asdict()).logp
+    other = packed_logprobs(trained, build_pack(groups, policy, banned=()), ScoringSpec()).logp
     torch.testing.assert_close(whole, other, rtol=0, atol=1e-5)
 
 
@@ -98,7 +100,7 @@ def test_long_ragged_groups_are_naive_however_they_are_packed(monkeypatch: pytes
     for model in (policy, reference):
         install(model, "sparse")
     for packs in ([groups], [groups[:1], groups[1:]], [groups[1:2], [groups[2], groups[0]]]):
-        found = gradient_of(packed_loss(policy, reference, packs, PLAIN, logits_mb=0.004), policy)
+        found = gradient_of(packed_loss(policy, reference, packs, replace(PLAIN, logits_mb=0.004)), policy)
         assert oracle.relative_error(found, wanted) < 1e-5
 
 
@@ -112,7 +114,7 @@ def test_bfloat16_is_close() -> None:
 
 def score(model: Any, way: str) -> Tensor:
     install(model, way)
-    return packed_logprobs(model, build_pack(tiny.ragged(), model, banned=()), **oracle.Settings()._asdict()).logp
+    return packed_logprobs(model, build_pack(tiny.ragged(), model, banned=()), ScoringSpec()).logp
 
 
 def test_without_a_pack_it_is_sdpa() -> None:

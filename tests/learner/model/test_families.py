@@ -18,12 +18,12 @@ from common.models.processor import banned_token_ids, eos_token_ids, load_model_
 from common.models.prompts import PromptEncoder
 from common.types import Completion, Example, Group, ScoredGroup
 from learner.model.attention import install
+from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
 from tests.helpers import oracle
 from tests.helpers.models import QUESTION, Architecture, build_random_model
-from tests.helpers.oracle import Settings
 
 Size = tuple[int, int] | None
 SIZES: dict[str, list[Size]] = {  # Aria's processor makes 980 x 980 of each
@@ -44,10 +44,10 @@ class Learner:
         self.family = config.model_type
         self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
         install(self.model, "auto")
-        self.settings = Settings(
+        self.spec = ScoringSpec(
             temperature=0.9, banned=banned_token_ids(config, processor.tokenizer, eos_token_ids(path))
         )
-        self._allowed = sorted(set(range(len(processor.tokenizer))) - set(self.settings.banned))
+        self._allowed = sorted(set(range(len(processor.tokenizer))) - set(self.spec.banned))
         self._encoder = PromptEncoder(processor, DataConfig(), family=family_of(config))
 
     def group(self, seed: int, size: Size, lengths: Sequence[int]) -> ScoredGroup:
@@ -67,7 +67,14 @@ class Learner:
             for length in lengths
         )
         rewards = tuple(draw.normal(size=len(lengths)).tolist())
-        group = Group(prompt_id=prompt.id, completions=completions, seed=seed, engine_id="test", weights_version=0)
+        group = Group(
+            prompt_id=prompt.id,
+            completions=completions,
+            seed=seed,
+            origin="sampled",
+            engine_id="test",
+            weights_version=0,
+        )
         return ScoredGroup(prompt=prompt, group=group, rewards_by_name={"test": rewards}, rewards=rewards)
 
     def groups(self) -> list[ScoredGroup]:
@@ -76,17 +83,17 @@ class Learner:
         return [self.group(seed, size, own) for seed, (size, own) in enumerate(zip(sizes, lengths, strict=False))]
 
     def packed(self, groups: Sequence[ScoredGroup]) -> Tensor:
-        return self.scores(build_pack(groups, self.model, banned=self.settings.banned))
+        return self.scores(build_pack(groups, self.model, banned=self.spec.banned))
 
     def scores(self, pack: Pack) -> Tensor:
-        return packed_logprobs(self.model, pack, **self.settings._asdict()).logp
+        return packed_logprobs(self.model, pack, self.spec).logp
 
     def naive(self, groups: Sequence[ScoredGroup]) -> Tensor:
         """Row by row, by the ordinary forward."""
         rows = []
         for scored in groups:
             for index, completion in enumerate(scored.group.completions):
-                logp = oracle.row_logits(self.model, scored, index, self.settings).log_softmax(-1)
+                logp = oracle.row_logits(self.model, scored, index, self.spec).log_softmax(-1)
                 rows.append(logp.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0])
         return torch.cat(rows)
 
@@ -123,12 +130,12 @@ def test_the_plain_way_is_naive_too(learner: Learner) -> None:
     if family_of(learner.model.config).tile_axis:  # these want the tiles of each row apart, which no other family does
         return
     groups = learner.groups()
-    found = learner.scores(build_rows(groups, learner.model, banned=learner.settings.banned))
+    found = learner.scores(build_rows(groups, learner.model, banned=learner.spec.banned))
     wanted = learner.naive(groups)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     assert oracle.relative_error(learner.gradient(found), learner.gradient(wanted)) < 1e-5
     text = [learner.group(seed, None, (2, 3)) for seed in range(2)]
-    rows = build_rows(text, learner.model, banned=learner.settings.banned)
+    rows = build_rows(text, learner.model, banned=learner.spec.banned)
     assert rows.images["pixel_values"].numel()
     torch.testing.assert_close(learner.scores(rows), learner.naive(text), rtol=0, atol=1e-5)
 

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from common.errors import DataError
 from common.types import ImageFeatures, ScoredGroup
-from learner.model.head import support
+from learner.model.attention import install
+from learner.model.head import ScoringSpec, support
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
 from learner.objective import LOSSES
 from tests.helpers import oracle, tiny
-from tests.helpers.oracle import Settings
 
 BETA = 0.1
-PLAIN = Settings(banned=tiny.BANNED)
-DRAWN = {"plain": PLAIN, "cut": Settings(temperature=0.7, top_k=7, top_p=0.8, banned=tiny.BANNED)}
+DTYPES = [torch.float32, torch.bfloat16]
+PLAIN = ScoringSpec(banned=tiny.BANNED)
+DRAWN = {"plain": PLAIN, "cut": ScoringSpec(temperature=0.7, top_k=7, top_p=0.8, banned=tiny.BANNED)}
 
 
 def models(family: tiny.Family) -> tuple[Any, Any]:
@@ -42,9 +43,8 @@ def packed_loss(
     policy: Any,
     reference: Any,
     packs: Sequence[Sequence[ScoredGroup]],
-    settings: Settings,
+    spec: ScoringSpec,
     beta: float = BETA,
-    logits_mb: float = 512.0,
     loss: str = "grpo",
     build: Callable[..., Pack] = build_pack,
 ) -> Tensor:
@@ -52,10 +52,10 @@ def packed_loss(
     sequences = sum(len(scored.rewards) for groups in packs for scored in groups)
     shares = []
     for groups in packs:
-        pack = build(groups, policy, banned=settings.banned)
-        scores = packed_logprobs(policy, pack, **settings._asdict(), logits_mb=logits_mb)
+        pack = build(groups, policy, banned=spec.banned)
+        scores = packed_logprobs(policy, pack, spec)
         with torch.no_grad():
-            ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept, logits_mb=logits_mb)
+            ref = packed_logprobs(reference, pack, spec, kept=scores.kept)
         record = pack.inputs(scores.logp, ref.logp, sequences=sequences, groups=sum(map(len, packs)), beta=beta)
         shares.append(LOSSES[loss](record).loss)
     return torch.stack(shares).sum()
@@ -71,12 +71,12 @@ def gradient_of(loss: Tensor, model: Any) -> Tensor:
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_packed_is_naive(family: tiny.Family, drawn: str) -> None:
     policy, reference = models(family)
-    settings, groups = DRAWN[drawn], tiny.ragged()
-    pack = build_pack(groups, policy, banned=settings.banned)
-    scores = packed_logprobs(policy, pack, **settings._asdict())
-    ref = packed_logprobs(reference, pack, **settings._asdict(), kept=scores.kept)
+    spec, groups = DRAWN[drawn], tiny.ragged()
+    pack = build_pack(groups, policy, banned=spec.banned)
+    scores = packed_logprobs(policy, pack, spec)
+    ref = packed_logprobs(reference, pack, spec, kept=scores.kept)
     rows = [
-        oracle.row_logprobs(policy, reference, scored, index, settings)
+        oracle.row_logprobs(policy, reference, scored, index, spec)
         for scored in groups
         for index in range(len(scored.rewards))
     ]
@@ -84,14 +84,31 @@ def test_packed_is_naive(family: tiny.Family, drawn: str) -> None:
         torch.testing.assert_close(found, torch.cat(wanted), rtol=0, atol=1e-5)
     assert scores.logp.dtype == torch.float32
 
-    wanted_gradient = gradient_of(oracle.loss(policy, reference, groups, settings, beta=BETA), policy)
-    found_gradient = gradient_of(packed_loss(policy, reference, [groups], settings), policy)
+    wanted_gradient = gradient_of(oracle.loss(policy, reference, groups, spec, beta=BETA), policy)
+    found_gradient = gradient_of(packed_loss(policy, reference, [groups], spec), policy)
     assert oracle.relative_error(found_gradient, wanted_gradient) < 1e-5
-    split = gradient_of(packed_loss(policy, reference, [groups[:2], groups[2:3], groups[3:]], settings), policy)
+    split = gradient_of(packed_loss(policy, reference, [groups[:2], groups[2:3], groups[3:]], spec), policy)
     assert oracle.relative_error(split, wanted_gradient) < 1e-5, "packing matters"
     policy.gradient_checkpointing_enable()
-    again = gradient_of(packed_loss(policy, reference, [groups], settings), policy)
+    again = gradient_of(packed_loss(policy, reference, [groups], spec), policy)
     assert torch.equal(again, found_gradient), "checkpointing matters"
+
+
+@pytest.mark.parametrize("family", get_args(tiny.Family))
+@pytest.mark.parametrize("way", ["sdpa", "auto"])
+def test_packed_is_naive_in_bfloat16(family: tiny.Family, way: str) -> None:
+    """Laws 2 and 3 where the model computes in bfloat16: whatever the packs, no further from float32 than naive rows
+    in bfloat16 are."""
+    policy, reference = (model.to(torch.bfloat16) for model in models(family))
+    groups = tiny.ragged()
+    exact = copy.deepcopy(policy).float()
+    wanted = gradient_of(oracle.loss(exact, copy.deepcopy(reference).float(), groups, PLAIN, beta=BETA), exact)
+    naive = gradient_of(oracle.loss(policy, reference, groups, PLAIN, beta=BETA), policy)
+    for model in (policy, reference):
+        install(model, way)
+    for packs in ([groups], [groups[:2], groups[2:3], groups[3:]]):
+        found = gradient_of(packed_loss(policy, reference, packs, PLAIN), policy)
+        assert oracle.relative_error(found, wanted) < 1.2 * oracle.relative_error(naive, wanted) < 0.05
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "grpo"])
@@ -99,16 +116,16 @@ def test_losses_of_written_groups_follow_the_brute_force_gradient(loss: str) -> 
     """Expected reward, KL and likelihood over naive rows, however packed, with a shared prefix or without; at any
     temperature."""
     policy, reference = models("qwen2_vl")
-    settings, groups = Settings(temperature=0.7, banned=tiny.BANNED), tiny.ragged()
+    spec, groups = ScoringSpec(temperature=0.7, banned=tiny.BANNED), tiny.ragged()
     if loss == "sft":
-        naive = oracle.sft_loss(policy, reference, groups, settings)
+        naive = oracle.sft_loss(policy, reference, groups, spec)
     else:
         normalised = loss == "exact_normalised"
-        naive = oracle.exact_loss(policy, reference, groups, settings, beta=BETA, normalised=normalised)
+        naive = oracle.exact_loss(policy, reference, groups, spec, beta=BETA, normalised=normalised)
     wanted, value = gradient_of(naive, policy), naive.item()
     for packs in ([groups], [groups[:2], groups[2:3], groups[3:]], [[one] for one in groups]):
         for build in (build_pack, build_rows):
-            found = packed_loss(policy, reference, packs, settings, loss=loss, build=build)
+            found = packed_loss(policy, reference, packs, spec, loss=loss, build=build)
             assert found.item() == pytest.approx(value, rel=1e-5)
             assert oracle.relative_error(gradient_of(found, policy), wanted) < 1e-5
 
@@ -134,7 +151,7 @@ def test_images_belong_to_their_prompts() -> None:
 
     def by_group(batch: Sequence[ScoredGroup]) -> Sequence[Tensor]:
         pack = build_pack(batch, policy, banned=())
-        return torch.split(packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach(), 6)
+        return torch.split(packed_logprobs(policy, pack, ScoringSpec()).logp.detach(), 6)
 
     right, wrong = by_group(groups), by_group(swapped)
     alone = [by_group([scored])[0] for scored in groups]
@@ -144,14 +161,17 @@ def test_images_belong_to_their_prompts() -> None:
     assert all((wrong[index] - right[index]).abs().max() > 1e-2 for index in (1, 2))
 
 
-def test_tokens_a_completion_may_not_see_cannot_matter() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", ["sdpa", "auto"])
+def test_tokens_a_completion_may_not_see_cannot_matter(way: str, dtype: torch.dtype) -> None:
     """Law 7: another completion, another group, and what comes after a token leave its log-prob bit-equal."""
-    policy, _ = models("qwen2_vl")
+    policy = models("qwen2_vl")[0].to(dtype)
+    install(policy, way)
     groups = tiny.ragged()
 
     def score(batch: Sequence[ScoredGroup]) -> Tensor:
         pack = build_pack(batch, policy, banned=())
-        return packed_logprobs(policy, pack, **Settings()._asdict()).logp.detach()
+        return packed_logprobs(policy, pack, ScoringSpec()).logp.detach()
 
     first = groups[0].group.completions[1]
     changed = replace(first, token_ids=(*first.token_ids[:2], *[(t + 1) % 80 for t in first.token_ids[2:]]))
@@ -160,15 +180,17 @@ def test_tokens_a_completion_may_not_see_cannot_matter() -> None:
     before, after = score(groups), score(other)
     unseen = torch.ones(len(before), dtype=torch.bool)
     unseen[1 + 2 : 1 + 4] = False  # the changed tokens themselves: completions of 1 and 4 tokens come first
-    torch.testing.assert_close(after[unseen], before[unseen], rtol=0, atol=1e-6)
+    assert torch.equal(after[unseen], before[unseen])
     assert (after[~unseen] - before[~unseen]).abs().max() > 1e-2
 
 
-def test_equal_rewards_and_no_kl_give_zero_gradient() -> None:
-    """Law 7, through the model."""
-    policy, reference = models("qwen2_vl")
-    flat = [tiny.group(1, text=6, pictures=[(2, 2)], lengths=[2, 3], rewards=[0.7, 0.7])]
-    assert not gradient_of(packed_loss(policy, reference, [flat], PLAIN, beta=0.0), policy).any()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", ["grpo", "exact_normalised"])
+def test_equal_rewards_and_no_kl_give_zero_gradient(loss: str, dtype: torch.dtype) -> None:
+    """Law 7, through the model: rewards whose float32 mean is none of them."""
+    policy, reference = (model.to(dtype) for model in models("qwen2_vl"))
+    flat = [tiny.group(size, text=6, pictures=[(2, 2)], lengths=[2] * size, rewards=[1.2] * size) for size in (3, 16)]
+    assert not gradient_of(packed_loss(policy, reference, [flat], PLAIN, beta=0.0, loss=loss), policy).any()
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (5, 0.5), (1, 1.0), (0, 1e-6), (500, 0.99)])
@@ -178,14 +200,14 @@ def test_support_is_the_naive_one(top_k: int, top_p: float) -> None:
     found = support(logits, top_k=top_k, top_p=top_p)
     for row in range(len(logits)):
         best = int(logits[row].argmax())
-        wanted = oracle.kept_ids(logits[row], best, Settings(top_k=top_k, top_p=top_p))
+        wanted = oracle.kept_ids(logits[row], best, ScoringSpec(top_k=top_k, top_p=top_p))
         assert found[row].nonzero()[:, 0].tolist() == wanted
 
 
 def test_sampled_token_outside_the_support_stays_finite() -> None:
     policy, _ = models("qwen2_vl")
     pack = build_pack(tiny.ragged(), policy, banned=())
-    scores = packed_logprobs(policy, pack, temperature=1.0, top_k=1, top_p=1.0, banned=())
+    scores = packed_logprobs(policy, pack, ScoringSpec(top_k=1))
     assert scores.logp.isfinite().all()
     assert scores.kept is not None
     assert set(scores.kept.sum(-1).tolist()) <= {1, 2}
@@ -220,8 +242,8 @@ def test_banned_tokens_have_no_probability() -> None:
     """Fault 9, the other half: what the engine never samples must not take mass in the learner."""
     policy, _ = models("qwen2_vl")
     groups = [tiny.group(0, text=6, pictures=[], lengths=[1, 1])]
-    free = packed_logprobs(policy, build_pack(groups, policy, banned=()), **Settings()._asdict())
-    barred = packed_logprobs(policy, build_pack(groups, policy, banned=tiny.BANNED), **PLAIN._asdict())
+    free = packed_logprobs(policy, build_pack(groups, policy, banned=()), ScoringSpec())
+    barred = packed_logprobs(policy, build_pack(groups, policy, banned=tiny.BANNED), PLAIN)
     assert (barred.logp > free.logp).all()
 
 

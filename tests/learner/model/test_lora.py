@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.config.schema import LoraConfig
+from learner.model.head import ScoringSpec
 from learner.model.last_layer import shorten
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters, export_adapter, switch_off
@@ -20,7 +21,7 @@ from learner.objective import LOSSES
 from learner.trainer.weights import WeightSource
 from tests.helpers import oracle, tiny
 
-SETTINGS = oracle.Settings(temperature=1.0, top_k=0, top_p=1.0, banned=tiny.BANNED)
+SPEC = ScoringSpec(banned=tiny.BANNED)
 CONFIG = LoraConfig(rank=4, alpha=8)
 EVERYTHING = LoraConfig(rank=4, alpha=8, targets="language_and_vision")
 
@@ -45,7 +46,7 @@ def adapted(config: LoraConfig = CONFIG, *, dtype: torch.dtype = torch.float32) 
 
 def logprobs(model: Any) -> Tensor:
     pack = build_pack(tiny.ragged(), model, banned=tiny.BANNED)
-    return packed_logprobs(model, pack, temperature=1.0, top_k=0, top_p=1.0, banned=tiny.BANNED).logp
+    return packed_logprobs(model, pack, SPEC).logp
 
 
 def published(model: Any, layers: dict[str, Any]) -> dict[str, Tensor]:
@@ -73,14 +74,13 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     groups = tiny.ragged()
     pack = build_pack(groups, model, banned=tiny.BANNED)
-    sampling: dict[str, Any] = SETTINGS._asdict()
-    scores = packed_logprobs(model, pack, **sampling)
+    scores = packed_logprobs(model, pack, SPEC)
     with torch.no_grad(), switch_off(layers):
-        reference = packed_logprobs(model, pack, **sampling, kept=scores.kept)
+        reference = packed_logprobs(model, pack, SPEC, kept=scores.kept)
     sequences = sum(len(scored.rewards) for scored in groups)
     record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)
     torch.autograd.backward(LOSSES["grpo"](record).loss)
-    torch.autograd.backward(oracle.loss(twin, base(), groups, SETTINGS, beta=0.1))
+    torch.autograd.backward(oracle.loss(twin, base(), groups, SPEC, beta=0.1))
     assert oracle.relative_error(oracle.gradient(model), oracle.gradient(twin)) < 1e-5
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == {name for name, _ in model.named_parameters() if ".lora_" in name}

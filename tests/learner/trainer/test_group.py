@@ -22,10 +22,10 @@ from common.config.schema import CheckpointConfig, Config, LoraConfig
 from common.errors import CheckpointError, LearnerError
 from common.types import ImageFeatures, ScoredGroup, StepResult, WeightManifest
 from learner.driver.vision_cache import VisionCache
+from learner.model.head import ScoringSpec
 from learner.model.load import load_model
 from learner.model.lora import add_adapters
 from learner.model.vision_features import compute_features
-from learner.trainer.given_answers import NOBODY
 from learner.trainer.group import LearnerGroup
 from learner.trainer.schedule import learning_rate
 from learner.trainer.weights import WeightSource
@@ -34,7 +34,7 @@ from tests.helpers import oracle, tiny
 pytestmark = pytest.mark.engine
 
 LR, BETA, STEPS, CLIP = 1e-3, 0.1, 6, 1.0
-SETTINGS = oracle.Settings(temperature=0.9, top_k=40, top_p=0.95, banned=tiny.BANNED)
+SPEC = ScoringSpec(temperature=0.9, top_k=40, top_p=0.95, banned=tiny.BANNED)
 LORA = LoraConfig(rank=4, alpha=8)
 Weights = dict[str, Tensor]
 
@@ -47,9 +47,9 @@ def settings(model: Path, *, ranks: int, stage: int, **model_keys: Any) -> Confi
             "rollout": {
                 "prompts_per_step": 4,
                 "gpus_per_engine": 0,
-                "temperature": SETTINGS.temperature,
-                "top_k": SETTINGS.top_k,
-                "top_p": SETTINGS.top_p,
+                "temperature": SPEC.temperature,
+                "top_k": SPEC.top_k,
+                "top_p": SPEC.top_p,
             },
             "learner": {
                 "ranks": ranks,
@@ -163,14 +163,14 @@ def twin() -> Twin:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LR, weight_decay=0.0)
     with torch.no_grad():
         logprobs = [
-            [oracle.row_logprobs(policy, reference, g, index, SETTINGS)[0] for index in range(len(g.rewards))]
+            [oracle.row_logprobs(policy, reference, g, index, SPEC)[0] for index in range(len(g.rewards))]
             for g in batch(0)
         ]
     norms = []
     for step in range(3):
         optimizer.param_groups[0]["lr"] = learning_rate(step, peak=LR, steps=STEPS, warmup_steps=0, schedule="linear")
         optimizer.zero_grad()
-        torch.autograd.backward(oracle.loss(policy, reference, batch(step), SETTINGS, beta=BETA))
+        torch.autograd.backward(oracle.loss(policy, reference, batch(step), SPEC, beta=BETA))
         norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP)))
         optimizer.step()
     return Twin(norms, {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}, logprobs)
@@ -337,8 +337,6 @@ def test_adapters_alone_are_trained_saved_and_sent_again(
 
 def adapted_twin(model_path: Path, config: Config) -> tuple[list[float], Weights]:
     """Gradient norms of three steps, and the weights after them, of one process of plain torch and naive rows."""
-    from learner.model.load import load_model
-
     torch.manual_seed(config.seed)
     policy = load_model(str(model_path), config).train()
     layers = add_adapters(policy, config.lora)
@@ -348,7 +346,7 @@ def adapted_twin(model_path: Path, config: Config) -> tuple[list[float], Weights
     for step in range(3):
         optimizer.param_groups[0]["lr"] = learning_rate(step, peak=LR, steps=STEPS, warmup_steps=0, schedule="linear")
         optimizer.zero_grad()
-        torch.autograd.backward(oracle.loss(policy, tiny.model(), batch(step), SETTINGS, beta=BETA))
+        torch.autograd.backward(oracle.loss(policy, tiny.model(), batch(step), SPEC, beta=BETA))
         norms.append(float(torch.nn.utils.clip_grad_norm_(adapter, CLIP)))
         optimizer.step()
     source = WeightSource(policy, gathered=lambda _: nullcontext(), bucket_bytes=1, adapters=layers)
@@ -368,7 +366,7 @@ def test_bfloat16_follows_float32(ray_session: None, model_path: Path) -> None:
 
 def oracle_norm() -> float:
     policy = tiny.model()
-    torch.autograd.backward(oracle.loss(policy, policy, batch(0), SETTINGS, beta=0.0))
+    torch.autograd.backward(oracle.loss(policy, policy, batch(0), SPEC, beta=0.0))
     return float(oracle.gradient(policy).norm())
 
 
@@ -388,7 +386,7 @@ def test_given_answers_are_scored_over_their_prompt(
             prompts = VisionCache(group, cache_bytes=1 << 20).with_features(prompts)
         found = group.candidate_logprobs(prompts, answers)
         assert group.candidate_logprobs([], []) == []
-    whole = SETTINGS._replace(top_k=0, top_p=1.0)
+    whole = SPEC.uncut()
     for scored, rows in zip(groups, found, strict=True):
         assert len(rows) == len(scored.group.completions)
         for index, row in enumerate(rows):
@@ -405,7 +403,7 @@ def test_a_learner_without_steps_only_scores(ray_session: None, model_path: Path
     answers = [tuple(completion.token_ids for completion in scored.group.completions) for scored in groups]
     with opened(config.model_copy(update={"steps": 0})) as group:
         found = group.candidate_logprobs(prompts, answers)
-    plain, whole = tiny.model(), SETTINGS._replace(top_k=0, top_p=1.0)
+    plain, whole = tiny.model(), SPEC.uncut()
     for scored, rows in zip(groups, found, strict=True):
         for index, row in enumerate(rows):
             wanted = oracle.row_logprobs(plain, plain, scored, index, whole)[0].detach()
@@ -423,19 +421,19 @@ def test_written_groups_are_learnt_by_two_ranks_as_by_one_twin(
         config = config.model_copy(update={"learner": config.learner.model_copy(update={"beta": 0.0})})
     sampled = (1, 2) if method == "exact" else ()
     groups = [
-        one if at in sampled else replace(one, group=replace(one.group, engine_id=NOBODY))
+        one if at in sampled else replace(one, group=replace(one.group, origin="given"))
         for at, one in enumerate(batch(0))
     ]
     with opened(config) as group:
         found = group.step(groups)
     by_hand = [one for at, one in enumerate(groups) if at not in sampled]
-    policy, whole = tiny.model(), SETTINGS._replace(top_k=0, top_p=1.0)
+    policy, whole = tiny.model(), SPEC.uncut()
     if method == "sft":
-        whole = whole._replace(temperature=1.0)
+        whole = replace(whole, temperature=1.0)
         wanted = oracle.sft_loss(policy, policy, groups, whole)
     else:
         listed = oracle.exact_loss(policy, tiny.model(), by_hand, whole, beta=BETA, normalised=True)
-        drawn = oracle.loss(policy, tiny.model(), [groups[at] for at in sampled], SETTINGS, beta=BETA)
+        drawn = oracle.loss(policy, tiny.model(), [groups[at] for at in sampled], SPEC, beta=BETA)
         wanted = 0.6 * listed + 0.4 * drawn
     torch.autograd.backward(wanted)
     assert found.grad_norm == pytest.approx(float(oracle.gradient(policy).norm()), rel=1e-5)

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 
 from common.types import ScoredGroup
-from learner.trainer.given_answers import NOBODY
 from learner.trainer.loss_terms import LossTerm, split_by_loss
 from tests.helpers import tiny
 
 
 def by_hand(scored: ScoredGroup) -> ScoredGroup:
-    return replace(scored, group=replace(scored.group, engine_id=NOBODY))
+    return replace(scored, group=replace(scored.group, origin="given"))
 
 
 def test_written_and_sampled_groups_are_portions_of_one_step() -> None:

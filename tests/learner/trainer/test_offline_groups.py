@@ -14,7 +14,6 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import with_candidates
 from common.labels.closed_set import ClosedSet
 from common.types import Example, Prompt
-from learner.trainer.given_answers import NOBODY
 from learner.trainer.offline_groups import OfflineGroups
 
 LABELS = ("cat", "tiger shark", "tiger")
@@ -56,7 +55,7 @@ def source(*rows: Example) -> ExampleSource:
 def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
     group = writer("exact").group(prompt(row()))
     assert tuple(one.text for one in group.completions) == LABELS
-    assert group.engine_id == NOBODY
+    assert (group.origin, group.engine_id) == ("given", None)
     decode = processor().tokenizer.decode
     assert [decode(list(one.token_ids), skip_special_tokens=True) for one in group.completions] == list(LABELS)
     assert {one.token_ids[-1] for one in group.completions} == {processor().tokenizer.eos_token_id}
