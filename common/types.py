@@ -122,7 +122,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedGroup:
-    """A prompt the engine refuses, and why. Engines that fail are the fleet's business, and never seen here."""
+    """A prompt that gives no group to train on: an engine refused it, or a reward function failed.
+
+    Engines that fail are the fleet's business, and never seen here.
+    """
 
     prompt_id: str
     reason: str
@@ -144,14 +147,6 @@ class ScoredGroup:
         for name, values in {**self.rewards_by_name, "sum": self.rewards}.items():
             if len(values) != size:
                 raise ValueError(f"reward {name}: {len(values)} values for {size} completions of {self.prompt.id}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """A prompt that was dispatched and will not be trained on, by name and reason."""
-
-    prompt_id: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

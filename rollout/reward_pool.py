@@ -1,6 +1,6 @@
 """The reward pool: the driver's door to the reward actors.
 
-groups --> waiting --one call--> actor --> ScoredGroup | Dropped
+groups --> waiting --one call--> actor --> ScoredGroup | FailedGroup
               ^                    |
               |                    v dies, or is silent past the deadline: it is replaced, and
            suspects <------------- each of its groups is sent again, alone, once for each function.
@@ -21,7 +21,7 @@ from typing import Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import CandidateProbability, Dropped, Group, Prompt, ScoredGroup
+from common.types import CandidateProbability, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
 from rollout.rewards.loading import that_ask_for
 
@@ -102,7 +102,7 @@ class RewardPool:
         prompts: Mapping[str, Prompt],
         groups: Iterable[Group],
         beliefs: Mapping[str, tuple[CandidateProbability, ...]] = NO_BELIEFS,
-    ) -> Iterator[ScoredGroup | Dropped]:
+    ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
         What arrives while every actor is busy travels in one call, and so does what is there from the beginning: a
@@ -156,7 +156,7 @@ class RewardPool:
         self._workers[self._workers.index(worker)] = self._spawn()
         self.restarts += 1
 
-    def _advance(self, *, block: bool) -> list[ScoredGroup | Dropped]:
+    def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:
         """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
         return [outcome for worker in self._collect(block) for outcome in self._settle(worker)]
@@ -204,7 +204,7 @@ class RewardPool:
         now = time.monotonic()
         return [worker for ref, (worker, deadline) in busy.items() if ref in done or deadline <= now]
 
-    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | Dropped]:
+    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | FailedGroup]:
         import ray
 
         call, worker.call = worker.call, None
@@ -221,7 +221,7 @@ class RewardPool:
         for job, outcome in zip(call.jobs[: len(reply)], reply, strict=True):
             yield from self._finish(job, outcome)
 
-    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[Dropped]:
+    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
         """The worker died or is silent: blame a call that was alone, take any other apart."""
         self._replace(worker)
         if call.alone:
@@ -232,7 +232,7 @@ class RewardPool:
         self._suspects.extend((job, name) for job in call.jobs for name in call.functions)
         self.rescored += len(call.jobs)
 
-    def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | Dropped]:
+    def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | FailedGroup]:
         if isinstance(outcome, RewardFault):
             yield from self._drop(job, outcome)
             return
@@ -247,7 +247,7 @@ class RewardPool:
         )
         yield ScoredGroup(prompt=job.prompt, group=job.group, rewards_by_name=by_name, rewards=rewards)
 
-    def _drop(self, job: _Job, fault: RewardFault) -> Iterator[Dropped]:
+    def _drop(self, job: _Job, fault: RewardFault) -> Iterator[FailedGroup]:
         if self._config.on_error == "stop":
             raise RewardError(
                 f"reward {fault.function} failed on prompt {job.prompt.id}",
@@ -257,7 +257,7 @@ class RewardPool:
         if job.failed:  # by another function, on another actor
             return
         job.failed = True
-        yield Dropped(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
+        yield FailedGroup(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
 
 
 def _gist(error: Exception) -> str:

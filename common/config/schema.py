@@ -25,6 +25,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 EMBEDDED_MODEL = "embedded:tiny"
+OBJECT_QUESTION = "What type of object is in the photo?"  # CLS-RL's, about most of its sets
 
 
 class _Section(BaseModel):
@@ -88,7 +89,7 @@ class DataConfig(_Section):
     """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
     taxonomy: dict[str, str] = {}
     """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
-    question: str = "What type of object is in the photo?"
+    question: str = OBJECT_QUESTION
     """Asked about image folders, which carry no question of their own; the class list is added."""
     reshuffle: Literal["none", "order", "draw"] = "none"
     """What a training question lists at each visit of its row: its list as it is; the same classes in a new order; or

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Schema = Mapping[str, Any]  # a JSON schema
 
-_LENGTHS = ("steps", "epochs")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:

@@ -12,7 +12,7 @@ from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
-from common.types import CandidateProbability, Dropped, Example, Group, Prompt, ScoredGroup, StepResult
+from common.types import CandidateProbability, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.autoscaler import request_nodes
 from learner.driver.candidate_probabilities import candidate_probabilities
 from learner.driver.clock import StepClock
@@ -104,7 +104,7 @@ class Run:
             groups = list(groups)
             believed = candidate_probabilities(prompts, groups, self.admitted.closed_set, self.learner)
         for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
-            if isinstance(outcome, Dropped):
+            if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
             else:
                 scored[outcome.prompt.id] = outcome

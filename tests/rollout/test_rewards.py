@@ -306,6 +306,6 @@ def test_an_unreadable_reward_model_is_named(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.rewards.model.unreachable", lambda: "no route to the hub")
+    monkeypatch.setattr("common.models.hub.find_hub_fault", lambda: "no route to the hub")
     with pytest.raises(ModelError, match="no route to the hub"):
         check_functions(RewardConfig(functions={"model:someone/some-reward": 1.0}))

@@ -16,10 +16,9 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError, RollcallError
+from common.errors import ConfigError, run_command
 from common.labels.lint import lint, settle, unlistable
 
-REFUSED = 2
 _EXAMPLES = """\
 examples:
   python -m common.data.build photos --shots all --out sets/photos
@@ -32,15 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 refused, with nothing written."""
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
-    try:
-        collection, question = _open(options)
-        plan = _plan(options, collection, question)
-        _check_labels(collection, plan.name)
-        _show(build(collection, plan, options.out, words), collection, options.out)
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0
+    return run_command(lambda: _build_set(options, words))
+
+
+def _build_set(options: argparse.Namespace, words: Sequence[str]) -> None:
+    collection, question = _open(options)
+    plan = _plan(options, collection, question)
+    _check_labels(collection, plan.name)
+    _show(build(collection, plan, options.out, words), collection, options.out)
 
 
 def _open(options: argparse.Namespace) -> tuple[Collection, str]:
