@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from common.labels.answers import Mode
-from common.labels.candidates import with_candidates
 from common.config.schema import OBJECT_QUESTION
 from common.data.digits import LABELS, digits
+from common.labels.answers import Mode
+from common.labels.candidates import with_candidates
 from tests.helpers import jobs
 from tests.helpers.makers import parquet
 
