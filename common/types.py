@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 FinishReason = Literal["stop", "length"]
-CandidateProbability = Mapping[str, float]  # candidate -> its probability; they add up to 1
+CandidateProbabilities = Mapping[str, float]  # candidate -> its probability; they add up to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

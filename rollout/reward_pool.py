@@ -21,13 +21,13 @@ from typing import Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import CandidateProbability, FailedGroup, Group, Prompt, ScoredGroup
+from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
-from rollout.rewards.loading import that_ask_for
+from rollout.rewards.loading import find_functions_with
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
-NO_BELIEFS: Mapping[str, tuple[CandidateProbability, ...]] = MappingProxyType({})
+NO_PROBABILITIES: Mapping[str, tuple[CandidateProbabilities, ...]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class _Job:
 
     prompt: Prompt
     group: Group
-    beliefs: tuple[CandidateProbability, ...] | None
+    candidate_probabilities: tuple[CandidateProbabilities, ...] | None
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False
 
@@ -49,7 +49,7 @@ class _Job:
             columns=example.columns,
             completions=tuple(completion.text for completion in self.group.completions),
             token_ids=tuple(completion.token_ids for completion in self.group.completions),
-            beliefs=self.beliefs,
+            candidate_probabilities=self.candidate_probabilities,
         )
 
 
@@ -93,15 +93,15 @@ class RewardPool:
         self._workers = [self._spawn() for _ in range(config.workers)]
 
     @cached_property
-    def asks_beliefs(self) -> bool:
-        """Whether a function wants to know what the policy believes after each thought."""
-        return bool(that_ask_for(self._config.functions, "beliefs"))
+    def asks_candidate_probabilities(self) -> bool:
+        """Whether a function takes the probability of every candidate after each thought."""
+        return bool(find_functions_with(self._config.functions, "candidate_probabilities"))
 
     def score(
         self,
         prompts: Mapping[str, Prompt],
         groups: Iterable[Group],
-        beliefs: Mapping[str, tuple[CandidateProbability, ...]] = NO_BELIEFS,
+        candidate_probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = NO_PROBABILITIES,
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
@@ -109,14 +109,16 @@ class RewardPool:
         sequence. Order is not promised.
 
         Args:
-            beliefs: (G,) by prompt, where `asks_beliefs`.
+            candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
 
         Raises:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
         try:
             for group in groups:
-                self._waiting.append(_Job(prompts[group.prompt_id], group, beliefs.get(group.prompt_id)))
+                self._waiting.append(
+                    _Job(prompts[group.prompt_id], group, candidate_probabilities.get(group.prompt_id))
+                )
                 if not isinstance(groups, Sequence):
                     yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):

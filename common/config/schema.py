@@ -223,7 +223,7 @@ class EvaluationConfig(_Section):
     without a path a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
     samples: NonNegative = 0
     """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
-    at: list[Positive] = []
+    pass_at_k: list[Positive] = []
     """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
 
 
@@ -403,9 +403,12 @@ class Config(_Section):
 
     def _measured_misfits(self) -> Iterator[str]:
         """Those of what is evaluated."""
-        at, samples = self.evaluation.at, self.evaluation.samples
-        if max(at, default=0) > samples:
-            yield f"evaluation.at = {at} with evaluation.samples = {samples}: no k above the samples can be measured"
+        largest, samples = max(self.evaluation.pass_at_k, default=0), self.evaluation.samples
+        if largest > samples:
+            yield (
+                f"evaluation.pass_at_k = {self.evaluation.pass_at_k} with evaluation.samples = {samples}: "
+                "no k above the samples can be measured"
+            )
 
 
 # Keys that may change when a run is resumed: where it runs and what it writes, not what it computes.

@@ -24,7 +24,7 @@ from common.object_store import share_features
 from learner.driver.offline_groups import OfflineGroups
 from learner.evaluation.sets import EvaluationSet, check_best_by, read_sets, with_closed_set
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
-from rollout.rewards.loading import check_functions, that_ask_for
+from rollout.rewards.loading import check_functions, find_functions_with
 from rollout.rewards.preflight import check_rewards
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux's
@@ -114,7 +114,7 @@ def admit(config: Config, *, say: Callable[[str], None]) -> Admitted:
         tower_frozen=config.towers_frozen and model.kind in ENGINE_TAKES_FEATURES,
     )
     check_best_by(config, sets)
-    if that_ask_for(config.reward.functions, "beliefs"):
+    if find_functions_with(config.reward.functions, "candidate_probabilities"):
         admitted.closed_set.answers(list_candidates(train))  # refuses what this model cannot say
     admitted.stream()  # refuses fewer rows than a step takes
     return admitted

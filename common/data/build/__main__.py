@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
 from common.data.build.coop import LAYOUTS, open_layout
@@ -119,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of pictures, lists and order (default 1)")
     add(
         "--candidates",
+        type=_policy,
         choices=get_args(Policy),
-        default="seed",
+        default="cls_rl",
         help="classes a question lists: CLS-RL's rule (min(100, 0.4 K), all where that is under 30), all, or those "
-        "most often confused with the right one (default seed)",
+        "most often confused with the right one (default cls_rl)",
     )
     add("--confusion", type=Path, metavar="FILE", help="of hard: an evaluation's JSON or evaluations.jsonl")
     add("--list-length", type=_number(2), metavar="N", help="of hard: classes a question lists")
@@ -138,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-megapixels", type=float, default=DataConfig().max_image_megapixels, help="larger pictures are refused")
     return parser
+
+
+def _policy(text: str) -> str:
+    """A type of argparse: a word, for `choices` to check, unless it is the old name of one."""
+    if renamed := explain_renamed(f"--candidates {text}"):
+        raise argparse.ArgumentTypeError(renamed)
+    return text
 
 
 def _number(least: int, *, none: str | None = None) -> Callable[[str], int | None]:
