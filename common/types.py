@@ -17,7 +17,7 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 FinishReason = Literal["stop", "length"]
 Origin = Literal["sampled", "given"]  # an engine drew the completions, or the data set gave them
-CandidateProbability = Mapping[str, float]  # candidate -> its probability; they add up to 1
+CandidateProbabilities = Mapping[str, float]  # candidate -> its probability; they add up to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedGroup:
-    """A prompt the engine refuses, and why. Engines that fail are the fleet's business, and never seen here."""
+    """A prompt that gives no group to train on: an engine refused it, or a reward function failed.
+
+    Engines that fail are the fleet's business, and never seen here.
+    """
 
     prompt_id: str
     reason: str
@@ -146,14 +149,6 @@ class ScoredGroup:
         for name, values in {**self.rewards_by_name, "sum": self.rewards}.items():
             if len(values) != size:
                 raise ValueError(f"reward {name}: {len(values)} values for {size} completions of {self.prompt.id}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """A prompt that was dispatched and will not be trained on, by name and reason."""
-
-    prompt_id: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,14 +55,8 @@ class RolloutEngine:
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
-        import ray
-
-        return EngineInfo(
-            engine_id=self._id,
-            pid=os.getpid(),
-            node_id=ray.get_runtime_context().get_node_id(),
-            startup_seconds=self._startup_seconds,
-        )
+        """Return who this engine is; an answer means that it is up."""
+        return EngineInfo(engine_id=self._id, pid=os.getpid(), startup_seconds=self._startup_seconds)
 
     def version(self) -> int | None:
         """The version of the weights it would sample with; None before the first load."""

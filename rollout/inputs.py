@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from common.models.families import family_of
 from common.types import GenerationRequest, ImageFeatures
+from rollout.weights import view_as_tensor
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -53,7 +52,7 @@ def _tensors(features: ImageFeatures, config: Any) -> Any:
     import torch
     from transformers import BatchFeature
 
-    values = {name: _tensor(value) for name, value in features.values.items()}
+    values = {name: view_as_tensor(value) for name, value in features.values.items()}
     if family_of(config).tile_axis:
         values = {name: value[0] for name, value in values.items()}  # the axis of prompts
     if "image_grid_thw" not in values:  # one picture, which vLLM also asks the tiles of, under one name or another
@@ -61,16 +60,6 @@ def _tensors(features: ImageFeatures, config: Any) -> Any:
         values |= {"num_patches": tiles, "image_num_patches": tiles}
         values["image_token_id"] = torch.tensor(config.image_token_id)
     return BatchFeature(values)
-
-
-def _tensor(value: np.ndarray[Any, Any]) -> Any:
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # the engine only reads
-        return torch.from_numpy(value)
 
 
 def _spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from common.types import CandidateProbability
+from common.types import CandidateProbabilities
 from rollout.rewards.loading import load_function
 
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
@@ -29,7 +29,9 @@ class RewardTask:
     columns: Mapping[str, Any]
     completions: tuple[str, ...]  # (G,)
     token_ids: tuple[tuple[int, ...], ...]  # (G,) of (C,) as sampled
-    beliefs: tuple[CandidateProbability, ...] | None  # (G,) after each thought; None where no function asks
+    candidate_probabilities: (
+        tuple[CandidateProbabilities, ...] | None
+    )  # (G,) after each thought; None where no function asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,10 @@ class RewardActor:
                 break
 
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
-        ours = {name: getattr(task, name) for name in ("prompt_id", "problem", "label", "token_ids", "beliefs")}
+        ours = {
+            name: getattr(task, name)
+            for name in ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
+        }
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
             self._running = _Running(index=index, function=name, since=time.monotonic())

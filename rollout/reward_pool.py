@@ -1,6 +1,6 @@
 """The reward pool: the driver's door to the reward actors.
 
-groups --> waiting --one call--> actor --> ScoredGroup | Dropped
+groups --> waiting --one call--> actor --> ScoredGroup | FailedGroup
               ^                    |
               |                    v dies, or is silent past the deadline: it is replaced, and
            suspects <------------- each of its groups is sent again, alone, once for each function.
@@ -21,13 +21,13 @@ from typing import Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import CandidateProbability, Dropped, Group, Prompt, ScoredGroup
+from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
-from rollout.rewards.loading import that_ask_for
+from rollout.rewards.loading import find_functions_with
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
-NO_BELIEFS: Mapping[str, tuple[CandidateProbability, ...]] = MappingProxyType({})
+NO_PROBABILITIES: Mapping[str, tuple[CandidateProbabilities, ...]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class _Job:
 
     prompt: Prompt
     group: Group
-    beliefs: tuple[CandidateProbability, ...] | None
+    candidate_probabilities: tuple[CandidateProbabilities, ...] | None
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: bool = False
 
@@ -49,7 +49,7 @@ class _Job:
             columns=example.columns,
             completions=tuple(completion.text for completion in self.group.completions),
             token_ids=tuple(completion.token_ids for completion in self.group.completions),
-            beliefs=self.beliefs,
+            candidate_probabilities=self.candidate_probabilities,
         )
 
 
@@ -93,30 +93,32 @@ class RewardPool:
         self._workers = [self._spawn() for _ in range(config.workers)]
 
     @cached_property
-    def asks_beliefs(self) -> bool:
-        """Whether a function wants to know what the policy believes after each thought."""
-        return bool(that_ask_for(self._config.functions, "beliefs"))
+    def asks_candidate_probabilities(self) -> bool:
+        """Whether a function takes the probability of every candidate after each thought."""
+        return bool(find_functions_with(self._config.functions, "candidate_probabilities"))
 
     def score(
         self,
         prompts: Mapping[str, Prompt],
         groups: Iterable[Group],
-        beliefs: Mapping[str, tuple[CandidateProbability, ...]] = NO_BELIEFS,
-    ) -> Iterator[ScoredGroup | Dropped]:
+        candidate_probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = NO_PROBABILITIES,
+    ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
         What arrives while every actor is busy travels in one call, and so does what is there from the beginning: a
         sequence. Order is not promised.
 
         Args:
-            beliefs: (G,) by prompt, where `asks_beliefs`.
+            candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
 
         Raises:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
         try:
             for group in groups:
-                self._waiting.append(_Job(prompts[group.prompt_id], group, beliefs.get(group.prompt_id)))
+                self._waiting.append(
+                    _Job(prompts[group.prompt_id], group, candidate_probabilities.get(group.prompt_id))
+                )
                 if not isinstance(groups, Sequence):
                     yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):
@@ -156,7 +158,7 @@ class RewardPool:
         self._workers[self._workers.index(worker)] = self._spawn()
         self.restarts += 1
 
-    def _advance(self, *, block: bool) -> list[ScoredGroup | Dropped]:
+    def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:
         """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
         return [outcome for worker in self._collect(block) for outcome in self._settle(worker)]
@@ -204,7 +206,7 @@ class RewardPool:
         now = time.monotonic()
         return [worker for ref, (worker, deadline) in busy.items() if ref in done or deadline <= now]
 
-    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | Dropped]:
+    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | FailedGroup]:
         import ray
 
         call, worker.call = worker.call, None
@@ -221,7 +223,7 @@ class RewardPool:
         for job, outcome in zip(call.jobs[: len(reply)], reply, strict=True):
             yield from self._finish(job, outcome)
 
-    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[Dropped]:
+    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
         """The worker died or is silent: blame a call that was alone, take any other apart."""
         self._replace(worker)
         if call.alone:
@@ -232,7 +234,7 @@ class RewardPool:
         self._suspects.extend((job, name) for job in call.jobs for name in call.functions)
         self.rescored += len(call.jobs)
 
-    def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | Dropped]:
+    def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | FailedGroup]:
         if isinstance(outcome, RewardFault):
             yield from self._drop(job, outcome)
             return
@@ -247,7 +249,7 @@ class RewardPool:
         )
         yield ScoredGroup(prompt=job.prompt, group=job.group, rewards_by_name=by_name, rewards=rewards)
 
-    def _drop(self, job: _Job, fault: RewardFault) -> Iterator[Dropped]:
+    def _drop(self, job: _Job, fault: RewardFault) -> Iterator[FailedGroup]:
         if self._config.on_error == "stop":
             raise RewardError(
                 f"reward {fault.function} failed on prompt {job.prompt.id}",
@@ -257,7 +259,7 @@ class RewardPool:
         if job.failed:  # by another function, on another actor
             return
         job.failed = True
-        yield Dropped(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
+        yield FailedGroup(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
 
 
 def _gist(error: Exception) -> str:

@@ -53,7 +53,6 @@ class EngineInfo:
 
     engine_id: str
     pid: int
-    node_id: str
     startup_seconds: float
 
 

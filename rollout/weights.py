@@ -10,6 +10,7 @@ from common.errors import BrokenEngineError, EngineError
 from common.types import WeightBucket, WeightEntry, WeightManifest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 Tensors = list[tuple[str, "torch.Tensor"]]
@@ -62,19 +63,13 @@ class Inbox:
 
 
 def _check(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
-    import warnings
-
-    import torch
-
     if (found := checksum(arrays)) != bucket.xxh3:
         raise EngineError(
             f"the bucket from {bucket.entries[0].name} on of weights version {version} arrived damaged",
             got=f"xxh3 {found:016x}, published as {bucket.xxh3:016x}",
             remedy="publish the version again; if it recurs, suspect the node's memory or object store",
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # loading only reads
-        flat = [torch.from_numpy(array) for array in arrays]
+    flat = [view_as_tensor(array) for array in arrays]
     return [(entry.name, _tensor(entry, flat[entry.index])) for entry in bucket.entries]
 
 
@@ -85,3 +80,14 @@ def _tensor(entry: WeightEntry, flat: torch.Tensor) -> torch.Tensor:
     dtype = getattr(torch, entry.dtype)
     stop = entry.start + math.prod(entry.shape) * dtype.itemsize
     return flat[entry.start : stop].view(dtype).view(entry.shape)
+
+
+def view_as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor over the memory of `array`, which may be read-only: whoever gets the tensor must not write."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -30,6 +30,7 @@ Free = Annotated[T, FREE_ON_RESUME]  # marks a key, or a whole section; a key wi
 
 
 EMBEDDED_MODEL = "embedded:tiny"
+OBJECT_QUESTION = "What type of object is in the photo?"  # CLS-RL's, about most of its sets
 
 
 class _Section(BaseModel):
@@ -93,7 +94,7 @@ class DataConfig(_Section):
     """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
     taxonomy: dict[str, str] = {}
     """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
-    question: str = "What type of object is in the photo?"
+    question: str = OBJECT_QUESTION
     """Asked about image folders, which carry no question of their own; the class list is added."""
     reshuffle: Literal["none", "order", "draw"] = "none"
     """What a training question lists at each visit of its row: its list as it is; the same classes in a new order; or
@@ -227,7 +228,7 @@ class EvaluationConfig(_Section):
     without a path a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
     samples: NonNegative = 0
     """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
-    at: list[Positive] = []
+    pass_at_k: list[Positive] = []
     """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
 
 
@@ -407,9 +408,12 @@ class Config(_Section):
 
     def _measured_misfits(self) -> Iterator[str]:
         """Those of what is evaluated."""
-        at, samples = self.evaluation.at, self.evaluation.samples
-        if max(at, default=0) > samples:
-            yield f"evaluation.at = {at} with evaluation.samples = {samples}: no k above the samples can be measured"
+        largest, samples = max(self.evaluation.pass_at_k, default=0), self.evaluation.samples
+        if largest > samples:
+            yield (
+                f"evaluation.pass_at_k = {self.evaluation.pass_at_k} with evaluation.samples = {samples}: "
+                "no k above the samples can be measured"
+            )
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from common.config.renamed import explain_renamed
 from common.config.schema import Config
 from common.errors import ConfigError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Schema = Mapping[str, Any]  # a JSON schema
-
-_LENGTHS = ("steps", "epochs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +131,8 @@ def _nest(settings: Iterable[Setting]) -> dict[str, Any]:
 def _explain_unknown(key: str) -> str:
     if key in sections():
         return f"{key} is a section, give it a mapping or set one of its keys"
+    if renamed := explain_renamed(key):
+        return renamed
     meant = " or ".join(nearest(key))
     return f"no such key, perhaps you meant {meant}" if meant else "no such key"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, is_hidden
+from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden
 from common.errors import DataError
 from common.labels.candidates import with_candidates
 
@@ -16,7 +16,7 @@ def class_folders(place: Path, question: str) -> dict[str, Opener]:
     Raises DataError when there is no class with a file in it.
     """
     above = {
-        folder.name: folder for folder in _sub_folders(place) if folder.name in SPLIT_WORDS and _sub_folders(folder)
+        folder.name: folder for folder in _sub_folders(place) if folder.name in SPLIT_NAMES and _sub_folders(folder)
     }
     splits = above or {UNNAMED: place}
     labels = sorted({folder.name for split in splits.values() for folder in _sub_folders(split) if _images(folder)})

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.config.schema import OBJECT_QUESTION
 from common.data.split import base_and_new, hold_out
 from common.data.table import Table
 from common.errors import DataError
 from common.labels.candidates import with_candidates
 
 NAME = "embedded:digits"
-QUESTION = "What type of object is in the photo?"
 LABELS = (
     "zero",
     "one",
@@ -74,7 +74,7 @@ def digits(split: str) -> Table:
 def _row(pixels: np.ndarray[Any, np.dtype[np.uint8]], label: str, offered: Sequence[str]) -> dict[str, Any]:
     height, width = pixels.shape
     return {
-        "problem": with_candidates(QUESTION, offered),
+        "problem": with_candidates(OBJECT_QUESTION, offered),
         "image": Image.fromarray(pixels),
         "image_width": width,
         "image_height": height,

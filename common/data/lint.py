@@ -15,12 +15,10 @@ from common.config.schema import DataConfig, ModelConfig
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load
 from common.data.table import UNNAMED
-from common.errors import ConfigError, RollcallError
+from common.errors import ConfigError, run_command
 from common.labels.answers import Mode
 from common.labels.candidates import candidates
 from common.labels.lint import Finding, lint, settle
-
-REFUSED = 2
 
 
 def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Sequence[str] = ()) -> list[Finding]:
@@ -34,13 +32,12 @@ def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Se
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
     options = _parser().parse_args(argv)
-    try:
-        for place in options.places:
-            _lint_place(place, options)
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0
+    return run_command(lambda: _lint_all(options))
+
+
+def _lint_all(options: argparse.Namespace) -> None:
+    for place in options.places:
+        _lint_place(place, options)
 
 
 def _lint_place(place: str, options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.data.table import SPLIT_WORDS, UNNAMED, Opener, Table, is_hidden, unreadable
+from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden, unreadable
 from common.errors import DataError
 
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
@@ -43,7 +43,7 @@ def _split_of(file: Path) -> str:
     if shard := _SHARD.fullmatch(file.stem):
         return shard[1]
     words = re.split(r"[\W_\d]+", str(file.with_suffix("")))
-    return next((word for word in words if word in SPLIT_WORDS), UNNAMED)
+    return next((word for word in words if word in SPLIT_NAMES), UNNAMED)
 
 
 class _ParquetRows:

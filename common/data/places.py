@@ -12,7 +12,7 @@ from common.data.class_folders import class_folders
 from common.data.parquet import parquet_file, parquet_folder
 from common.data.table import UNNAMED, Opener, Table, unreadable
 from common.errors import DataError
-from common.models.hub import unreachable
+from common.models.hub import require_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -90,12 +90,7 @@ def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
 
 
 def _hub(name: str) -> dict[str, Opener]:
-    if reason := unreachable():
-        raise DataError(
-            f"data.path = {name} is no local path and the hub cannot be reached",
-            got=reason,
-            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
-        )
+    require_hub(f"data.path = {name}", error=DataError)
     from datasets import load_dataset
     from huggingface_hub.constants import HF_HOME
 

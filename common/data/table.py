@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from common.errors import DataError
 
 UNNAMED = ""  # the only split of a place that does not name its splits
-SPLIT_WORDS = frozenset(["train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"])
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "validation", "valid", "dev", "eval")  # the first there is
+SPLIT_NAMES = frozenset((*TRAIN_NAMES, *TEST_NAMES))
 
 
 class Rows(Protocol):

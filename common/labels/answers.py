@@ -47,15 +47,6 @@ def find_candidate(
     return next((one for one in candidates if is_right(completion, one, mode=mode, aliases=aliases.get(one, ()))), None)
 
 
-def is_valid(
-    completion: str, mode: Mode, candidates: Sequence[str] | None = None, aliases: Aliases = NO_ALIASES
-) -> bool:
-    """Whether the completion strictly gives one of the candidates; with none known, whether it is well formed."""
-    if not candidates:
-        return is_well_formed(completion, mode)
-    return find_candidate(completion, candidates, mode=mode, aliases=aliases) is not None
-
-
 def extract(completion: str, mode: Mode) -> str | None:
     """The answer given: no-think, the completion as it is; other modes, the text of the one answer block, stripped.
 
@@ -116,12 +107,12 @@ def same_name(one: str, other: str) -> bool:
 
 def caseless(text: str) -> str:
     """`text` as names are compared in any case: NFC, case folded, without the space around it."""
-    return _nfc(_nfc(text).strip().casefold())  # again, because case folding can undo the normal form
+    return nfc(nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
 def normalise(name: str, mode: Mode) -> str:
     """What the strict metric sees of a name: labels that are equal here cannot be told apart."""
-    return _nfc(name) if mode == "no_think" else caseless(name)
+    return nfc(name) if mode == "no_think" else caseless(name)
 
 
 def normalise_leniently(text: str) -> str:
@@ -148,7 +139,8 @@ def _has_no_tags(text: str) -> bool:
     return not any(tag in text for tag in TAGS)
 
 
-def _nfc(text: str) -> str:
+def nfc(text: str) -> str:
+    """Return `text` in Unicode form NFC, in which an accented letter is one character."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from common.errors import DataError
-from common.labels.answers import Mode
+from common.labels.answers import Mode, nfc
 from common.types import Prompt
 
 Answer = tuple[int, ...]  # ids of one whole answer
@@ -89,7 +88,7 @@ class ClosedSet:
         text = f"{opening}{candidate}</answer>" if opening else candidate
         ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         back, barred = self._text(ids), sorted(self._banned.intersection(ids))
-        if not candidate.strip() or _nfc(back) != _nfc(text) or barred:
+        if not candidate.strip() or nfc(back) != nfc(text) or barred:
             raise DataError(
                 f"candidate {candidate!r} cannot be an answer of this model",
                 got=f"banned tokens {barred}" if barred else f"its tokens read {back!r}",
@@ -136,7 +135,3 @@ def _refuse_twins(candidates: Sequence[str], answers: Sequence[Answer]) -> None:
                 remedy="name each class once in the list",
             )
         seen[answer] = candidate
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)

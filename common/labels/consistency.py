@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from common.labels.answers import NO_ALIASES, Aliases, Mode, caseless, extract, find_candidate, thought
+from common.labels.answers import NO_ALIASES, Aliases, Mode, extract, find_candidate, normalise_leniently, thought
 from common.labels.candidates import candidates, options
 
 
@@ -31,8 +31,8 @@ def consistency(completion: str, problem: str, *, mode: Mode, aliases: Aliases =
 
 def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
     """Those with a name in `text`: at every place the longest name that stands there."""
-    text = _plain(text)
-    owners = {_plain(name): one for one, own in names.items() for name in own}
+    text = normalise_leniently(text)
+    owners = {normalise_leniently(name): one for one, own in names.items() for name in own}
     there = sorted((name for name in owners if name and name in text), key=len, reverse=True)
     if not there:
         return set()
@@ -48,7 +48,3 @@ def _whole_word(name: str) -> str:
 
 def _separates(letter: str) -> bool:
     return letter.isdigit() or letter.upper() != letter.lower()
-
-
-def _plain(text: str) -> str:
-    return caseless(text.replace("_", " "))

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-_PATIENCE_S = 5.0
+from common.errors import RollcallError
+
+_TIMEOUT_S = 5.0
 
 
-def unreachable() -> str | None:
-    """Why the hub cannot be reached; None when it answers, or when HF_HUB_OFFLINE says to use the local cache."""
+def require_hub(name: str, *, error: type[RollcallError]) -> None:
+    """Return when the hub answers, or when HF_HUB_OFFLINE says to use the local cache.
+
+    Args:
+        name: what is looked for there, for the message: `data.path = someone/some-set`.
+        error: the class to raise when the hub cannot be reached.
+    """
+    if reason := find_hub_fault():
+        raise error(
+            f"{name} is no local path and the hub cannot be reached",
+            got=reason,
+            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
+        )
+
+
+def find_hub_fault() -> str | None:
+    """Return why the hub cannot be reached; None when it answers or is not to be asked."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except Exception as error:  # noqa: BLE001  its class depends on the HTTP library of the day: requests, httpx, httpx2
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001  # the class depends on the HTTP library: requests, httpx, httpx2
         return f"{constants.ENDPOINT}: {error}"
     return None

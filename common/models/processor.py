@@ -10,7 +10,7 @@ from common.config.schema import ModelConfig
 from common.errors import ModelError
 from common.models.docstrings import leave_out_docstrings
 from common.models.families import FAMILIES, Family, family_of
-from common.models.hub import unreachable
+from common.models.hub import require_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -122,12 +122,8 @@ def banned_token_ids(
 
 def _load(model: ModelConfig, loader: Callable[..., Loaded]) -> Loaded:
     local = Path(model.path).expanduser().is_dir()
-    if not local and (reason := unreachable()):
-        raise ModelError(
-            f"model.path = {model.path} is no folder and the hub cannot be reached",
-            got=reason,
-            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
-        )
+    if not local:
+        require_hub(f"model.path = {model.path}", error=ModelError)
     try:
         return loader(str(Path(model.path).expanduser()) if local else model.path, revision=model.revision or "main")
     except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception

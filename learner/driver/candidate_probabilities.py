@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
-from common.types import CandidateProbability, Group, Prompt
+from common.types import CandidateProbabilities, Group, Prompt
 
 if TYPE_CHECKING:
     from learner.trainer.group import LearnerGroup
@@ -19,7 +19,7 @@ Thought = tuple[str, tuple[int, ...], str]  # a prompt's id, its ids with those 
 
 def candidate_probabilities(
     prompts: Sequence[Prompt], groups: Iterable[Group], closed_set: ClosedSet, learner: LearnerGroup
-) -> dict[str, tuple[CandidateProbability, ...]]:
+) -> dict[str, tuple[CandidateProbabilities, ...]]:
     """(G,) by prompt: the probability of each of the row's candidates as the answer after each completion's thought.
 
     They are shares of what the policy gives all of the candidates, each written as the mode's format asks. All groups
@@ -60,7 +60,7 @@ def _candidates_of(prompt: Prompt) -> list[str]:
     return candidates(prompt.example.problem) or []
 
 
-def _softmax(listed: Sequence[str], logprobs: Sequence[Sequence[float]]) -> CandidateProbability:
+def _softmax(listed: Sequence[str], logprobs: Sequence[Sequence[float]]) -> CandidateProbabilities:
     """Softmax over the candidates. `logprobs`: (K,) of (C,), of every token of each."""
     totals = [math.fsum(own) for own in logprobs]
     most = max(totals)

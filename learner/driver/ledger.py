@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from common.errors import DataError
-from common.types import Dropped, FailedGroup, Group
+from common.types import FailedGroup, Group
 
 _SETTLED = 20  # a share of fewer groups than this says nothing
 
@@ -33,7 +33,7 @@ class Ledger:
         """Go on with the books of a checkpoint."""
         self.dispatched, self.trained, self.dropped = (counts[name] for name in ("dispatched", "trained", "dropped"))
 
-    def drop(self, lost: Dropped) -> None:
+    def drop(self, lost: FailedGroup) -> None:
         """Count and name a dropped group.
 
         Raises:
@@ -52,6 +52,6 @@ class Ledger:
         """Pass on the groups that were sampled; count those that were not as dropped."""
         for outcome in outcomes:
             if isinstance(outcome, FailedGroup):
-                self.drop(Dropped(prompt_id=outcome.prompt_id, reason=outcome.reason))
+                self.drop(outcome)
             else:
                 yield outcome

@@ -10,7 +10,7 @@ from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
-from common.types import CandidateProbability, Dropped, Example, Group, Prompt, ScoredGroup, StepResult
+from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import candidate_probabilities
 from learner.driver.clock import StepClock
 from learner.driver.evaluator import Evaluator
@@ -84,14 +84,14 @@ class Run:
             DataError: not one group of the step is left.
         """
         scored: dict[str, ScoredGroup] = {}
-        believed: Mapping[str, tuple[CandidateProbability, ...]] = {}
+        believed: Mapping[str, tuple[CandidateProbabilities, ...]] = {}
         if not self.config.sampled_prompts:  # all are there, and are scored in one call
             groups = list(groups)
-        if self.rewards.asks_beliefs:  # the learner is asked once, for all groups
+        if self.rewards.asks_candidate_probabilities:  # the learner is asked once, for all groups
             groups = list(groups)
             believed = candidate_probabilities(prompts, groups, self.inputs.model.closed_set, self.learner)
         for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
-            if isinstance(outcome, Dropped):
+            if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
             else:
                 scored[outcome.prompt.id] = outcome

@@ -21,7 +21,7 @@ python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECI
                    is one of data.path's; by default what the configuration evaluates.
                    With sets named base and new (base_test and new_test are) H is reported
   several --model and several --data make a matrix
-  --samples N      sample N answers a row too: pass@k and majority@k (evaluation.at says k)
+  --samples N      sample N answers a row too: pass@k and majority@k (evaluation.pass_at_k says k)
   --closed-set     insist on closed-set accuracy; --no-closed-set leaves it out
   --out FOLDER     by default runs/<date>-evaluate
   --seed-format F  of one model and one set, also the JSON that CLS-RL's evaluation writes

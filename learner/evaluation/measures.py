@@ -229,7 +229,8 @@ def _resample(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int]
 def measure_all(judged: Mapping[str, Sequence[Verdict]], config: Config) -> list[dict[str, Any]]:
     """One line of measures a set, then H where there are a base and a new one."""
     made: dict[str, Measures] = {
-        name: measure(rows, name=name, at=config.evaluation.at, seed=config.seed) for name, rows in judged.items()
+        name: measure(rows, name=name, at=config.evaluation.pass_at_k, seed=config.seed)
+        for name, rows in judged.items()
     }
     lines = [dict(one.row) for one in made.values()]
     if BASE in made and NEW in made:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import RollcallError
+from common.errors import run_command
 from learner.report.write import PAGE, write_report
 
 
@@ -20,12 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several are compared")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"default: {PAGE} in the first run folder")
     words = parser.parse_args(argv)
-    try:
-        print(write_report(words.runs, words.out))
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: print(write_report(words.runs, words.out)))
 
 
 if __name__ == "__main__":

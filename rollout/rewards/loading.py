@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from common.config.renamed import explain_renamed
 from common.config.schema import RewardConfig
 from common.errors import ConfigError
 from rollout.rewards import REWARDS, RewardFunction
@@ -25,10 +26,10 @@ def check_functions(config: RewardConfig) -> None:
             load_function(name)
 
 
-def that_ask_for(names: Iterable[str], parameter: str) -> list[str]:
-    """Those of the functions that name `parameter` among their own."""
-    ours = [name for name in names if not name.startswith(MODEL_PREFIX)]
-    return [name for name in ours if parameter in inspect.signature(load_function(name)).parameters]
+def find_functions_with(names: Iterable[str], parameter: str) -> list[str]:
+    """Return those of the reward functions that name `parameter` in their signature; a reward model never does."""
+    functions = [name for name in names if not name.startswith(MODEL_PREFIX)]
+    return [name for name in functions if parameter in inspect.signature(load_function(name)).parameters]
 
 
 def load_function(name: str) -> RewardFunction:
@@ -76,13 +77,21 @@ def _check_signature(name: str, function: Any) -> None:
     if not callable(function):
         raise ConfigError(f"reward.functions: {name} is not callable", got=type(function).__name__, remedy=remedy)
     try:
-        inspect.signature(function).bind_partial((), label="", some_other_column_of_the_row="")
+        signature = inspect.signature(function)
+        signature.bind_partial((), label="", some_other_column_of_the_row="")
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"reward.functions: {name} does not take completions, label and every other column",
             got=f"{error}",
             remedy=remedy,
         ) from error
+    for parameter in signature.parameters:
+        if renamed := explain_renamed(parameter):
+            raise ConfigError(
+                f"reward.functions: {name} names a parameter by its old name",
+                got=f"a parameter {parameter}",
+                remedy=f"rename it: {renamed}",
+            )
 
 
 def _perhaps(name: str, known: Any) -> str:

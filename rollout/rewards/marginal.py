@@ -1,19 +1,19 @@
-"""Reward of a thought, whatever answer was drawn after it."""
+"""Reward for a thought, whatever answer was drawn after it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from common.types import CandidateProbability
+from common.types import CandidateProbabilities
 
 
 def marginal_reward(
-    completions: Sequence[str], *, label: str, beliefs: Sequence[CandidateProbability], **columns: Any
+    completions: Sequence[str], *, label: str, candidate_probabilities: Sequence[CandidateProbabilities], **columns: Any
 ) -> Sequence[float]:
-    """(G,) probability the policy gives the label among the row's candidates, as the answer after each completion's
-    thought: the expectation of `accuracy` over answers, in place of one draw (Rao-Blackwell).
+    """Return (G,) the label's probability among the row's candidates, as the answer after each completion's thought.
 
-    It says nothing of the answer that was drawn, so by itself it teaches thoughts only: give it beside `accuracy`.
+    That is the expectation of `accuracy` over answers, in place of one draw (Rao-Blackwell). It says nothing of the
+    answer that was drawn, so by itself it teaches thoughts only: give it beside `accuracy`.
     """
-    return [belief[label] for belief in beliefs]
+    return [probabilities[label] for probabilities in candidate_probabilities]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
-from common.models.hub import unreachable
+from common.models.hub import require_hub
 
 
 class RewardModel:
@@ -60,12 +60,8 @@ def check_reward_model(path: str) -> None:
     """Read the model's configuration only. Raises ModelError if it cannot be read or has not exactly one output."""
     from transformers import AutoConfig
 
-    if not Path(path).is_dir() and (reason := unreachable()):
-        raise ModelError(
-            f"reward model {path} is no folder and the hub cannot be reached",
-            got=reason,
-            remedy="check the path or the network; with a copy in the local cache set HF_HUB_OFFLINE=1",
-        )
+    if not Path(path).is_dir():
+        require_hub(f"reward model {path}", error=ModelError)
     try:
         outputs = AutoConfig.from_pretrained(path).num_labels
     except Exception as error:  # the files are not ours

@@ -9,9 +9,9 @@ from common.data.sources import Outline
 from common.errors import ConfigError, DataError
 from common.labels.candidates import candidates
 from common.labels.taxonomy import check_taxonomy
-from rollout.rewards.loading import that_ask_for
+from rollout.rewards.loading import find_functions_with
 
-MODES_OF_BELIEF = ("think", "adaptive")  # in the others nothing stands before the answer
+MODES_WITH_THOUGHT = ("think", "adaptive")  # in the others nothing stands before the answer
 
 
 def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
@@ -20,25 +20,25 @@ def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
     Raises ConfigError or DataError.
     """
     names = config.reward.functions
-    if that_ask_for(names, "length_target") and config.reward.length_target is None:
+    if find_functions_with(names, "length_target") and config.reward.length_target is None:
         raise ConfigError(
             "reward length has no length to aim at",
             got="reward.length_target = null",
             remedy="set reward.length_target to a number of tokens, the end of turn included",
         )
-    if that_ask_for(names, "taxonomy"):
+    if find_functions_with(names, "taxonomy"):
         offered = (name for row in rows for name in (row.label, *(candidates(row.problem) or ())))
         check_taxonomy(config.data.taxonomy, offered)
-    if believers := that_ask_for(names, "beliefs"):
-        _check_beliefs(believers[0], config, rows)
+    if asking := find_functions_with(names, "candidate_probabilities"):
+        _check_candidate_lists(asking[0], config, rows)
 
 
-def _check_beliefs(name: str, config: Config, rows: Iterable[Outline]) -> None:
-    if config.data.mode not in MODES_OF_BELIEF:
+def _check_candidate_lists(name: str, config: Config, rows: Iterable[Outline]) -> None:
+    if config.data.mode not in MODES_WITH_THOUGHT:
         raise ConfigError(
             f"reward {name} compares thoughts, and there is none before the answer: all of a group would earn the same",
             got=f"data.mode = {config.data.mode}",
-            remedy=f"set data.mode to {' or '.join(MODES_OF_BELIEF)}, or leave {name} out of reward.functions",
+            remedy=f"set data.mode to {' or '.join(MODES_WITH_THOUGHT)}, or leave {name} out of reward.functions",
         )
     for row in rows:
         listed = candidates(row.problem)

@@ -25,8 +25,14 @@ def bonus(completions: Sequence[str], *, bonus: float, **columns: Any) -> list[f
     return [bonus] * len(completions)
 
 
-def believer(completions: Sequence[str], *, beliefs: Sequence[Any], **columns: Any) -> list[float]:
-    return [max(belief.values()) for belief in beliefs]
+def old_parameter(completions: Sequence[str], *, beliefs: Sequence[Any], **columns: Any) -> list[float]:
+    raise AssertionError("it is refused before it is called")
+
+
+def highest_probability(
+    completions: Sequence[str], *, candidate_probabilities: Sequence[Any], **columns: Any
+) -> list[float]:
+    return [max(one.values()) for one in candidate_probabilities]
 
 
 def heavy_imports(completions: Sequence[str], **columns: Any) -> list[float]:

@@ -34,7 +34,7 @@ TINY = ["--model", "embedded:tiny"]
         ([*TINY, "--data", "@test", "--data", "x/test@test"], "two sets have one name"),
         ([*TINY, "--data", "H=@test"], "needs another name"),
         ([*TINY, "data.eval_split=null"], "there is nothing to evaluate on"),
-        ([*TINY, "--samples", "2", "evaluation.at=[4]"], "no k above the samples"),
+        ([*TINY, "--samples", "2", "evaluation.pass_at_k=[4]"], "no k above the samples"),
         ([*TINY, "--data", "{open}", "--closed-set"], "1 of 1 questions of set open offer no list"),
         ([*TINY, "--data", "@test", "--data", "@new_test", "--seed-format", "x.json"], "answers of one model to one"),
         ([*TINY, "--seed-format", "x.json"], "1 models and 0 sets"),

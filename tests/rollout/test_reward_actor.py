@@ -22,7 +22,7 @@ def task(number: int = 0, *, label: str = "cat", texts: tuple[str, ...] = ("cat"
         columns=columns,
         completions=texts,
         token_ids=tuple((5,) * (1 + len(text)) for text in texts),
-        beliefs=tuple({"cat": 0.75, "dog": 0.25} for _ in texts),
+        candidate_probabilities=tuple({"cat": 0.75, "dog": 0.25} for _ in texts),
     )
 
 
@@ -48,7 +48,7 @@ def test_other_columns_of_the_row_are_handed_over_and_cannot_replace_ours() -> N
     assert score("accuracy", task(label="dog", prompt_id=3, problem="")) == [{"accuracy": (0.0, 1.0)}]
 
 
-def test_tokens_beliefs_and_what_is_set_once_reach_the_function_that_names_them() -> None:
+def test_tokens_probabilities_and_what_is_set_once_reach_the_function_that_names_them() -> None:
     assert score("length", task(texts=("cat", "catfish"))) == [{"length": (1.0, 0.0)}]
     assert score("marginal", task(), task(label="dog")) == [{"marginal": (0.75, 0.75)}, {"marginal": (0.25, 0.25)}]
 

@@ -16,7 +16,7 @@ import pytest
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
-from common.types import Dropped, Group, Prompt, ScoredGroup
+from common.types import FailedGroup, Group, Prompt, ScoredGroup
 from rollout import reward_pool
 from rollout.reward_pool import RewardPool
 from tests.helpers.reward_parts import group, prompt
@@ -42,12 +42,12 @@ def batch(size: int) -> tuple[dict[str, Prompt], list[Group]]:
     return {one.id: one for one in prompts}, groups
 
 
-def scored(outcomes: Sequence[ScoredGroup | Dropped]) -> dict[str, tuple[float, ...]]:
+def scored(outcomes: Sequence[ScoredGroup | FailedGroup]) -> dict[str, tuple[float, ...]]:
     return {one.prompt.id: one.rewards for one in outcomes if isinstance(one, ScoredGroup)}
 
 
-def dropped(outcomes: Sequence[ScoredGroup | Dropped]) -> dict[str, str]:
-    return {one.prompt_id: one.reason for one in outcomes if isinstance(one, Dropped)}
+def dropped(outcomes: Sequence[ScoredGroup | FailedGroup]) -> dict[str, str]:
+    return {one.prompt_id: one.reason for one in outcomes if isinstance(one, FailedGroup)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -17,7 +17,7 @@ from common.errors import ConfigError, ModelError, RollcallError
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
 from common.labels.taxonomy import leaves, similarity
-from common.types import CandidateProbability
+from common.types import CandidateProbabilities
 from rollout.rewards import REWARDS
 from rollout.rewards.loading import check_functions, load_function
 from rollout.rewards.preflight import check_rewards
@@ -150,7 +150,7 @@ def test_consistency(completion: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("belief", "marginal", "confidence"),
+    ("probabilities", "marginal", "confidence"),
     [
         ({"cat": 1.0, "dog": 0.0}, 1, 1),
         ({"cat": 0.0, "dog": 1.0}, 0, -1),
@@ -159,26 +159,29 @@ def test_consistency(completion: str, expected: float) -> None:
     ],
 )
 @pytest.mark.parametrize("said", ["cat", "dog", "", "</think>" * 1000])
-def test_beliefs_decide_whatever_is_said(
-    belief: CandidateProbability, marginal: float, confidence: float, said: str
+def test_probabilities_decide_whatever_is_said(
+    probabilities: CandidateProbabilities, marginal: float, confidence: float, said: str
 ) -> None:
-    assert REWARDS["marginal"]((said,), label="cat", beliefs=[belief]) == [marginal]
-    assert REWARDS["confidence"]((said,), label="cat", beliefs=[belief]) == pytest.approx([confidence])
+    assert REWARDS["marginal"]((said,), label="cat", candidate_probabilities=[probabilities]) == [marginal]
+    assert REWARDS["confidence"]((said,), label="cat", candidate_probabilities=[probabilities]) == pytest.approx(
+        [confidence]
+    )
 
 
 @unhurried
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6), st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
 def test_the_brier_score_is_proper(truth: list[float], told: list[float]) -> None:
-    """Nobody gains by believing anything but what is so."""
+    """No other probabilities earn more than those that are true."""
 
-    def belief(weights: list[float]) -> CandidateProbability:
+    def normalise(weights: list[float]) -> CandidateProbabilities:
         return {f"{k}": weight / sum(weights) for k, weight in enumerate(weights)}
 
-    real, other = belief(truth), belief(told[: len(truth)])
+    real, other = normalise(truth), normalise(told[: len(truth)])
 
-    def gain(believed: CandidateProbability) -> float:
+    def gain(said: CandidateProbabilities) -> float:
         return sum(
-            share * REWARDS["confidence"](("",), label=name, beliefs=[believed])[0] for name, share in real.items()
+            share * REWARDS["confidence"](("",), label=name, candidate_probabilities=[said])[0]
+            for name, share in real.items()
         )
 
     assert gain(other) <= gain(real) + 1e-9
@@ -198,7 +201,7 @@ CLASSES = with_candidates("What?", ["cat", "dog"])
         ("taxonomy", {"taxonomy": {"cat": "a", "dog": " "}}, CLASSES, "blank name"),
         ("marginal", {}, CLASSES, "data.mode = no_think"),
         ("confidence", {"mode": "think_after_answer"}, CLASSES, "data.mode = think_after_answer"),
-        (f"{HERE}:believer", {}, CLASSES, "data.mode = no_think"),
+        (f"{HERE}:highest_probability", {}, CLASSES, "data.mode = no_think"),
         ("marginal", {"mode": "think"}, "What is it?", "open-ended"),
         ("confidence", {"mode": "adaptive"}, with_candidates("What?", ["ox", "dog"]), "label 'cat' of"),
         ("marginal", {"mode": "think"}, with_candidates("What?", ["cat", "dog", "dog"]), "label 'cat' of"),
@@ -237,6 +240,7 @@ def test_functions_are_found_by_name_and_by_dotted_path() -> None:
         (f"{HERE}:lenght", ["has no lenght", "perhaps you meant length"]),
         (f"{HERE}:NOT_CALLABLE", ["not callable", "int"]),
         (f"{HERE}:no_columns", ["every other column", "some_other_column"]),
+        (f"{HERE}:old_parameter", ["beliefs is now called candidate_probabilities", "a parameter beliefs"]),
         (":", ["cannot import"]),
     ],
 )
@@ -306,6 +310,6 @@ def test_an_unreadable_reward_model_is_named(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.rewards.model.unreachable", lambda: "no route to the hub")
+    monkeypatch.setattr("common.models.hub.find_hub_fault", lambda: "no route to the hub")
     with pytest.raises(ModelError, match="no route to the hub"):
         check_functions(RewardConfig(functions={"model:someone/some-reward": 1.0}))

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from common.config.schema import OBJECT_QUESTION
+from common.data.digits import LABELS, digits
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
-from common.data.digits import LABELS, QUESTION, digits
 from tests.helpers import jobs
 from tests.helpers.makers import parquet
 
 pytestmark = pytest.mark.engine
 
-LISTED = with_candidates(QUESTION, LABELS)
+LISTED = with_candidates(OBJECT_QUESTION, LABELS)
 OPEN = "What digit is in the photo?"
 CHOICE = "Which digit is in the photo?\n(A) an even one\n(B) an odd one"  # as SAT and CVBench ask
 KINDS = ("listed", "open-ended", "text-only", "multiple choice")

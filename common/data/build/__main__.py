@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
 from common.data.build.coop import LAYOUTS, open_layout
@@ -16,10 +17,9 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError, RollcallError
+from common.errors import ConfigError, run_command
 from common.labels.lint import lint, settle, unlistable
 
-REFUSED = 2
 _EXAMPLES = """\
 examples:
   python -m common.data.build photos --shots all --out sets/photos
@@ -32,15 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 refused, with nothing written."""
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
-    try:
-        collection, question = _open(options)
-        plan = _plan(options, collection, question)
-        _check_labels(collection, plan.name)
-        _show(build(collection, plan, options.out, words), collection, options.out)
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0
+    return run_command(lambda: _build_set(options, words))
+
+
+def _build_set(options: argparse.Namespace, words: Sequence[str]) -> None:
+    collection, question = _open(options)
+    plan = _plan(options, collection, question)
+    _check_labels(collection, plan.name)
+    _show(build(collection, plan, options.out, words), collection, options.out)
 
 
 def _open(options: argparse.Namespace) -> tuple[Collection, str]:
@@ -121,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of pictures, lists and order (default 1)")
     add(
         "--candidates",
+        type=_policy,
         choices=get_args(Policy),
-        default="seed",
+        default="cls_rl",
         help="classes a question lists: CLS-RL's rule (min(100, 0.4 K), all where that is under 30), all, or those "
-        "most often confused with the right one (default seed)",
+        "most often confused with the right one (default cls_rl)",
     )
     add("--confusion", type=Path, metavar="FILE", help="of hard: an evaluation's JSON or evaluations.jsonl")
     add("--list-length", type=_number(2), metavar="N", help="of hard: classes a question lists")
@@ -140,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-megapixels", type=float, default=DataConfig().max_image_megapixels, help="larger pictures are refused")
     return parser
+
+
+def _policy(text: str) -> str:
+    """A type of argparse: a word, for `choices` to check, unless it is the old name of one."""
+    if renamed := explain_renamed(f"--candidates {text}"):
+        raise argparse.ArgumentTypeError(renamed)
+    return text
 
 
 def _number(least: int, *, none: str | None = None) -> Callable[[str], int | None]:

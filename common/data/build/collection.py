@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.data.table import TEST_NAMES, TRAIN_NAMES, UNNAMED
 from common.errors import DataError
-
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing", "val", "validation", "valid", "dev", "eval")  # the first there is
-UNNAMED = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +41,14 @@ def collect(
 
     Raises DataError without a split to train on.
     """
-    train = next((split for split in (*_TRAIN, UNNAMED) if splits.get(split)), None)
+    train = next((split for split in (*TRAIN_NAMES, UNNAMED) if splits.get(split)), None)
     if train is None or (UNNAMED in splits and len(splits) > 1):
         raise DataError(
             f"{name} has no split to train on",
             got="splits: " + (", ".join(sorted(split or "without a name" for split in splits)) or "none"),
             remedy="name one of them train, or none at all",
         )
-    test = next((split for split in _TEST if splits.get(split)), None)
+    test = next((split for split in TEST_NAMES if splits.get(split)), None)
     left = [
         f"split {split} is left out: {len(splits[split])} pictures" for split in splits if split not in (train, test)
     ]

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from common.config.schema import OBJECT_QUESTION
 from common.data.build.collection import Collection, Picture, collect
 from common.data.build.sources import Splits, folder_splits
 from common.data.table import unreadable
 from common.errors import DataError
-
-_OBJECT = "What type of object is in the photo?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class Layout:
     folder: str  # below the root
     images: str  # below the folder; what split files name lies below this
     splits: str  # below the folder: a split file, or what the reader needs
-    question: str = _OBJECT
+    question: str = OBJECT_QUESTION
     read: Callable[[Path, Path], tuple[Splits, list[str]]]  # (images, splits) -> pictures, labels by id
 
 
@@ -106,7 +105,7 @@ def _check_known(found: Iterable[str], known: Iterable[str], file: Path) -> None
         raise ValueError(f"{file.name} does not name {', '.join(strange[:3])}")
 
 
-def _zhou_layout(folder: str, images: str, name: str, question: str = _OBJECT) -> Layout:
+def _zhou_layout(folder: str, images: str, name: str, question: str = OBJECT_QUESTION) -> Layout:
     return Layout(folder=folder, images=images, splits=f"split_zhou_{name}.json", question=question, read=_zhou)
 
 

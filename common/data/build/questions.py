@@ -14,7 +14,7 @@ import numpy as np
 from common.data.table import unreadable
 from common.errors import DataError
 
-Policy = Literal["seed", "all", "hard"]
+Policy = Literal["cls_rl", "all", "hard"]
 Confusions = Counter[frozenset[str]]  # how often two labels were taken for each other
 Choose = Callable[[str, Sequence[str], np.random.Generator], list[str]]
 _FEW, _SHARE, _MOST = 30, 0.4, 100
@@ -35,7 +35,7 @@ def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None
     """
     if policy == "all":
         return lambda label, labels, draw: list(labels)
-    if policy == "seed":
+    if policy == "cls_rl":
         return _draw
     return partial(_hard, confusions=confusions or Counter(), length=length)
 

@@ -18,7 +18,7 @@ from learner.driver.preflight.data import RunData
 from learner.driver.preflight.labels import RunLabels, check_lengths
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.offline_groups import OfflineGroups
-from rollout.rewards.loading import that_ask_for
+from rollout.rewards.loading import find_functions_with
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux's
 
@@ -53,7 +53,7 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
     check_lengths(config, data.own, model.encoder.count, say=say)
     if config.method != "grpo":
         OfflineGroups(config, model.closed_set).check(data.train)
-    if that_ask_for(config.reward.functions, "beliefs"):
+    if find_functions_with(config.reward.functions, "candidate_probabilities"):
         model.closed_set.answers(labels.offered)  # refuses what this model cannot say
     return model
 

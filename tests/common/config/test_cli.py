@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from common.config.cli import DEFAULT_RECIPE, dump, parse
+from common.config.renamed import RENAMED
 from common.config.schema import Config, flatten
+from common.config.settings import keys
 from common.errors import ConfigError
 
 RECIPES = Path(__file__).parents[3] / "deploy/recipes"
@@ -110,6 +112,8 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("reward.functions.format=1", "perhaps you meant reward.functions"),
         ("zzz=4", "zzz = 4 (command line): no such key\n"),
         ("rollout=4", "rollout is a section"),
+        ("evaluation.at=[1]", "evaluation.at = [1] (command line): evaluation.at is now called evaluation.pass_at_k"),
+        ("evaluation={at: [1]}", "(command line): evaluation.at is now called evaluation.pass_at_k"),
         ("rollout.engines=0", "rollout.engines = 0 (command line): must be integer >= 1"),
         ("rollout.engines=true", "rollout.engines = true (command line): must be integer >= 1"),
         ("rollout.engines=four", "must be integer >= 1"),
@@ -151,6 +155,10 @@ def test_a_value_is_not_taken_from_the_next_flag() -> None:
         ("steps: 5\nrollout:\n  engins: 4", "recipe.yaml:3): no such key, perhaps you meant rollout.engines"),
         ("rolout:\n  engines: 4", "recipe.yaml:1): no such key, perhaps you meant rollout"),
         ("learner:\n  lr: fast", "recipe.yaml:2): must be number > 0"),
+        (
+            "evaluation:\n  at: [1]",
+            'evaluation.at = ["1"] (RECIPE:2): evaluation.at is now called evaluation.pass_at_k',
+        ),
         ("steps: 0", "recipe.yaml:1): must be integer >= 1"),
         ("steps:\n", "steps = null"),
         ("steps: 5\nsteps: 6", "line 2: key steps is given twice"),
@@ -165,7 +173,14 @@ def test_a_value_is_not_taken_from_the_next_flag() -> None:
     ],
 )
 def test_mistake_in_a_recipe(text: str, told: str, tmp_path: Path) -> None:
-    assert told in refusal(["--config", str(recipe(tmp_path, text))])
+    path = recipe(tmp_path, text)
+    assert told.replace("RECIPE", str(path)) in refusal(["--config", str(path)])
+
+
+def test_new_names_are_keys_and_old_ones_are_not() -> None:
+    for old, new in RENAMED.items():
+        if "." in old:
+            assert new in keys() and old not in keys()
 
 
 def test_a_recipe_extends_others_that_lie_beside_it_or_below(tmp_path: Path) -> None:

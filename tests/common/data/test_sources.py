@@ -48,7 +48,7 @@ def test_the_door_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "ray", "datasets", "pyarrow", "sklearn", "pandas", "vllm", "deepspeed"]
     code = f"""
 import sys
-import common.data.stream, common.prompts
+import common.data.stream, common.models.prompts
 from common.config.schema import DataConfig
 from common.data.sources import load
 load(DataConfig(image_size=56), split="test")

@@ -18,7 +18,6 @@ from common.labels.answers import (
     extract,
     find_candidate,
     is_right,
-    is_valid,
     is_well_formed,
     thought,
 )
@@ -221,14 +220,17 @@ def test_extract(completion: str, mode: Mode, answer: str | None) -> None:
     assert extract(completion, mode) == answer
 
 
-def test_valid_is_one_of_the_candidates_or_else_well_formed() -> None:
-    assert is_valid("ant", "no_think", ["tiger", "ant"])
-    assert not is_valid("dog", "no_think", ["tiger", "ant"])
-    assert is_valid("dog", "no_think")
-    assert not is_valid("dog\ncat", "no_think")
-    assert is_valid("<think>t</think><answer>ANT</answer>", "think", ["tiger", "ant"])
-    assert not is_valid("<answer>ant</answer><answer>tiger</answer>", "think", ["tiger", "ant"])
-    assert is_valid("<think>t</think><answer>dog</answer>", "think")
+@pytest.mark.parametrize(
+    ("completion", "mode", "expected"),
+    [
+        ("ant", "no_think", "ant"),
+        ("dog", "no_think", None),
+        ("<think>t</think><answer>ANT</answer>", "think", "ant"),
+        ("<answer>ant</answer><answer>tiger</answer>", "think", None),
+    ],
+)
+def test_the_candidate_that_is_given(completion: str, mode: Mode, expected: str | None) -> None:
+    assert find_candidate(completion, ["tiger", "ant"], mode=mode) == expected
 
 
 @unhurried
@@ -280,8 +282,7 @@ def test_named_is_the_candidate_given_itself_or_by_an_alias() -> None:
     aliases = {"aeroplane": ["airplane", "plane"]}
     assert find_candidate("plane", ["ship", "aeroplane"], mode="no_think", aliases=aliases) == "aeroplane"
     assert find_candidate("planes", ["ship", "aeroplane"], mode="no_think", aliases=aliases) is None
-    assert is_valid("plane", "no_think", ["ship", "aeroplane"], aliases)
-    assert not is_valid("plane", "no_think", ["ship"], aliases)
+    assert find_candidate("plane", ["ship"], mode="no_think", aliases=aliases) is None
 
 
 def test_closed_choice_is_the_likeliest_candidate_by_sum_or_by_mean() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
-from common.config.schema import DataConfig, ModelConfig
-from common.data.digits import LABELS, QUESTION
+from common.config.schema import OBJECT_QUESTION, DataConfig, ModelConfig
+from common.data.digits import LABELS
 from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, Outline, load
 from common.errors import DataError, ModelError
@@ -21,7 +21,7 @@ from common.models.processor import banned_token_ids, eos_token_ids, image_size,
 from common.models.prompts import SYSTEM, TEMPLATES, PromptEncoder, messages
 from common.types import Example
 
-PROBLEM = with_candidates(QUESTION, LABELS)
+PROBLEM = with_candidates(OBJECT_QUESTION, LABELS)
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLProcessor

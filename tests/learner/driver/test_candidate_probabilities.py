@@ -1,4 +1,4 @@
-"""What the learner believes after each thought is what a plain forward over prompt, thought and answer says."""
+"""The probabilities of candidates after each thought are what a plain forward over prompt, thought and answer says."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_t
     for prompt, order in ((prompts[0], thoughts), (prompts[2], thoughts[::-1])):
         label = prompt.example.label
         wanted = [brute_force(model, tokenizer, prompt, thought)[label] for thought in order]
-        rewards = REWARDS["marginal"]([""] * len(order), label=label, beliefs=found[prompt.id])
+        rewards = REWARDS["marginal"]([""] * len(order), label=label, candidate_probabilities=found[prompt.id])
         np.testing.assert_allclose(rewards, wanted, rtol=1e-4)
         assert len(set(wanted)) == 5
-        assert all(sum(belief.values()) == pytest.approx(1) for belief in found[prompt.id])
+        assert all(sum(one.values()) == pytest.approx(1) for one in found[prompt.id])
 
 
 def brute_force(model: Any, tokenizer: Any, prompt: Prompt, thought: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
-from common.types import Completion, Dropped, FailedGroup, Group
+from common.types import Completion, FailedGroup, Group
 from learner.driver.ledger import Ledger
 
 
@@ -21,8 +21,8 @@ def ledger(events: list[tuple[str, dict[str, Any]]]) -> Ledger:
     return Ledger(on_event=lambda kind, **fields: events.append((kind, fields)), max_drop_share=0.1)
 
 
-def lost(number: int) -> Dropped:
-    return Dropped(prompt_id=f"train/{number}", reason="engine refused it")
+def lost(number: int) -> FailedGroup:
+    return FailedGroup(prompt_id=f"train/{number}", reason="engine refused it")
 
 
 def test_failed_groups_are_counted_and_named_and_the_others_pass(

@@ -16,7 +16,7 @@ import learner.embedded.model as embedded
 from common.config.schema import DataConfig, ModelConfig
 from common.data.sources import ExampleSource, load
 from common.errors import ModelError
-from common.labels.answers import Mode, is_right, is_valid, is_well_formed
+from common.labels.answers import Mode, find_candidate, is_right, is_well_formed
 from common.labels.closed_set import ClosedSet
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import TEMPLATES, PromptEncoder
@@ -98,7 +98,7 @@ def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, hel
     data = DIGITS.model_copy(update={"mode": mode})
     folder = ensure_model(data=data)
     answers = greedy(folder, load_processor(ModelConfig(path=str(folder))), held_out, data)
-    assert sum(is_valid(answer or "", mode, LABELS) for answer in answers) > 0.95 * len(answers)
+    assert sum(find_candidate(answer or "", LABELS, mode=mode) is not None for answer in answers) > 0.95 * len(answers)
     assert sum(is_well_formed(answer or "", mode) for answer in answers) > 0.95 * len(answers)
     right = sum(is_right(answer or "", held_out[row].label, mode=mode) for row, answer in enumerate(answers))
     assert 0.15 <= right / len(answers) <= 0.5

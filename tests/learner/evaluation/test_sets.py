@@ -67,8 +67,8 @@ def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
         (["checkpoint.best_by=H"], ConfigError, "best_by = H is not measured"),
         (["checkpoint.best_by=closed_set", "evaluation.closed_set=false"], ConfigError, "is not measured"),
         (["checkpoint.best_by=new/accuracy"], ConfigError, "is not measured"),
-        (["evaluation.samples=2", "evaluation.at=[1, 4]"], ConfigError, "no k above the samples"),
-        (["evaluation.at=[1]"], ConfigError, "no k above the samples"),
+        (["evaluation.samples=2", "evaluation.pass_at_k=[1, 4]"], ConfigError, "no k above the samples"),
+        (["evaluation.pass_at_k=[1]"], ConfigError, "no k above the samples"),
     ],
 )
 def test_refused_at_the_door(words: list[str], error: type[Exception], says: str) -> None:

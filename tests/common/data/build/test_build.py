@@ -94,7 +94,7 @@ def test_the_same_command_gives_the_same_bytes(digits: Path, tmp_path: Path) -> 
 def test_the_card_says_how_it_was_made(digits: Path) -> None:
     card = front_matter(digits)["rollcall"]
     assert isinstance(card, dict)
-    assert (card["classes"], card["shots"], card["seed"], card["candidates"]) == (10, 4, 1, "seed")
+    assert (card["classes"], card["shots"], card["seed"], card["candidates"]) == (10, 4, 1, "cls_rl")
     for split, known in card["splits"].items():
         file = digits / f"{split}-00000-of-00001.parquet"
         assert known["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -250,3 +250,10 @@ def test_numbers_out_of_range_are_refused(words: tuple[str, ...], capsys: pytest
     with pytest.raises(SystemExit) as caught:
         main(["x", "--out", "y", "--shots", "1", *words])
     assert caught.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+def test_the_old_name_of_a_policy_is_told_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["x", "--out", "y", "--shots", "1", "--candidates", "seed"])
+    assert caught.value.code == 2
+    assert "--candidates seed is now called --candidates cls_rl" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def test_the_seeds_list_length(classes: int, length: int) -> None:
 @given(st.integers(2, 300), st.integers(0, 3))
 def test_the_seeds_rule_always_holds_the_truth(classes: int, seed: int) -> None:
     labels = [f"class {number}" for number in range(classes)]
-    choose = chooser("seed", confusions=None, length=None)
+    choose = chooser("cls_rl", confusions=None, length=None)
     for label in labels[:: max(1, classes // 5)]:
         offered = choose(label, labels, generator(seed, label))
         assert label in offered and len(offered) == len(set(offered)) == list_length(classes)
@@ -39,7 +39,7 @@ def test_the_seeds_rule_always_holds_the_truth(classes: int, seed: int) -> None:
 
 def test_the_place_of_the_truth_is_any() -> None:
     labels = [f"class {number}" for number in range(100)]
-    choose = chooser("seed", confusions=None, length=None)
+    choose = chooser("cls_rl", confusions=None, length=None)
     places = Counter(choose(labels[7], labels, generator(row)).index(labels[7]) for row in range(400))
     assert len(places) == 40 and max(places.values()) < 40
 
