@@ -70,7 +70,7 @@ def row_logprobs(
 
 
 def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], settings: Settings, *, beta: float) -> Tensor:
-    """The seed's loss over all groups."""
+    """CLS-RL's loss over all groups, one row at a time."""
     rows = []
     for scored in groups:
         rewards = np.array(scored.rewards, dtype=np.float32)
