@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
-    "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking"},
+    "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.driver": LEARNER
     | {"rollout", "rollout.rewards"}
     | {f"learner.{room}" for room in ("driver", "embedded", "evaluation", "model", "trainer")}
