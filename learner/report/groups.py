@@ -19,8 +19,8 @@ _SAMPLED = (
     "Gap is the largest log-prob gap of that step."
 )
 _GIVEN = {
-    "exact": "Every candidate of a row, with the reward it earns. Nothing was sampled.",
-    "sft": "The right answer of a row: what the run learns. Nothing was sampled.",
+    "exact": "Every candidate of a row, with the reward it earns. No engine sampled them.",
+    "sft": "The right answer of a row, which the run learns. No engine sampled it.",
 }
 
 
@@ -38,7 +38,7 @@ def describe_groups(run: RunData, left_out: list[str]) -> list[dict[str, Any]]:
         "Lowest reward": ("Where the model earns least.", samples.worst),
         "Most divided": ("Some answers earn more than others: these groups teach most.", samples.divided),
         "Highest reward": ("Where it earns most.", samples.best),
-        "Given answers": (_GIVEN.get(run.method, "Nothing was sampled."), samples.given),
+        "Given answers": (_GIVEN.get(run.method, "No engine sampled them."), samples.given),
     }
     shown = len({id(one) for _, own in chosen.values() for one in own})
     if samples.seen > shown:

@@ -117,7 +117,7 @@ def _describe_head(run: RunData) -> dict[str, Any]:
 def _describe_gap(run: RunData) -> str:
     """Say how far engine and learner were apart at most, or that no engine sampled anything to compare."""
     if not samples_answers(run.config):
-        return "none: nothing was sampled"
+        return "nothing was sampled"
     return _format_known(run.summary.get("max_logprob_gap"), "{:.1e} at most")
 
 
