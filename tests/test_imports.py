@@ -37,10 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
-    "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking"},
     "learner.driver.preflight": LEARNER
     | {"learner.driver.preflight", "rollout.rewards"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer")},
+    "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.driver": LEARNER
     | {"learner.driver", "learner.driver.preflight", "rollout", "rollout.rewards"}
     | {f"learner.{room}" for room in ("evaluation", "trainer", "storage", "tracking", "report")},

@@ -1,4 +1,4 @@
-"""What a report says of several runs: final measures side by side, spread over seeds, differences of configuration."""
+"""Compare several runs for the report: final measures, spread over seeds, keys on which configurations differ."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from learner.report.data import RunData
-from learner.report.format import KEYS, NOTHING, fields, name, value
-from learner.report.rows import number
+from learner.report.data import RunData, samples_answers
+from learner.report.format import KEYS, NOTHING, format_fields, format_value, shorten_name
+from learner.report.rows import as_number
 from learner.text import shorten
 
-_SETS = 6  # whose accuracy is in the table
+_SETS = 6  # sets of a run in the table
 _FORMS = {"steps": "{:.0f}", "time (s)": "{:.0f}", "completions/s": "{:.0f}", "largest gap": "{:.1e}"}
-_OF_THE_SUMMARY = {
+_SUMMARY_FIELDS = {
     "time (s)": "wall_seconds",
     "completions/s": "completions_per_second",
     "largest gap": "max_logprob_gap",
@@ -23,35 +23,35 @@ _OF_THE_SUMMARY = {
 
 
 def compare(runs: Sequence[RunData], left_out: list[str]) -> dict[str, Any]:
-    """Everything of the page but its curves."""
-    finals = [_final(run) for run in runs]
+    """Return everything the page shows of several runs, except curves; note what is left out."""
+    finals = [_summarise_run(run) for run in runs]
     measures = list(dict.fromkeys(key for final in finals for key in final))
     left_out.append("groups, classes, timing and events of each run: its own report has them")
     if any(len(run.sets) > _SETS for run in runs):
         left_out.append(f"the table has the first {_SETS} sets of each run")
     return {
-        "legend": [(place, name(run.label)) for place, run in enumerate(runs)],
+        "legend": [(place, shorten_name(run.label)) for place, run in enumerate(runs)],
         "measures": measures,
         "finals": [
             {
                 "number": place,
-                "label": name(run.label),
+                "label": shorten_name(run.label),
                 "outcome": shorten(run.outcome, 30),
                 "seed": shorten(str(run.config.get("seed", NOTHING)), 30),
-                "values": [_said(key, final[key]) if key in final else NOTHING for key in measures],
+                "values": [_format_value(key, final[key]) if key in final else NOTHING for key in measures],
             }
             for place, (run, final) in enumerate(zip(runs, finals, strict=True))
         ],
-        "spreads": list(_spreads(runs, finals)),
-        "differences": list(_differences(runs, left_out)),
+        "spreads": list(_measure_spreads(runs, finals)),
+        "differences": list(_find_differences(runs, left_out)),
     }
 
 
-def _final(run: RunData) -> dict[str, float]:
-    """What a run came to."""
+def _summarise_run(run: RunData) -> dict[str, float]:
+    """Return the final measures of a run by name, without those that are not on file."""
     values: dict[str, float] = {}
     for one in run.sets[:_SETS]:
-        found, of = run.evaluated(one), "" if one == "held-out" else f" ({shorten(one, 30)})"
+        found, of = run.evaluations_of(one), "" if one == "held-out" else f" ({shorten(one, 30)})"
         accuracies = [each.measures.get("accuracy", math.nan) for each in found]
         values[f"accuracy before{of}"] = accuracies[0]
         if len(found) > 1:
@@ -61,12 +61,14 @@ def _final(run: RunData) -> dict[str, float]:
         known = [reward for reward in tail if not math.isnan(reward)]
         values["reward, last tenth"] = fmean(known) if known else math.nan
     values["steps"] = float(run.steps)
-    values |= {key: number(run.summary.get(field)) for key, field in _OF_THE_SUMMARY.items()}
+    values |= {key: as_number(run.summary.get(field)) for key, field in _SUMMARY_FIELDS.items()}
+    if not samples_answers(run.config):
+        del values["largest gap"]
     return {key: found for key, found in values.items() if not math.isnan(found)}
 
 
-def _spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
-    """Mean and standard deviation over the runs of one recipe, two at least, which differ in their seed alone."""
+def _measure_spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
+    """Yield mean and standard deviation of every measure over two or more runs that differ in the seed alone."""
     alike: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         alike.setdefault(json.dumps(run.recipe, sort_keys=True, default=str), []).append(place)
@@ -74,23 +76,25 @@ def _spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> 
         keys = dict.fromkeys(key for place in members for key in finals[place])
         known = {key: [finals[place][key] for place in members if key in finals[place]] for key in keys}
         yield {
-            "runs": [name(runs[place].label) for place in members],
-            "seeds": ", ".join(value(runs[place].config.get("seed", NOTHING)) for place in members),
-            "values": [(key, _spread(key, found)) for key, found in known.items()],
+            "runs": [shorten_name(runs[place].label) for place in members],
+            "seeds": ", ".join(format_value(runs[place].config.get("seed", NOTHING)) for place in members),
+            "values": [(key, _format_spread(key, found)) for key, found in known.items()],
         }
 
 
-def _spread(key: str, found: Sequence[float]) -> str:
-    return _said(key, fmean(found)) + (f" ± {_said(key, stdev(found))}" if len(found) > 1 else ", of one")
+def _format_spread(key: str, found: Sequence[float]) -> str:
+    return _format_value(key, fmean(found)) + (
+        f" ± {_format_value(key, stdev(found))}" if len(found) > 1 else ", of one"
+    )
 
 
-def _said(key: str, found: float) -> str:
+def _format_value(key: str, found: float) -> str:
     return _FORMS.get(key, "{:.3f}").format(found)
 
 
-def _differences(runs: Sequence[RunData], left_out: list[str]) -> Iterator[dict[str, Any]]:
-    """Keys on which the configurations differ, and who has which value."""
-    told = [{key: value(found) for key, found in run.config.items()} for run in runs]
+def _find_differences(runs: Sequence[RunData], left_out: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield each key on which the configurations differ, with the runs that have each value."""
+    told = [{key: format_value(found) for key, found in run.config.items()} for run in runs]
     keys = dict.fromkeys(key for run in told for key in run)
     differing = [key for key in keys if len({run.get(key, "not set") for run in told}) > 1]
     if len(differing) > KEYS:
@@ -99,13 +103,13 @@ def _differences(runs: Sequence[RunData], left_out: list[str]) -> Iterator[dict[
         holders: dict[str, list[int]] = {}
         for place, run in enumerate(told):
             holders.setdefault(run.get(key, "not set"), []).append(place)
-        yield {"key": name(key), "values": list(holders.items())}
+        yield {"key": shorten_name(key), "values": list(holders.items())}
 
 
-def troubles(runs: Sequence[RunData], kinds: frozenset[str]) -> list[tuple[str, str, int, str]]:
-    """Run, kind, count and the first of every kind of fault."""
+def find_faults(runs: Sequence[RunData], kinds: frozenset[str]) -> list[tuple[str, str, int, str]]:
+    """Return run, kind, count and first event for every kind of fault."""
     return [
-        (name(run.label), name(one.kind), one.count, fields(one.first))
+        (shorten_name(run.label), shorten_name(one.kind), one.count, format_fields(one.first))
         for run in runs
         for one in run.events
         if one.kind in kinds

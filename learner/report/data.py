@@ -1,4 +1,4 @@
-"""What a report shows of a run, read from its folder: while it runs, after it ended, or what is left of it."""
+"""Read a run folder for the report: while the run goes on, after it ended, or what is left of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,21 @@ import numpy.typing as npt
 
 from common.config.schema import keys_free_on_resume
 from common.errors import RunFolderError
-from learner.report.rows import Reader, Row, items, mapping, number, text, whole
+from learner.report.evaluations import Evaluation, find_evaluations, read_evaluations, read_matrix
+from learner.report.rows import Reader, Row, as_mapping, as_number, as_text, as_whole
 from learner.report.samples import Samples, read_samples
 from learner.tracking.records import STAGES
 
 Curve = npt.NDArray[np.float64]  # (S,) one value a step, NaN where none was measured
 FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "evaluations.jsonl", "events.jsonl")
-RESULTS = "evaluation.json"  # of `learner.evaluate`
+RESULTS = "evaluation.json"  # what `learner.evaluate` leaves
 _COLUMNS = (
     *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "all_equal_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
-_KINDS = 40  # kinds of events and reward functions a run may have before the rest is only counted
-MEASURES = (
-    *("accuracy", "lenient", "closed_set", "closed_set_normalised", "macro_f1"),
-    *("invalid_rate", "out_of_list_rate", "ece", "brier"),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One line of `evaluations.jsonl`, or one set of `learner.evaluate`."""
-
-    step: int
-    set: str
-    model: str  # empty within a run
-    rows: int | None
-    measures: Mapping[str, float]  # of MEASURES and pass@k, majority@k: those that were measured
-    intervals: Mapping[str, tuple[float, float]]  # 95 %, of some of them
-    per_class: Mapping[str, tuple[int, int]]  # label -> (right, rows)
-    confusion: tuple[tuple[str, str, int], ...]  # (label, answer, count); an answer of "" is none of the list
+_OF_SAMPLES = ("all_equal_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
+_KINDS = 40  # kinds of events, and reward functions, before the rest is only counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +39,7 @@ class EventKind:
 
     kind: str
     count: int
-    first: Row  # its other fields
+    first: Row  # fields of the first one, without its kind and times
     seconds: float  # from the first event of the run to the first of this kind
 
 
@@ -65,40 +49,47 @@ class RunData:
 
     folder: Path
     label: str
-    outcome: str  # "finished", "interrupted", "failed", "running", or "ended without a summary"
-    config: Mapping[str, Any]  # dotted keys
+    outcome: str  # "finished", "interrupted", "failed", "running", "evaluated" or "ended without a summary"
+    config: Mapping[str, Any]  # dotted key -> value
     environment: Row
     summary: Row
-    curves: Mapping[str, Curve]  # of metrics.jsonl, "step" among them, all of one length
+    curves: Mapping[str, Curve]  # column of metrics.jsonl -> values, "step" among them, all of one length
     evaluations: tuple[Evaluation, ...]  # by step; classes and confusions of the first and last of each set
     samples: Samples
     events: tuple[EventKind, ...]
-    other_events: int  # of kinds beyond the most that are kept
-    results: tuple[Evaluation, ...]  # of evaluation.json
-    matrix: Mapping[str, Mapping[str, float]]  # model -> set -> accuracy, of the same
+    other_events: int  # events of kinds beyond the first _KINDS
+    results: tuple[Evaluation, ...]  # out of evaluation.json
+    matrix: Mapping[str, Mapping[str, float]]  # model -> set -> accuracy, out of evaluation.json
     faults: tuple[str, ...]  # files and lines that could not be read
 
     @property
     def steps(self) -> int:
-        """Optimizer steps on file."""
+        """Count the optimizer steps on file."""
         return len(self.curves["step"])
 
     @property
     def sets(self) -> list[str]:
+        """Name the evaluated sets, in the order they were first evaluated."""
         return list(dict.fromkeys(one.set for one in self.evaluations))
 
-    def evaluated(self, name: str) -> list[Evaluation]:
+    def evaluations_of(self, name: str) -> list[Evaluation]:
+        """Return the evaluations of one set, by step."""
         return [one for one in self.evaluations if one.set == name]
 
     @property
+    def method(self) -> str:
+        """Return "grpo", "exact" or "sft"; a configuration from before there was a choice means GRPO."""
+        return as_text(self.config.get("method")) or "grpo"
+
+    @property
     def recipe(self) -> dict[str, Any]:
-        """What is computed, but for the seed: runs of equal recipes are repetitions of one another."""
+        """Return every key that decides a result, except `seed`: runs of equal recipes repeat one another."""
         free = keys_free_on_resume() | {"seed"}
         return {key: value for key, value in self.config.items() if key not in free and value is not None}
 
 
 def read_run(folder: Path, label: str) -> RunData:
-    """Everything a report shows of one folder.
+    """Read everything the report shows of one folder.
 
     Raises:
         RunFolderError: there is no such folder, or nothing in it is of a run or of an evaluation.
@@ -110,21 +101,25 @@ def read_run(folder: Path, label: str) -> RunData:
             got=f"{folder}: {'none of a run is in it' if folder.is_dir() else 'no such folder'}",
             remedy="name the folder of a run, as runs/latest, or one in which evaluation.json lies",
         )
-    reader = Reader(folder)
-    results = reader.json(RESULTS) if RESULTS in present else {}
+
+    # A folder of `learner.evaluate` alone lacks a run's files, and that is no fault.
+    of_results, of_run = Reader(folder), Reader(folder)
+    results = of_results.read_json(RESULTS) if RESULTS in present else {}
+    found = tuple(find_evaluations(results))
     only_results = RESULTS in present and "metrics.jsonl" not in present
-    source = Reader(folder)  # whose faults count only where a run is
-    config, environment = source.yaml("config.yaml"), source.json("environment.json")
-    summary = source.json("summary.json") if "summary.json" in present else {}
-    curves = _curves(source)
-    events, other_events = _events(source)
-    evaluations = _evaluations(source)
-    samples = read_samples(source, after=int(curves["step"][-1]) // 2 if len(curves["step"]) else 0)
+
+    config = dict(_flatten(of_run.read_yaml("config.yaml")))
+    environment = of_run.read_json("environment.json")
+    summary = of_run.read_json("summary.json") if "summary.json" in present else {}
+    curves = _read_curves(of_run, left_out=_find_unmeasured(config))
+    events, other_events = _read_events(of_run)
+    evaluations = read_evaluations(of_run)
+    samples = read_samples(of_run, after=int(curves["step"][-1]) // 2 if len(curves["step"]) else 0)
     return RunData(
         folder=folder,
         label=label,
-        outcome="evaluated" if only_results else _outcome(folder, summary),
-        config=dict(_dotted(config)),
+        outcome="evaluated" if only_results else _read_outcome(folder, summary),
+        config=config,
         environment=environment,
         summary=summary,
         curves=curves,
@@ -132,32 +127,36 @@ def read_run(folder: Path, label: str) -> RunData:
         samples=samples,
         events=events,
         other_events=other_events,
-        results=(found := tuple(_results(results, model=""))),
-        matrix=_matrix(results, found),
-        faults=(*reader.faults, *([] if only_results else source.faults)),
+        results=found,
+        matrix=read_matrix(results, found),
+        faults=(*of_results.faults, *([] if only_results else of_run.faults)),
     )
 
 
-def wilson(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `rows` independent trials (Wilson 1927, equation for the score interval)."""
-    centre, spread = share + z * z / (2 * rows), z * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
-    scale = 1 + z * z / rows
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+def samples_answers(config: Mapping[str, Any]) -> bool:
+    """Return whether engines sample at least part of what a run learns from, by its dotted configuration."""
+    method = config.get("method")
+    return method not in ("exact", "sft") or (method == "exact" and as_number(config.get("exact.sampled_share")) > 0)
 
 
-def harmonic(base: float, new: float) -> float:
-    """H of accuracy on base and new classes; 0 where both are."""
-    return 2 * base * new / (base + new) if base + new else 0.0
+def _find_unmeasured(config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the columns that hold 0 because the configuration measures nothing there.
+
+    `learner.beta = 0` reads no reference, so there is no KL. Where nothing is sampled there are no groups of equal
+    rewards, no log-probs of an engine to compare with and no answers cut for length.
+    """
+    kl = () if config.get("learner.beta", 1) else ("kl",)
+    return frozenset((*kl, *(() if samples_answers(config) else _OF_SAMPLES)))
 
 
-def _outcome(folder: Path, summary: Row) -> str:
-    if _locked_by_another(folder / ".lock"):
+def _read_outcome(folder: Path, summary: Row) -> str:
+    if _is_locked_by_another(folder / ".lock"):
         return "running"
-    return text(summary.get("outcome")) or "ended without a summary"
+    return as_text(summary.get("outcome")) or "ended without a summary"
 
 
-def _locked_by_another(path: Path) -> bool:
-    """A live process other than this one writes the run."""
+def _is_locked_by_another(path: Path) -> bool:
+    """Return whether a live process other than this one writes the run."""
     try:
         with path.open() as lock:
             if lock.read(200).split(" ")[0] == str(os.getpid()):
@@ -170,104 +169,29 @@ def _locked_by_another(path: Path) -> bool:
     return False
 
 
-def _curves(reader: Reader) -> dict[str, Curve]:
-    """Columns of `metrics.jsonl`: the known ones, and each reward function's."""
-    columns = {name: array("d") for name in _COLUMNS}
-    length = 0
-    for row in reader.rows("metrics.jsonl"):
-        if whole(row.get("step")) is None:
+def _read_curves(reader: Reader, *, left_out: frozenset[str]) -> dict[str, Curve]:
+    """Read the known columns of `metrics.jsonl`, and one for each reward function; a column of nothing is left out."""
+    columns = {name: array("d") for name in _COLUMNS if name not in left_out}
+    most, length = len(columns) + _KINDS, 0
+    for row in reader.read_rows("metrics.jsonl"):
+        if as_whole(row.get("step")) is None:
             continue
         for name in row:
-            if name.startswith("rewards/") and name not in columns and len(columns) < len(_COLUMNS) + _KINDS:
+            if name.startswith("rewards/") and name not in columns and len(columns) < most:
                 columns[name] = array("d", [math.nan] * length)
         for name, values in columns.items():
-            values.append(number(row.get(name)))
+            values.append(as_number(row.get(name)))
         length += 1
     return {name: np.array(values) for name, values in columns.items() if name == "step" or not np.isnan(values).all()}
 
 
-def _evaluations(reader: Reader) -> tuple[Evaluation, ...]:
-    """By step. Of two of one set after one step the later holds; classes are kept of the first and last of a set."""
-    found: dict[str, dict[int, Evaluation]] = {}
-    for row in reader.rows("evaluations.jsonl"):
-        one = _evaluation(row)
-        of_set = found.setdefault(one.set, {})
-        of_set[one.step] = one
-        for step in list(of_set)[1:-1]:
-            if of_set[step].per_class:
-                of_set[step] = replace(of_set[step], per_class={}, confusion=())
-    return tuple(sorted((one for of_set in found.values() for one in of_set.values()), key=lambda one: one.step))
-
-
-def _evaluation(row: Row, *, name: str = "held-out", model: str = "") -> Evaluation:
-    measures = {key: value for key in MEASURES if not math.isnan(value := number(row.get(key)))}
-    for key, sign in (("pass_at", "pass@"), ("majority_at", "majority@")):
-        measures |= {f"{sign}{k}": number(value) for k, value in mapping(row.get(key)).items()}
-    rows = whole(row.get("rows"))
-    intervals = {
-        key.replace("_at/", "@"): (number(pair[0]), number(pair[1]))
-        for key, pair in mapping(row.get("intervals")).items()
-        if isinstance(pair, list) and len(pair) == 2
-    }
-    accuracy = measures.get("accuracy", math.nan)
-    if "accuracy" not in intervals and rows and 0 <= accuracy <= 1:
-        intervals["accuracy"] = wilson(accuracy, rows)
-    return Evaluation(
-        step=whole(row.get("step")) or 0,
-        set=text(row.get("set")) or name,
-        model=text(row.get("model")) or model,
-        rows=rows,
-        measures=measures,
-        intervals=intervals,
-        per_class={
-            label: (whole(pair[0]) or 0, whole(pair[1]) or 0)
-            for label, pair in mapping(row.get("per_class")).items()
-            if isinstance(pair, list) and len(pair) == 2
-        },
-        confusion=tuple(
-            (text(triple[0]), text(triple[1]), whole(triple[2]) or 0)
-            for triple in items(row.get("confusion"))
-            if isinstance(triple, list) and len(triple) == 3
-        ),
-    )
-
-
-def _results(node: Any, *, model: str, name: str = "held-out") -> Iterator[Evaluation]:
-    """Every evaluation within an evaluation.json, wherever it stands: what has an accuracy is one."""
-    if isinstance(node, list):
-        for value in node:
-            yield from _results(value, model=model, name=name)
-    elif isinstance(node, dict):
-        model = text(node.get("model")) or model
-        if "accuracy" in node and ("rows" in node or "set" in node):
-            yield _evaluation(node, name=name, model=model)
-            return
-        for key, value in node.items():
-            if key != "matrix":
-                yield from _results(value, model=model, name=key)
-
-
-def _matrix(results: Row, found: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
-    """Model -> set -> accuracy as the file says it, else of what it has of several models or sets."""
-    said = {
-        model: {name: number(value) for name, value in mapping(row).items()}
-        for model, row in mapping(results.get("matrix")).items()
-    }
-    if said or len(found) < 2:
-        return said
-    made: dict[str, dict[str, float]] = {}
-    for one in found:
-        made.setdefault(one.model, {})[one.set] = one.measures.get("accuracy", math.nan)
-    return made
-
-
-def _events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:
-    """Events by kind, in the order of their firsts; and how many are of kinds that were not kept."""
+def _read_events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:
+    """Read events by kind, in the order of their firsts, and count those of kinds beyond the first _KINDS."""
     counts: dict[str, int] = {}
     firsts: dict[str, tuple[Row, float]] = {}
     began, others = math.nan, 0
-    for row in reader.rows("events.jsonl"):
-        kind, wall = text(row.get("kind")), number(row.get("wall"))
+    for row in reader.read_rows("events.jsonl"):
+        kind, wall = as_text(row.get("kind")), as_number(row.get("wall"))
         began = wall if math.isnan(began) else began
         if kind not in firsts and len(firsts) == _KINDS:
             others += 1
@@ -282,15 +206,16 @@ def _events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:
     return tuple(kinds), others
 
 
-def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping(node).items():
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"data": {"mode": "think"}}` -> `("data.mode", "think")`."""
+    for key, value in as_mapping(node).items():
         if isinstance(value, dict) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: its own, or its path where two are alike."""
+def label_runs(folders: Sequence[Path]) -> list[str]:
+    """Return a name for each folder: its own, or its path where two are alike."""
     names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]

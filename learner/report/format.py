@@ -1,4 +1,4 @@
-"""Text and numbers as a report shows them: short, printable, a dash where there is nothing."""
+"""Format text and numbers for the report: short, printable, a dash where there is nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from learner.text import printable, shorten
 from learner.tracking.lines import event_line
 
-LINE, TEXT = 90, 1500  # characters of a name, of a completion or a question
+LINE, TEXT = 90, 1500  # most characters of a name; of a completion or a question
 KEYS = 300  # rows of a configuration before the rest is counted
 NOTHING = "\N{EN DASH}"
 
@@ -21,10 +21,10 @@ class Lines(str):
     __slots__ = ()
 
 
-def clean(value: Any) -> Any:
-    """What is put into the page, without anything that could reorder, hide or break what stands beside it.
+def make_safe(value: Any) -> Any:
+    """Return a value for the page without characters that could reorder, hide or break the text beside it.
 
-    Markup is the template's and the figures' alone, and stays; the rest is escaped after this.
+    Markup comes from the template and the figures alone, and stays. jinja2 escapes the rest after this.
     """
     from markupsafe import Markup
 
@@ -35,27 +35,27 @@ def clean(value: Any) -> Any:
     return printable(str(value))
 
 
-def name(text: str) -> str:
-    """A label or the name of something."""
+def shorten_name(text: str) -> str:
+    """Shorten a label, or the name of a run, set or key, to LINE characters."""
     return shorten(text, LINE)
 
 
 def cut_lines(text: str) -> Lines:
-    """A completion or question; what it lacks is counted."""
+    """Cut a completion or question to TEXT characters, and say how many are missing."""
     return Lines(text if len(text) <= TEXT else f"{text[:TEXT]}… and {len(text) - TEXT} more characters")
 
 
-def value(value: Any) -> str:
-    """A value of a configuration."""
+def format_value(value: Any) -> str:
+    """Format a value of the configuration: text as it is, anything else as JSON."""
     return shorten(value if isinstance(value, str) else json.dumps(value, default=str), 200)
 
 
-def fields(row: Mapping[str, Any]) -> str:
-    """The fields of an event as the console shows them."""
+def format_fields(row: Mapping[str, Any]) -> str:
+    """Format the fields of an event as the console does: `step=4 seconds=0.075`."""
     rounded = {key: f"{item:.4g}" if isinstance(item, float) else item for key, item in row.items()}
     return shorten(event_line("", rounded).strip(), 300)
 
 
-def form(number: float, pattern: str = "{:.3f}") -> str:
-    """The number in that pattern; a dash for NaN."""
+def format_number(number: float, pattern: str = "{:.3f}") -> str:
+    """Format a number by a pattern, NaN as a dash."""
     return NOTHING if math.isnan(number) else pattern.format(number)

@@ -1,4 +1,4 @@
-"""What a report says of groups: picture, question, candidates, and each answer with its reward and advantage."""
+"""Describe groups for the report: picture, question, candidates, and each answer with its reward and advantage."""
 
 from __future__ import annotations
 
@@ -9,77 +9,95 @@ from collections.abc import Sequence
 from typing import Any
 
 from learner.report.data import RunData
-from learner.report.format import cut_lines, form, name
-from learner.report.samples import Answer, Sample, thumbnail
+from learner.report.format import cut_lines, format_number, shorten_name
+from learner.report.samples import Answer, Sample, make_thumbnail
 
-_ANSWERS, _CANDIDATES = 10, 60  # of a group, before the rest is counted
-_SHORT = 40  # characters of answers that stand in one line with their numbers
+_ANSWERS, _CANDIDATES = 10, 60  # answers and candidates of a group before the rest is counted
+_SHORT = 40  # characters of the longest answer that stands in one line with its numbers
+_SAMPLED = (
+    "Reward and advantage belong to one answer. Log-prob is of the whole answer, when it was sampled. "
+    "Gap is the largest log-prob gap of that step."
+)
+_GIVEN = {
+    "exact": "Every candidate of a row, with the reward it earns. No engine sampled them.",
+    "sft": "The right answer of a row, which the run learns. No engine sampled it.",
+}
 
 
-def groups(run: RunData, left_out: list[str]) -> list[dict[str, Any]]:
-    """The chosen ones, by what they were chosen for."""
+def introduce_groups(run: RunData) -> str:
+    """Say out of how many groups those shown were chosen, and what their columns mean."""
+    samples = run.samples
+    chosen_from = f"Chosen from {samples.seen} groups that the run kept from step {samples.after} on."
+    return f"{chosen_from} {_SAMPLED}" if samples.best else chosen_from
+
+
+def describe_groups(run: RunData, left_out: list[str]) -> list[dict[str, Any]]:
+    """Return the groups to show under a title each that says what they were chosen for; note those left out."""
+    samples = run.samples
     chosen = {
-        "Lowest reward": ("What the model still gets wrong.", run.samples.worst),
-        "Most divided": ("Some answers right, some wrong: these teach most.", run.samples.divided),
-        "Highest reward": ("What it gets right.", run.samples.best),
+        "Lowest reward": ("Where the model earns least.", samples.worst),
+        "Most divided": ("Some answers earn more than others: these groups teach most.", samples.divided),
+        "Highest reward": ("Where it earns most.", samples.best),
+        "Given answers": (_GIVEN.get(run.method, "No engine sampled them."), samples.given),
     }
-    shown, seen = len({id(one) for _, samples in chosen.values() for one in samples}), run.samples.seen
-    if seen > shown:
-        left_out.append(f"{seen - shown} of {seen} groups kept from step {run.samples.after} on")
-    if run.samples.earlier:
-        left_out.append(f"{run.samples.earlier} groups kept before step {run.samples.after}")
+    shown = len({id(one) for _, own in chosen.values() for one in own})
+    if samples.seen > shown:
+        left_out.append(f"{samples.seen - shown} of {samples.seen} groups kept from step {samples.after} on")
+    if samples.earlier:
+        left_out.append(f"{samples.earlier} groups kept before step {samples.after}")
     return [
-        {"title": title, "why": why, "groups": [_group(run, one) for one in samples]}
-        for title, (why, samples) in chosen.items()
-        if samples
+        {"title": title, "why": why, "groups": [_describe_group(run, one) for one in own]}
+        for title, (why, own) in chosen.items()
+        if own
     ]
 
 
-def _group(run: RunData, sample: Sample) -> dict[str, Any]:
-    picture = thumbnail(run.folder, sample.image)
-    gap = _at(run, "logprob_gap_max", sample.step)
+def _describe_group(run: RunData, sample: Sample) -> dict[str, Any]:
+    picture = make_thumbnail(run.folder, sample.image)
+    gap = math.nan if sample.given else _find_value(run, "logprob_gap_max", sample.step)
     return {
         "step": sample.step,
-        "prompt": name(sample.prompt_id),
-        "label": name(sample.label),
+        "prompt": shorten_name(sample.prompt_id),
+        "label": shorten_name(sample.label),
         "problem": cut_lines(sample.problem),
         "picture": base64.b64encode(picture).decode() if picture else "",
         "no_picture": bool(sample.image) and not picture,
-        "candidates": [name(one) for one in sample.candidates[:_CANDIDATES]],
+        "candidates": [shorten_name(one) for one in sample.candidates[:_CANDIDATES]],
         "more_candidates": max(0, len(sample.candidates) - _CANDIDATES),
-        "mean": form(sample.mean, "{:.2f}"),
+        "mean": format_number(sample.mean, "{:.2f}"),
         "gap": "" if math.isnan(gap) else f"{gap:.1e}",
         "size": len(sample.answers),
-        **_answers(sample.answers),
+        "given": sample.given,
+        **_describe_answers(sample.answers),
     }
 
 
-def _answers(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Equal answers once, with their number; the commonest first."""
+def _describe_answers(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return equal answers once, with their count, the commonest first."""
     alike = Counter((one.text, one.reward, one.cut) for one in answers)
     first = {(one.text, one.reward, one.cut): one for one in reversed(answers)}
     common = alike.most_common(_ANSWERS)
     return {
-        "answers": [_answer(first[key], count) for key, count in common],
+        "answers": [_describe_answer(first[key], count) for key, count in common],
         "more_answers": len(answers) - sum(count for _, count in common),
         "long": any(len(one.text) > _SHORT for one in answers),
     }
 
 
-def _answer(one: Answer, count: int) -> dict[str, Any]:
+def _describe_answer(one: Answer, count: int) -> dict[str, Any]:
     return {
         "text": cut_lines(one.text),
         "count": count,
-        "reward": form(one.reward, "{:.3g}"),
-        "advantage": form(one.advantage, "{:+.2f}"),
-        "logprob": form(one.logprob, "{:.2f}"),
+        "reward": format_number(one.reward, "{:.3g}"),
+        "advantage": format_number(one.advantage, "{:+.2f}"),
+        "logprob": format_number(one.logprob, "{:.2f}"),
         "tokens": one.tokens,
         "cut": one.cut,
     }
 
 
-def _at(run: RunData, column: str, step: int) -> float:
-    """The value of a curve at one step, NaN where there is none."""
+def _find_value(run: RunData, column: str, step: int) -> float:
+    """Return the value of a curve at one step, NaN where there is none."""
     if column not in run.curves:
         return math.nan
     found = run.curves[column][run.curves["step"] == step]

@@ -1,6 +1,6 @@
-"""Figures of a report as SVG that stands inside its page and takes that page's colours, light or dark.
+"""Draw figures as SVG elements that stand inside the page and take its colours, light or dark.
 
-matplotlib draws them on figures of their own: no pyplot, no backend and no setting is left behind.
+matplotlib draws without pyplot, and leaves no backend and no setting behind.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
-COLOURS = 7  # of the page's palette; further series repeat it in other dashes
-POINTS = 240  # of a curve: more steps are binned
-BARS = 60  # of the timing: the same
-LARGEST_MATRIX = 40  # rows or columns of a picture that can still be read
+COLOURS = 7  # the page's palette; further series repeat it with dashed lines
+POINTS = 240  # most points of a curve: more steps are binned
+BARS = 60  # most bars of the stage times
+LARGEST_MATRIX = 40  # most rows or columns of a matrix that can still be read
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-# Colours that stand for the page's: text, grid and series 0, 1, … of its style sheet.
+# Placeholders that `_restyle_tag` replaces by the style sheet's colours: text, grid, series 0, 1, …
 _INK, _GRID, _SERIES = "#010101", "#020202", "#0300{:02x}"
 _STYLE = {
     "font.size": 9,
@@ -69,34 +69,38 @@ class Series:
 
     x: Values  # (S,)
     y: Values  # (S,)
-    number: int  # its colour
-    low: Values | None = None  # (S,) of its band
-    high: Values | None = None
-    raw: tuple[Values, Values, Values] | None = None  # x, lowest and highest before smoothing
-    dots: bool = False  # each point was measured by itself
+    number: int  # decides its colour
+    low: Values | None = None  # (S,) lower edge of its band
+    high: Values | None = None  # (S,) upper edge
+    raw: tuple[Values, Values, Values] | None = None  # x, lowest and highest value before smoothing
+    dots: bool = False  # mark each point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One small picture: what is on its axes, and its curves."""
+    """One small figure: its axes and its curves."""
 
     title: str
-    unit: str  # of y
+    unit: str  # label of the y axis
     series: tuple[Series, ...]
     x_unit: str = "step"
     log: bool = False
-    share: bool = False  # y is of 0 to 1
+    share: bool = False  # y goes from 0 to 1
 
 
 def smooth(x: Values, y: Values, number: int, *, band: bool) -> Series:
-    """A curve of many steps: binned to POINTS, under a moving mean of a twentieth of them, over what it hides.
+    """Bin a curve to POINTS and draw a moving mean over about a twentieth of them.
+
+    1,000 steps become 200 bins of 5, each drawn as the mean of 11 bins around it: 55 steps.
 
     Args:
-        x, y: (S,)
-        band: draw each bin's lowest and highest value behind the mean.
+        x: (S,) steps.
+        y: (S,) values, NaN where none was measured.
+        number: decides the colour.
+        band: keep each bin's lowest and highest value, to draw behind the mean.
     """
     known = ~np.isnan(y)
-    starts = np.arange(0, len(x), bin_size(len(x), POINTS))
+    starts = np.arange(0, len(x), choose_bin_size(len(x), POINTS))
     counts = np.add.reduceat(known, starts)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.add.reduceat(np.where(known, y, 0.0), starts) / counts  # (B,)
@@ -105,22 +109,25 @@ def smooth(x: Values, y: Values, number: int, *, band: bool) -> Series:
     low, high = np.where(counts > 0, low, np.nan), np.where(counts > 0, high, np.nan)
     middles = x[starts]
     return Series(
-        x=middles, y=_moving_mean(means, window(len(starts))), number=number, raw=(middles, low, high) if band else None
+        x=middles,
+        y=_compute_moving_mean(means, choose_window(len(starts))),
+        number=number,
+        raw=(middles, low, high) if band else None,
     )
 
 
-def bin_size(steps: int, most: int) -> int:
-    """Steps a bin so that there are at most `most` bins."""
+def choose_bin_size(steps: int, most: int) -> int:
+    """Return how many steps share a bin, so that there are at most `most` bins: 1000 steps in 240 bins -> 5."""
     return max(1, -(-steps // most))
 
 
-def window(points: int) -> int:
-    """Points under the moving mean: odd, about a twentieth of all."""
+def choose_window(points: int) -> int:
+    """Return the width of the moving mean in points: odd, about a twentieth of all. 200 -> 11."""
     return 2 * (points // 40) + 1
 
 
-def _moving_mean(values: Values, width: int) -> Values:
-    """(B,) centred mean over `width` values, of those that are there; NaN stays NaN."""
+def _compute_moving_mean(values: Values, width: int) -> Values:
+    """Return (B,) the mean of the known values among `width` around each one; NaN stays NaN."""
     known = ~np.isnan(values)
     kernel = np.ones(width)
     sums = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
@@ -129,30 +136,31 @@ def _moving_mean(values: Values, width: int) -> Values:
 
 
 def draw_panel(panel: Panel) -> str:
-    """SVG of one panel."""
-    return _render_svg(panel.title, (4.0, 2.3), lambda figure: _curves(figure.add_subplot(), panel))
+    """Draw one panel as SVG."""
+    return _render_svg(panel.title, (4.0, 2.3), lambda figure: _draw_curves(figure.add_subplot(), panel))
 
 
 def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
-    """SVG of where the time of the steps went: stacked shares, binned to BARS.
+    """Draw where the time of the steps went as SVG: stacked shares, binned to BARS.
 
     Args:
         x: (S,) steps.
-        seconds: of each stage, (S,).
+        seconds: (S,) for each stage.
     """
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        starts = np.arange(0, len(x), bin_size(len(x), BARS))
+        starts = np.arange(0, len(x), choose_bin_size(len(x), BARS))
         sums = np.stack([np.add.reduceat(np.nan_to_num(stage), starts) for stage in seconds])  # (stages, B)
         shares = sums / np.maximum(sums.sum(axis=0), 1e-12)
         edges = np.append(x[starts], x[-1] + 1)
         tops = np.cumsum(shares, axis=0)
         for number, top in enumerate(tops):
             floor = tops[number - 1] if number else np.zeros_like(top)
-            axes.stairs(top, edges, baseline=floor, fill=True, color=_colour(number), linewidth=0)
+            axes.stairs(top, edges, baseline=floor, fill=True, color=_choose_colour(number), linewidth=0)
         axes.set_ylim(0, 1)
         axes.margins(x=0)
+        _use_whole_steps(axes)
         _name_axes(axes, "step", "share of the time")
 
     return _render_svg("timing", (4.0, 2.3), draw)
@@ -161,12 +169,12 @@ def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
 def draw_matrix(
     values: Values, rows: Sequence[str], columns: Sequence[str], *, shown: Callable[[float], str], unit: tuple[str, str]
 ) -> str:
-    """SVG of a matrix as shaded cells, with its numbers where there is room.
+    """Draw a matrix as SVG: shaded cells, with numbers where there is room.
 
     Args:
         values: (rows, columns) shares of 0 to 1 decide the shade; NaN leaves a cell empty.
-        shown: the number in a cell, from its value.
-        unit: what columns and rows are.
+        shown: formats the number in a cell.
+        unit: labels of the x and y axes.
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.colors import to_rgba
@@ -178,7 +186,9 @@ def draw_matrix(
         axes = figure.add_subplot()
         places = [(y, x) for y, x in np.argwhere(values > 0)]
         cells = PatchCollection([Rectangle((x - 0.5, y - 0.5), 1, 1) for y, x in places], linewidth=0)
-        cells.set_facecolor([to_rgba(_colour(0), 0.08 + 0.92 * min(1.0, float(values[y, x]))) for y, x in places])
+        cells.set_facecolor(
+            [to_rgba(_choose_colour(0), 0.08 + 0.92 * min(1.0, float(values[y, x]))) for y, x in places]
+        )
         axes.add_collection(cells)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -200,10 +210,10 @@ def draw_matrix(
     return _render_svg("matrix", (side, height), draw, layout="constrained")
 
 
-def _curves(axes: Axes, panel: Panel) -> None:
+def _draw_curves(axes: Axes, panel: Panel) -> None:
     crowd = len(panel.series) > 1
     for one in panel.series:
-        colour, dash = _colour(one.number), _DASHES[one.number // COLOURS % len(_DASHES)]
+        colour, dash = _choose_colour(one.number), _DASHES[one.number // COLOURS % len(_DASHES)]
         if one.raw is not None:
             x, low, high = one.raw
             if np.array_equal(low, high, equal_nan=True):
@@ -223,7 +233,16 @@ def _curves(axes: Axes, panel: Panel) -> None:
     if panel.share:
         axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.01)
+    if panel.x_unit == "step":
+        _use_whole_steps(axes)
     _name_axes(axes, panel.x_unit, panel.unit)
+
+
+def _use_whole_steps(axes: Axes) -> None:
+    """Label whole steps alone: a short run has no step 0.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def _name_axes(axes: Axes, x: str, y: str) -> None:
@@ -231,7 +250,7 @@ def _name_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, labelpad=3)
 
 
-def _colour(number: int) -> str:
+def _choose_colour(number: int) -> str:
     return _SERIES.format(number % COLOURS)
 
 
@@ -242,10 +261,10 @@ def _render_svg(
     *,
     layout: Literal["constrained"] | None = None,
 ) -> str:
-    """The SVG element that `draw` leaves on a figure, without a word that the page does not need.
+    """Return the SVG element of a figure that `draw` fills, without what the page does not need.
 
     Args:
-        layout: fit the axes to labels of any length, which takes twice the time.
+        layout: "constrained" fits the axes to labels of any length, and takes twice the time.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -257,22 +276,23 @@ def _render_svg(
         figure = Figure(figsize=inches, layout=layout)
         draw(figure)
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _of_the_page(out.getvalue(), name)
+    return _restyle_svg(out.getvalue(), name)
 
 
-def _of_the_page(svg: str, name: str) -> str:
-    """The `<svg>` element alone, in the page's colours, its ids apart from those of other figures.
+def _restyle_svg(svg: str, name: str) -> str:
+    """Return the `<svg>` element alone, in the page's colours, with ids that no other figure has.
 
-    Only what stands inside tags is changed: what stands between them is escaped text, some of it from data.
+    Only tags are changed. Between them is escaped text, some of it from data.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
     prefix = re.sub(r"\W", "-", name)
-    return re.sub(r"<[^>]*>", lambda tag: _retouch(tag[0], prefix), svg)
+    return re.sub(r"<[^>]*>", lambda tag: _restyle_tag(tag[0], prefix), svg)
 
 
-def _retouch(tag: str, prefix: str) -> str:
+def _restyle_tag(tag: str, prefix: str) -> str:
+    """Put the page's font and colours into one tag, shorten its numbers, and prefix its ids."""
     tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
     tag = tag.replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
     tag = re.sub(r"#0300([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", tag)

@@ -1,4 +1,4 @@
-"""Rows of files that may be old, torn or damaged, read one at a time; what could not be read is counted and named."""
+"""Read files that may be old, torn or damaged, one row at a time. What cannot be read is counted and named."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from typing import Any
 import yaml
 
 Row = Mapping[str, Any]
-_LARGEST, _WHOLE = 1e100, 2**53  # of a measurement, of a count
+_LARGEST, _WHOLE = 1e100, 2**53  # beyond these a measurement, or a count, is damage
 
 
 class Reader:
-    """The files of one folder. `faults` names each that is missing or damaged."""
+    """Reads the files of one folder. `faults` names each that is missing or damaged."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: list[str] = []
 
-    def rows(self, name: str) -> Iterator[Row]:
-        """Every line of a JSON-lines file that is an object."""
+    def read_rows(self, name: str) -> Iterator[Row]:
+        """Yield every line of a JSON-lines file that is an object."""
         try:
             with (self.folder / name).open(encoding="utf-8", errors="replace") as file:
-                yield from self._objects(name, file)
+                yield from self._parse_lines(name, file)
         except OSError as error:
-            self._missing(name, error)
+            self._note_missing(name, error)
 
-    def json(self, name: str) -> Row:
-        """The object in a JSON file; empty where there is none."""
-        return self._object(name, json.loads)
+    def read_json(self, name: str) -> Row:
+        """Return the object in a JSON file; an empty one where there is none."""
+        return self._read_object(name, json.loads)
 
-    def yaml(self, name: str) -> Row:
-        return self._object(name, yaml.safe_load)
+    def read_yaml(self, name: str) -> Row:
+        """Return the mapping in a YAML file; an empty one where there is none."""
+        return self._read_object(name, yaml.safe_load)
 
-    def _objects(self, name: str, lines: Iterator[str]) -> Iterator[Row]:
+    def _parse_lines(self, name: str, lines: Iterator[str]) -> Iterator[Row]:
         bad: list[int] = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -50,11 +51,11 @@ class Reader:
         if bad:
             self.faults.append(f"{name}: {len(bad)} lines are no JSON objects, the first is line {bad[0]}")
 
-    def _object(self, name: str, parse: Any) -> Row:
+    def _read_object(self, name: str, parse: Any) -> Row:
         try:
             value = parse((self.folder / name).read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
-            self._missing(name, error)
+            self._note_missing(name, error)
             return {}
         except (ValueError, RecursionError, yaml.YAMLError) as error:
             self.faults.append(f"{name}: unreadable ({str(error).splitlines()[0]})")
@@ -64,31 +65,33 @@ class Reader:
             return {}
         return value
 
-    def _missing(self, name: str, error: OSError) -> None:
+    def _note_missing(self, name: str, error: OSError) -> None:
         self.faults.append(f"{name}: {'not there' if isinstance(error, FileNotFoundError) else error.strerror}")
 
 
-def number(value: Any) -> float:
-    """A number that can be summed and drawn, else NaN."""
+def as_number(value: Any) -> float:
+    """Return a number that can be summed and drawn, else NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST:
         return math.nan
     return float(value)
 
 
-def whole(value: Any) -> int | None:
-    """A number as an integer, None where it is none."""
-    value = number(value)
+def as_whole(value: Any) -> int | None:
+    """Return a number as an integer, None for anything else."""
+    value = as_number(value)
     return int(value) if abs(value) < _WHOLE else None
 
 
-def text(value: Any) -> str:
-    """Text as it is; none for null; anything else as JSON would show it, in short."""
+def as_text(value: Any) -> str:
+    """Return text as it is, "" for null, and `str` of anything else."""
     return value if isinstance(value, str) else "" if value is None else str(value)
 
 
-def mapping(value: Any) -> Row:
+def as_mapping(value: Any) -> Row:
+    """Return a mapping as it is, an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def items(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, an empty one for anything else."""
     return value if isinstance(value, list) else []

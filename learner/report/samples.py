@@ -1,4 +1,4 @@
-"""The groups a report shows: those of highest and lowest reward, and the most divided, of what a run kept."""
+"""Choose the groups a report shows, out of those that a run kept in `samples.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from common.labels.candidates import candidates
-from learner.report.rows import Reader, Row, items, number, text, whole
+from learner.report.rows import Reader, Row, as_list, as_number, as_text, as_whole
 
-EACH = 3  # groups of a kind
-_THUMBNAIL = 128  # pixels, longer side
+EACH = 3  # groups of each kind
+_THUMBNAIL = 128  # pixels of the longer side
 _LARGEST = 40_000_000  # pixels of a picture worth opening
 
 
@@ -24,9 +24,9 @@ class Answer:
     text: str
     reward: float
     advantage: float  # NaN: not on file
-    logprob: float  # of the whole answer as sampled; NaN: not on file
+    logprob: float  # nats, of the whole answer when it was sampled; NaN: not on file
     tokens: int | None
-    cut: bool  # ended for length
+    cut: bool  # it reached the limit of tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,37 +38,42 @@ class Sample:
     label: str
     problem: str
     candidates: tuple[str, ...]  # empty: an open question
-    image: str  # its path in the run folder; empty: none
+    image: str  # path in the run folder; empty: no picture
     answers: tuple[Answer, ...]
+    given: bool  # the method wrote the answers down: no engine sampled them
 
     @property
     def mean(self) -> float:
+        """Return the mean reward of the group."""
         return fmean(one.reward for one in self.answers)
 
     @property
     def spread(self) -> float:
-        return pstdev(one.reward for one in self.answers)
+        """Return the standard deviation of the group's rewards: 0 where all are equal, NaN with one unknown."""
+        return math.nan if math.isnan(self.mean) else pstdev(one.reward for one in self.answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Groups chosen among `seen`, which were kept from step `after` on."""
+    """Groups chosen among the `seen` ones, which the run kept from step `after` on."""
 
     best: tuple[Sample, ...] = ()
     worst: tuple[Sample, ...] = ()
-    divided: tuple[Sample, ...] = ()  # these teach most
+    divided: tuple[Sample, ...] = ()  # of highest spread
+    given: tuple[Sample, ...] = ()  # the latest whose answers were not sampled
     seen: int = 0
     after: int = 0
-    earlier: int = 0  # kept before that
+    earlier: int = 0  # groups kept before step `after`
 
 
 @dataclass(slots=True)
-class _Chosen:
-    """The few samples of greatest score, of equal ones the latest; of one prompt only one."""
+class _TopSamples:
+    """Keep the EACH samples of highest score, the later of two equal ones, and one of each prompt."""
 
     held: dict[str, tuple[float, Sample]] = field(default_factory=dict)
 
     def offer(self, score: float, sample: Sample) -> None:
+        """Keep the sample if its score is high enough; NaN never is."""
         before = self.held.get(sample.prompt_id)
         if math.isnan(score) or (before and before[0] > score):
             return
@@ -79,61 +84,90 @@ class _Chosen:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
+        """Return those kept, highest score first."""
         ranked = sorted(self.held.values(), key=lambda pair: (pair[0], pair[1].step), reverse=True)
         return tuple(sample for _, sample in ranked)
 
 
+@dataclass(slots=True)
+class _Choice:
+    """The groups to show, while the file is read."""
+
+    best: _TopSamples = field(default_factory=_TopSamples)
+    worst: _TopSamples = field(default_factory=_TopSamples)
+    divided: _TopSamples = field(default_factory=_TopSamples)
+    given: _TopSamples = field(default_factory=_TopSamples)
+    seen: int = 0
+
+    def offer(self, sample: Sample) -> None:
+        self.seen += 1
+        if sample.given:
+            self.given.offer(0.0, sample)
+            return
+        self.best.offer(sample.mean, sample)
+        self.worst.offer(-sample.mean, sample)
+        self.divided.offer(sample.spread or math.nan, sample)
+
+
 def read_samples(reader: Reader, *, after: int) -> Samples:
-    """Choose from `samples.jsonl`: of the steps from `after` on, since everything was wrong once."""
-    best, worst, divided = _Chosen(), _Chosen(), _Chosen()
-    seen = earlier = 0
-    for row in reader.rows("samples.jsonl"):
-        if (whole(row.get("step")) or 0) < after:
-            earlier += 1
-            continue
-        sample = _sample(row)
+    """Choose among the groups kept from step `after` on, since early on everything was wrong.
+
+    A run so short that it kept none after that step shows its earlier ones.
+    """
+    late, early, earlier = _Choice(), _Choice(), 0
+    for row in reader.read_rows("samples.jsonl"):
+        is_early = (as_whole(row.get("step")) or 0) < after
+        earlier += is_early
+        sample = _parse_sample(row)
         if sample.answers:
-            seen += 1
-            best.offer(sample.mean, sample)
-            worst.offer(-sample.mean, sample)
-            divided.offer(sample.spread or math.nan, sample)
+            (early if is_early else late).offer(sample)
+
+    if earlier and not late.seen:
+        late, after, earlier = early, 0, 0
     return Samples(
-        best=best.samples, worst=worst.samples, divided=divided.samples, seen=seen, after=after, earlier=earlier
+        best=late.best.samples,
+        worst=late.worst.samples,
+        divided=late.divided.samples,
+        given=late.given.samples,
+        seen=late.seen,
+        after=after,
+        earlier=earlier,
     )
 
 
-def _sample(row: Row) -> Sample:
-    logprobs = items(row.get("logprobs"))
-    problem = text(row.get("problem"))
-    offered = items(row.get("candidates")) or candidates(problem) or []
-    rows = [one for one in items(row.get("completions")) if isinstance(one, dict)]
+def _parse_sample(row: Row) -> Sample:
+    logprobs = as_list(row.get("logprobs"))
+    problem = as_text(row.get("problem"))
+    offered = as_list(row.get("candidates")) or candidates(problem) or []
+    rows = [one for one in as_list(row.get("completions")) if isinstance(one, dict)]
     return Sample(
-        step=whole(row.get("step")) or 0,
-        prompt_id=text(row.get("prompt_id")),
-        label=text(row.get("label")),
+        step=as_whole(row.get("step")) or 0,
+        prompt_id=as_text(row.get("prompt_id")),
+        label=as_text(row.get("label")),
         problem=problem,
-        candidates=tuple(text(one) for one in offered),
-        image=text(row.get("image")),
+        candidates=tuple(as_text(one) for one in offered),
+        image=as_text(row.get("image")),
+        given=row.get("origin") == "given" or row.get("engine_id") == "written",  # the second in older runs
         answers=tuple(
-            _answer(one, number(logprobs[place]) if place < len(logprobs) else math.nan)
+            _parse_answer(one, as_number(logprobs[place]) if place < len(logprobs) else math.nan)
             for place, one in enumerate(rows)
         ),
     )
 
 
-def _answer(row: Mapping[str, object], logprob: float) -> Answer:
+def _parse_answer(row: Mapping[str, object], logprob: float) -> Answer:
     return Answer(
-        text=text(row.get("text")),
-        reward=number(row.get("reward")),
-        advantage=number(row.get("advantage")),
+        text=as_text(row.get("text")),
+        reward=as_number(row.get("reward")),
+        advantage=as_number(row.get("advantage")),
         logprob=logprob,
-        tokens=whole(row.get("tokens")),
+        tokens=as_whole(row.get("tokens")),
         cut=row.get("finish_reason") == "length",
     )
 
 
-def thumbnail(folder: Path, name: str) -> bytes | None:
-    """A picture of the run folder as a PNG of bounded size, drawn anew; None where it is not there or is no picture."""
+def make_thumbnail(folder: Path, name: str) -> bytes | None:
+    """Draw a picture of the run folder anew, as a PNG of bounded size; None where there is no picture at that path."""
     from PIL import Image
 
     try:
@@ -147,6 +181,11 @@ def thumbnail(folder: Path, name: str) -> bytes | None:
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         out = io.BytesIO()
         small.save(out, format="PNG", optimize=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow makes of damage
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ):  # Pillow raises any of these for a damaged file
         return None
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Write the page of one run, or of several side by side."""
+"""Write the report: the page of one run, or of several side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from common.errors import RunFolderError
 
 PAGE = "report.html"
-
-
 MOST_RUNS = 24
 
 
@@ -20,14 +18,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
     """Write the page of one or several run folders, into the first of them unless `out` says where.
 
     Args:
-        seconds: after which no further figure is begun; the page then names those it lacks.
+        seconds: no figure is begun after this time; the page names those it lacks.
 
     Raises:
-        RunFolderError: one of them is no run, there are too many, or the page cannot be written.
+        RunFolderError: a folder holds no run, there are too many, or the page cannot be written.
     """
-    from learner.report.data import labels, read_run
+    from learner.report.data import label_runs, read_run
     from learner.report.figures import Drawing
-    from learner.report.page import render
+    from learner.report.page import render_page
     from learner.storage.files import replace_text
 
     drawing = Drawing(until=time.monotonic() + seconds, left_out=[])
@@ -35,13 +33,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
         raise RunFolderError(
             "too many runs for one page", got=f"{len(folders)} runs", remedy=f"name at most {MOST_RUNS}"
         )
-    runs = [read_run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
-    page = render(runs, drawing, made=datetime.now().astimezone())
+    runs = [read_run(folder, label) for folder, label in zip(folders, label_runs(folders), strict=True)]
+    page = render_page(runs, drawing, made=datetime.now().astimezone())
     out = out or folders[0] / PAGE
     try:
         replace_text(out, page)
     except OSError as error:
         raise RunFolderError(
-            "the report cannot be written", got=f"{out}: {error}", remedy="say with --out where it can"
+            "the report cannot be written", got=f"{out}: {error}", remedy="name another file with --out"
         ) from error
     return out

@@ -1,4 +1,4 @@
-"""Every recipe is accepted with the data and models it names, says what the seed's scripts do, and fits its machine."""
+"""Every recipe is accepted with the data and models it names, says what CLS-RL's scripts do, and fits its machine."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_recipe_is_accepted(name: str, answers: Mapping[str, Mapping[str, Any]
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("think", [False, True])
-def test_the_eleven_sets_are_the_seeds(name: str, think: bool, answers: Mapping[str, Mapping[str, Any]]) -> None:
+def test_the_eleven_sets_are_those_of_cls_rl(name: str, think: bool, answers: Mapping[str, Mapping[str, Any]]) -> None:
     recipe = f"{name}-think" if think else name
     made = config(recipe)
     assert made.name == recipe

@@ -1,10 +1,10 @@
-"""Run folders as runs of any length leave them, for reports: every free text in them goes through `say`."""
+"""Write run folders as runs of any length and method leave them, for reports. Free text goes through `say`."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,19 @@ def made_run(
     lr: float = 5e-4,
     classes: tuple[str, ...] = CLASSES,
     say: Callable[[str], str] = str,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A finished run that learnt, evaluated on three sets, with samples and a fault."""
+    """Write a finished run that learnt, evaluated on three sets, with samples and a fault.
+
+    Args:
+        settings: further sections and keys of the configuration. The samples follow its `method`.
+    """
     folder.mkdir(parents=True)
     names = [say(name) for name in classes]
-    config = {"name": say("digits"), "seed": seed, "steps": steps, "run_dir": str(folder)}
+    config: dict[str, Any] = {"name": say("digits"), "seed": seed, "steps": steps, "run_dir": str(folder)}
     config |= {"model": {"path": say("embedded:tiny")}, "data": {"mode": "no_think"}, "learner": {"lr": lr}}
+    config |= settings or {}
+    method = config.get("method", "grpo")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     dump(folder / "environment.json", {"git_sha": say("0123456789abcdef"), "packages": {"torch": say("2.13")}})
     lines = [json.dumps(record(step, reward=reward(step, steps, seed)).flat()) for step in range(steps)]
@@ -43,7 +50,9 @@ def made_run(
         for number in range(3):
             picture = f"samples/{step:06}-{number}.png"
             Image.new("RGB", (56, 56), (40 * number, step % 256, 90)).save(folder / picture)
-            add(folder, "samples.jsonl", sample(step, number, picture, names, say))
+            row = sample(step, number, picture, names, say)
+            is_sampled = method == "grpo" or (number == 0 and config.get("exact", {}).get("sampled_share"))
+            add(folder, "samples.jsonl", row if is_sampled else give_answers(row, method))
     for kind, fields in (
         ("start", {"first_step": 0}),
         ("weights_loaded", {"version": 0}),
@@ -111,6 +120,16 @@ def sample(step: int, number: int, picture: str, classes: list[str], say: Callab
         ],
         "logprobs": [-0.5] * 4,
     }
+
+
+def give_answers(row: dict[str, Any], method: str) -> dict[str, Any]:
+    """Turn a sampled row into one that the method wrote down: all candidates, or the label alone."""
+    texts = row["candidates"] if method == "exact" else [row["label"]]
+    answers = [
+        {"text": text, "tokens": 2, "finish_reason": "stop", "reward": float(text == row["label"]), "advantage": 0.0}
+        for text in texts
+    ]
+    return row | {"origin": "given", "completions": answers, "logprobs": [0.0] * len(answers)}
 
 
 def add(folder: Path, name: str, row: dict[str, Any]) -> None:

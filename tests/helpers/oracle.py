@@ -62,7 +62,7 @@ def row_logprobs(
 
 
 def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float) -> Tensor:
-    """The loss of GRPO, as CLS-RL has it, over all groups."""
+    """CLS-RL's GRPO loss over all groups, one row at a time."""
     rows = []
     for scored in groups:
         rewards = np.array(scored.rewards, dtype=np.float32)

@@ -20,9 +20,10 @@ from PIL import Image
 
 from common.errors import RunFolderError
 from learner.report.__main__ import main
-from learner.report.data import harmonic, read_run, wilson
-from learner.report.plots import POINTS, bin_size, smooth, window
-from learner.report.samples import thumbnail
+from learner.report.data import read_run
+from learner.report.evaluations import wilson_interval
+from learner.report.plots import POINTS, choose_bin_size, choose_window, smooth
+from learner.report.samples import make_thumbnail
 from learner.report.write import MOST_RUNS, write_report
 from tests.helpers import browser
 from tests.helpers.fake_run import record
@@ -86,10 +87,10 @@ def test_a_page_says_how_the_run_went(run: Path) -> None:
         assert said in found.text
     for title in ("Accuracy", "Reward", "KL to the reference", "Entropy", "Gradient norm", "Completion length"):
         assert title in found.words
-    assert "Groups of equal rewards" in found.words and "Log-prob gap, engine to learner" in found.words
+    assert "Zero-std groups" in found.words and "Log-prob gap, engine to learner" in found.words
     assert "Confusion matrix" in found.words and "Time of a step" in found.words
     assert re.search(r"dropped\s*2\s*0:00\s*prompt=train/3 reason=longer", found.text)
-    assert "Could not be read" not in found.text
+    assert "Files that could not be read" not in found.text
 
 
 def test_before_and_after_carry_the_intervals_on_file(run: Path) -> None:
@@ -104,17 +105,15 @@ def test_older_rows_get_an_interval_of_their_own(run: Path) -> None:
         row = {"step": step, "accuracy": right / 400, "invalid_rate": 0.0, "rows": 400, "right": right, "invalid": 0}
         add(run, "evaluations.jsonl", row | {"per_class": {"one": [right // 2, 200], "two": [right // 2, 200]}})
     text = page(run).text
-    low, high = wilson(0.95, 400)
+    low, high = wilson_interval(0.95, 400)
     assert f"{low:.3f}\u2013{high:.3f}" in text
     assert "Confusion matrix" not in text
     assert re.search(r"one\s*190/200\s*20/200", text)
 
 
-def test_intervals_and_harmonic_means_are_the_textbook_ones() -> None:
-    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert harmonic(0.8, 0.6) == pytest.approx(0.685714, abs=1e-6)
-    assert harmonic(0.0, 0.0) == 0.0
+def test_intervals_are_the_textbook_ones() -> None:
+    assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_groups_are_the_best_the_worst_and_the_most_divided_of_the_later_half(run: Path) -> None:
@@ -136,7 +135,7 @@ def test_equal_answers_are_shown_once_and_an_open_question_says_so(run: Path) ->
     row["completions"][0]["reward"] = 1.0
     add(run, "samples.jsonl", row)
     text = page(run).text
-    assert re.search(r"\(nothing\)\s*3\s*0", text) and "An open question." in text
+    assert re.search(r"\(empty\)\s*3\s*0", text) and "The question offers no list." in text
 
 
 # Hostile text
@@ -193,9 +192,9 @@ def test_a_thumbnail_is_a_picture_of_the_run_folder_or_nothing(run: Path, name: 
     (run / "link.png").symlink_to(run.parent / "secret.png")
     (run / "folder").mkdir()
     (run / "text.png").write_text("<svg onload=alert(1)>")
-    assert thumbnail(run, name) is None
+    assert make_thumbnail(run, name) is None
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 600, 3), dtype=np.uint8)).save(run / "large.png")
-    assert len(thumbnail(run, "large.png") or b"") < 60_000
+    assert len(make_thumbnail(run, "large.png") or b"") < 60_000
 
 
 # Folders that are not whole
@@ -250,7 +249,7 @@ def test_one_file_is_enough_for_a_page(tmp_path: Path, run: Path, kept: str) -> 
     alone.mkdir()
     (run / kept).rename(alone / kept)
     words = page(alone).words
-    assert ("Could not be read" in words) == (kept != "evaluation.json")
+    assert ("Files that could not be read" in words) == (kept != "evaluation.json")
     assert ("evaluated" if kept == "evaluation.json" else "ended without a summary") in words
 
 
@@ -294,8 +293,8 @@ def test_many_classes_are_listed_and_not_drawn(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", classes=tuple(f"class {number:04}" for number in range(1000)))
     out = write_report([run])
     text = Page(out.read_text()).text
-    assert "Confusion matrix" not in text and "Commonest confusions" in text
-    assert "988 rarer confusions" in text and "and 988 more with mistakes, of 1000 classes" in text
+    assert "Confusion matrix" not in text and "Most common confusions" in text
+    assert "988 rarer confusions" in text and "988 more classes have mistakes. The set has 1000 classes." in text
     assert out.stat().st_size < 1_000_000
 
 
@@ -316,7 +315,7 @@ def test_seeds_of_one_configuration_are_averaged_and_another_stands_apart(tmp_pa
     text = page(runs[0], runs[1], other).text
     assert re.search(r"a, b\s*2 runs, seeds 1, 2", text) and text.count("runs, seeds") == 1
     assert re.search(r"accuracy after\s*0\.760 ± 0\.071", text)  # of 0.81 and 0.71
-    differences = text[text.index("Differences of configuration") :]
+    differences = text[text.index("Configuration: what differs") :]
     assert re.search(r"learner\.lr\s*0\.0005\s*a\s*b\s*0\.001\s*c", differences)
     assert "data.mode" not in differences
     assert "Accuracy over time, held-out" in text
@@ -352,7 +351,7 @@ def test_long_curves_are_binned_and_smoothed_without_losing_their_ends() -> None
     assert one.raw[2].max() == 50.0  # a spike of one step stays to be seen
     assert np.nanmax(one.y) < 1.1
     same = smooth(steps[:10], values[:10], 0, band=True)
-    assert same.y.tolist() == [1.0] * 10 and window(10) == 1 and bin_size(240, POINTS) == 1
+    assert same.y.tolist() == [1.0] * 10 and choose_window(10) == 1 and choose_bin_size(240, POINTS) == 1
     ramp = smooth(steps[:200], steps[:200], 0, band=False)
     assert ramp.y[100] == pytest.approx(100.0)
 
