@@ -1,4 +1,4 @@
-"""From settings to a Config: dotted keys, each with its value and the place that value came from."""
+"""Settings, dotted keys with a value and the place it came from, and how they become a Config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,7 +24,7 @@ Schema = Mapping[str, Any]  # a JSON schema
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One value somebody asked for."""
+    """A value that a recipe or the command line gives to one key."""
 
     key: str  # dotted: "rollout.engines"
     value: Any  # text, None, or a list or mapping of such: pydantic makes the type
@@ -37,7 +37,7 @@ class Setting:
 
 @cache
 def keys() -> Mapping[str, Schema]:
-    """Every dotted key with its JSON schema, in the order of declaration."""
+    """Return every dotted key with its JSON schema, in the order of declaration."""
     whole = Config.model_json_schema()
     found: dict[str, Schema] = {}
     for name, schema in whole["properties"].items():
@@ -51,11 +51,30 @@ def keys() -> Mapping[str, Schema]:
 
 @cache
 def sections() -> frozenset[str]:
+    """Return the names of all sections."""
     return frozenset(key.partition(".")[0] for key in keys() if "." in key)
 
 
+class Section(NamedTuple):
+    """A section of the configuration, or the keys that stand in none."""
+
+    name: str  # "" for these
+    about: str
+    keys: Mapping[str, Schema]  # by dotted name
+
+
+def list_sections() -> list[Section]:
+    """Return every section with its keys, in the order of declaration; first the keys that stand in none."""
+    found = []
+    for name in ("", *(name for name in Config.model_fields if name in sections())):
+        model = Config.model_fields[name].annotation if name else Config
+        own = {key: schema for key, schema in keys().items() if key.rpartition(".")[0] == name}
+        found.append(Section(name=name, about=model.__doc__ or "", keys=own))
+    return found
+
+
 def kind(schema: Schema) -> str:
-    """What a key takes, in words: `integer >= 1`, `linear | cosine | constant`, `text or null`."""
+    """Return what a key takes, in words: `integer >= 1`, `linear | cosine | constant`, `text or null`."""
     if "anyOf" in schema:
         return " or ".join(kind(option) for option in schema["anyOf"])
     if "enum" in schema:
@@ -72,13 +91,25 @@ def kind(schema: Schema) -> str:
     return f"{word} {bounds}".strip()
 
 
+def default(schema: Schema) -> str:
+    """Return the default of a key as a user writes it: `4`, `null`, `Qwen/Qwen2-VL-2B-Instruct`."""
+    return json.dumps(schema["default"]).strip('"')
+
+
+def describe(schema: Schema) -> str:
+    """Return the docstring of a key as one line."""
+    return " ".join(schema.get("description", "").split())
+
+
 def resolve(settings: Iterable[Setting]) -> Config:
-    """The configuration these settings make over the class defaults; of two for one key the later holds.
+    """Return the configuration that these settings make over the class defaults; of two for one key the later holds.
 
     Raises:
         ConfigError: unknown keys, wrong values and impossible combinations, all of them, one line each.
     """
-    given = _last(settings)
+    given = _keep_last(settings)
+
+    # Unknown keys are explained here. pydantic checks the others, and all problems are told at once.
     problems = [f"{setting}: {_explain_unknown(key)}" for key, setting in given.items() if key not in keys()]
     try:
         config = Config.model_validate(_nest(setting for key, setting in given.items() if key in keys()))
@@ -94,25 +125,25 @@ def resolve(settings: Iterable[Setting]) -> Config:
     )
 
 
-def _last(settings: Iterable[Setting]) -> dict[str, Setting]:
-    """The setting that holds for each key, in the order they were made.
+def _keep_last(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """Return the setting that holds for each key, in the order they were made.
 
-    `steps` and `epochs` say the same thing: of two recipes, or a recipe and the command line, the later one's holds.
+    `steps` and `epochs` say the same thing. Of two recipes, or a recipe and the command line, the later one's holds.
+    Of one place both are kept, and refused by `Config`.
     """
     given: dict[str, Setting] = {}
     for setting in settings:
         given.pop(setting.key, None)
         given[setting.key] = setting
-    lengths = [
-        setting for setting in given.values() if setting.key in ("steps", "epochs") and setting.value is not None
-    ]
-    if len({setting.origin.rpartition(":")[0] for setting in lengths}) == 2:
+    lengths = [one for one in given.values() if one.key in ("steps", "epochs") and one.value is not None]
+    places = {setting.origin.rpartition(":")[0] for setting in lengths}
+    if len(places) == 2:
         del given[lengths[0].key]
     return given
 
 
-def nearest(key: str) -> list[str]:
-    """Known keys or sections an unknown key may have meant: alike as a whole, else alike in the last part."""
+def find_nearest(key: str) -> list[str]:
+    """Return the keys or sections that an unknown key may have meant: alike as a whole, else in the last part."""
     if alike := get_close_matches(key, [*keys(), *sections()], n=1, cutoff=0.8):
         return alike
     last_parts = {known: known.rpartition(".")[2] for known in keys()}
@@ -121,6 +152,7 @@ def nearest(key: str) -> list[str]:
 
 
 def _nest(settings: Iterable[Setting]) -> dict[str, Any]:
+    """Return the values as pydantic takes them: `rollout.engines = 2` as {"rollout": {"engines": 2}}."""
     tree: dict[str, Any] = {}
     for setting in settings:
         section, _, key = setting.key.rpartition(".")
@@ -133,12 +165,13 @@ def _explain_unknown(key: str) -> str:
         return f"{key} is a section, give it a mapping or set one of its keys"
     if renamed := explain_renamed(key):
         return renamed
-    meant = " or ".join(nearest(key))
+    meant = " or ".join(find_nearest(key))
     return f"no such key, perhaps you meant {meant}" if meant else "no such key"
 
 
 def _explain(error: ErrorDetails, given: Mapping[str, Setting]) -> Iterator[str]:
-    if error["type"] == "value_error":  # a cross-field check of Config: one misfit a line
+    """Yield a line for each problem of one error of pydantic, with the places that the values came from."""
+    if error["type"] == "value_error":  # of Config's checks of combinations: one misfit a line
         for misfit in str(error["ctx"]["error"]).splitlines():
             named = (given[key] for key in re.findall(r"([\w.]+) = ", misfit) if key in given)
             origins = ", ".join(f"{setting.key}: {setting.origin}" for setting in named)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from common.config.schema import Config
-from common.config.settings import keys, kind, sections
+from common.config.settings import default, describe, kind, list_sections
 
 USAGE = """\
 python -m learner.main [--config RECIPE] [KEY VALUE ...]
@@ -31,15 +28,14 @@ The defaults below hold under a recipe of your own.
 
 
 def print_usage() -> None:
+    """Print how the command line is written, then every section and key."""
     console = Console(highlight=False)
     console.print(Text(USAGE))
-    for section in ("", *(name for name in Config.model_fields if name in sections())):
-        model = Config.model_fields[section].annotation if section else Config
-        console.print(Text.assemble((section or "run", "bold"), f": {model.__doc__}\n"))
-        for key, schema in keys().items():
-            if key.rpartition(".")[0] == section:
-                default = json.dumps(schema["default"]).strip('"')
-                console.print(Text.assemble("  ", (key, "cyan"), f"  {kind(schema)}  ", (f"default {default}", "dim")))
-                if about := schema.get("description", "").replace("\n", " "):
-                    console.print(Padding(Text(about), (0, 0, 0, 6)))
+    for section in list_sections():
+        console.print(Text.assemble((section.name or "run", "bold"), f": {section.about}\n"))
+        for key, schema in section.keys.items():
+            console.print(
+                Text.assemble("  ", (key, "cyan"), f"  {kind(schema)}  ", (f"default {default(schema)}", "dim"))
+            )
+            console.print(Padding(Text(describe(schema)), (0, 0, 0, 6)))
         console.print()
