@@ -27,61 +27,64 @@ from common.types import (
     LoadedWeights,
     WeightManifest,
 )
-from rollout.build import build
+from rollout.build import build_engine
 from rollout.spec import EngineInfo, EngineSpec
-from rollout.weight_loader import Loader, receive_nccl
-from rollout.weights import Inbox
+from rollout.weight_loader import WeightLoader, receive_by_nccl
+from rollout.weights import WeightReceiver
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-
-FETCH_S = 600.0  # for the image features of a batch
+FETCH_TIMEOUT_S = 600.0  # for the image features of a batch
+Outcomes = tuple[Group | FailedGroup, ...]
 
 
 class RolloutEngine:
-    """The actor. Starts with the checkpoint's weights and serves nothing until a version was loaded."""
+    """One engine as a Ray actor. It starts with the checkpoint's weights, and serves once a version is loaded."""
 
     def __init__(self, spec: EngineSpec, engine_id: str) -> None:
         started = time.monotonic()
         self._spec = spec
         self._id = engine_id
-        self._llm = build(spec)
-        self._version: int | None = None
-        self._requests = 0
+        self._llm = build_engine(spec)
+        self._version: int | None = None  # None: nothing is served
+        self._requests = 0  # handed to vLLM so far: the next one's name
         self._recorder = Recorder()
-        self._inbox = Inbox()
-        self._loader = Loader(self._llm)
+        self._receiver = WeightReceiver()
+        self._loader = WeightLoader(self._llm)
         self._startup_seconds = time.monotonic() - started
 
     def info(self) -> EngineInfo:
-        """Return who this engine is; an answer means that it is up."""
+        """Return the facts of this engine; an answer means that it is up."""
         return EngineInfo(engine_id=self._id, pid=os.getpid(), startup_seconds=self._startup_seconds)
 
     def version(self) -> int | None:
-        """The version of the weights it would sample with; None before the first load."""
+        """Return the version of the weights it would sample with; None before the first load."""
         return self._version
 
     def load(self, manifest: WeightManifest) -> LoadedWeights:
-        """Replace every weight by those of the manifest, reset the caches, say what is served now.
+        """Replace every weight by those of the manifest, reset the caches, and return what is served now.
 
-        A manifest without buckets (`OWN_WEIGHTS`) leaves those the engine started with.
+        A manifest without buckets (`rollout.fleet.OWN_WEIGHTS`) leaves the weights the engine started with.
 
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
-        keep = manifest.vision_unchanged and self._version is not None
-        arrived = None if manifest.by_nccl else self._inbox.receive(manifest, towers=not keep)
+        # Bytes that are damaged are refused here, while the old version is still served.
+        keep_vision = manifest.vision_unchanged and self._version is not None
+        received = None if manifest.by_nccl else self._receiver.receive(manifest, towers=not keep_vision)
+
         self._version = None  # half-loaded weights must never serve
         note = None
         try:
-            if arrived is None:
-                receive_nccl(self._llm, manifest, keep_image_features=keep)
+            if received is None:
+                receive_by_nccl(self._llm, manifest, keep_image_features=keep_vision)
             elif manifest.buckets:
-                note = self._loader.load(arrived, keep_image_features=keep)
+                note = self._loader.load(received, keep_image_features=keep_vision)
         except Exception as error:
-            raise self._report_broken("loading weights", error) from error
+            raise self._describe_failure("loading weights", error) from error
+
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
         return LoadedWeights(version=manifest.version, note=note)
@@ -91,16 +94,14 @@ class RolloutEngine:
         self._recorder.start()
 
     def stop_profile(self, folder: Path) -> None:
-        """Write it down under this engine's name."""
+        """Write what was recorded into `folder`, under this engine's name."""
         self._recorder.stop(folder / self._id)
 
     def join(self, init_info: Mapping[str, Any]) -> None:
-        """Enter the NCCL group the learner's rank 0 has opened; returns when every engine is in it."""
+        """Enter the NCCL group that the learner's rank 0 has opened; return when every engine is in it."""
         self._llm.collective_rpc("init_weight_transfer_engine", args=(dict(init_info),))
 
-    def generate(
-        self, requests: Sequence[GenerationRequest], version: int
-    ) -> Iterator[tuple[Group | FailedGroup, ...]]:
+    def generate(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Outcomes]:
         """Yield groups as they finish, several at a time when they finish together.
 
         A request vLLM refuses becomes a FailedGroup; the others go on.
@@ -121,87 +122,71 @@ class RolloutEngine:
             self._abort_all()
             raise
         except Exception as error:
-            self._version = None  # a failed step leaves its requests in the scheduler for ever: later calls would spin
-            raise self._report_broken("generating", error) from error
+            self._version = None  # its requests stay in vLLM's scheduler: see `vllm_patches.PATCHES`
+            raise self._describe_failure("generating", error) from error
 
-    def _generate(
-        self, requests: Sequence[GenerationRequest], version: int
-    ) -> Iterator[tuple[Group | FailedGroup, ...]]:
-        engine = self._llm.llm_engine
+    def _generate(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Outcomes]:
+        # Hand every request to vLLM; what it refuses is known at once.
         pending: dict[str, GenerationRequest] = {}
         refused: list[FailedGroup] = []
-        images = fetch_features([request.images for request in requests], timeout_s=FETCH_S)
+        images = fetch_features([request.images for request in requests], timeout_s=FETCH_TIMEOUT_S)
         for request, features in zip(requests, images, strict=True):
-            fault = self._add(f"{self._requests}", request, features)
-            if fault is None:
-                pending[f"{self._requests}"] = request
-            else:
-                refused.append(FailedGroup(prompt_id=request.prompt_id, reason=fault))
+            request_id = str(self._requests)
             self._requests += 1
+            reason = self._add(request_id, request, features)
+            if reason is None:
+                pending[request_id] = request
+            else:
+                refused.append(FailedGroup(prompt_id=request.prompt_id, reason=reason))
         if refused:
             yield tuple(refused)
+
+        # One step samples one token of every running completion.
         while pending:
-            finished = [out for out in engine.step() if out.finished]
+            finished = [output for output in self._llm.llm_engine.step() if output.finished]
             if finished:
-                yield tuple(self._group(pending.pop(out.request_id), out, version) for out in finished)
+                yield tuple(self._make_group(pending.pop(out.request_id), out, version) for out in finished)
 
     def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
-        """Hand one request to vLLM; the reason if it is refused."""
+        """Hand one request to vLLM. Return the reason when it is refused."""
         from vllm.exceptions import VLLMError
 
-        from rollout.inputs import engine_input
+        from rollout.inputs import make_engine_input
 
         try:
-            prompt = engine_input(self._llm, request, features)
-            self._llm.llm_engine.add_request(request_id, prompt, self._params(request))
+            prompt = make_engine_input(self._llm, request, features)
+            self._llm.llm_engine.add_request(request_id, prompt, _sampling_params(request))
         except (ValueError, VLLMError) as error:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
         return None
 
-    def _params(self, request: GenerationRequest) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = request.sampling
-        return SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            logprobs=0,  # the sampled token's own
-            detokenize=False,  # _texts does, for distinct answers and without a text for every log-prob
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _group(self, request: GenerationRequest, output: Any, version: int) -> Group:
+    def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group:
         outputs = sorted(output.outputs, key=lambda one: one.index)
-        texts = self._texts(request, outputs)
+        texts = self._detokenize(request, outputs)
         return Group(
             prompt_id=request.prompt_id,
-            completions=tuple(_completion(one, text) for one, text in zip(outputs, texts, strict=True)),
+            completions=tuple(_make_completion(one, text) for one, text in zip(outputs, texts, strict=True)),
             origin="sampled",
             seed=request.seed,
             engine_id=self._id,
             weights_version=version,
         )
 
-    def _texts(self, request: GenerationRequest, outputs: Sequence[Any]) -> list[str]:
-        """What vLLM's own detokenizer makes of each answer; equal answers are read once."""
+    def _detokenize(self, request: GenerationRequest, outputs: Sequence[Any]) -> list[str]:
+        """Return the text of each answer by vLLM's own detokenizer, which reads equal answers once."""
         from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-        asked: Any = SimpleNamespace(
+        as_vllm_request: Any = SimpleNamespace(
             request_id=request.prompt_id,
             prompt_token_ids=list(request.token_ids),
-            sampling_params=self._params(request),
+            sampling_params=_sampling_params(request),
         )
         tokenizer = self._llm.get_tokenizer()
         texts: dict[tuple[int, ...], str] = {}
         for one in outputs:
             ids = tuple(one.token_ids)
             if ids not in texts:
-                reader = IncrementalDetokenizer.from_new_request(tokenizer, asked)
+                reader = IncrementalDetokenizer.from_new_request(tokenizer, as_vllm_request)
                 reader.update(list(ids), stop_terminated=one.finish_reason == "stop")
                 texts[ids] = reader.get_next_output_text(finished=True, delta=False)
         return [texts[tuple(one.token_ids)] for one in outputs]
@@ -210,7 +195,7 @@ class RolloutEngine:
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
-    def _report_broken(self, doing: str, error: Exception) -> BrokenEngineError:
+    def _describe_failure(self, doing: str, error: Exception) -> BrokenEngineError:
         return BrokenEngineError(
             f"engine {self._id} failed while {doing}",
             got="".join(traceback.format_exception(error)).strip(),
@@ -218,7 +203,25 @@ class RolloutEngine:
         )
 
 
-def _completion(output: Any, text: str) -> Completion:
+def _sampling_params(request: GenerationRequest) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = request.sampling
+    return SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=request.seed,
+        logprobs=0,  # the sampled token's own
+        detokenize=False,  # _detokenize does, for distinct answers and without a text for every log-prob
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _make_completion(output: Any, text: str) -> Completion:
     reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
     ids = tuple(output.token_ids)
     return Completion(

@@ -1,4 +1,4 @@
-"""The rollout fleet: the only owner of engine handles. It starts, loads and replaces engines; a `Round` samples.
+"""The rollout fleet, the only owner of engine handles: it starts, loads and replaces engines; `SamplingRound` samples.
 
 An engine serves only while it is known to hold the current version. One that dies is replaced, and its replacement
 joins when it has loaded that version.
@@ -16,16 +16,17 @@ from common.errors import EngineError
 from common.placement import get
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
-from rollout.sampling_round import Member, Round, why_lost
+from rollout.sampling_round import Member, SamplingRound, explain_loss
 from rollout.spec import EngineInfo, EngineSpec
 
-OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # those an engine started with
+OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # the weights an engine started with
 
 
 class RolloutFleet:
-    """N engines behind one door. Starting is asynchronous: `ready` waits."""
+    """N engines as one. Starting is asynchronous: `ready` waits."""
 
     def __init__(self, config: Config, spec: EngineSpec, *, on_event: Callable[..., None]) -> None:
+        """Begin to start `config.rollout.engines` engines; `on_event` is told of each that joins, fails or loads."""
         self._spec = spec
         self._start_timeout_s = config.rollout.start_timeout_s
         self.step_timeout_s = config.rollout.step_timeout_s
@@ -38,10 +39,10 @@ class RolloutFleet:
         self.restarts = 0
         self._members = [self._spawn(joined=True) for _ in range(config.rollout.engines)]
 
-    # -- life --------------------------------------------------------------------------------------------------
+    # -- starting and replacing --------------------------------------------------------------------------------
 
     def ready(self) -> list[EngineInfo]:
-        """Wait until every engine is up.
+        """Wait until every engine is up, and return the facts of each.
 
         Raises:
             EngineError: an engine could not start (its own error is inside), or not in `start_timeout_s`.
@@ -68,7 +69,7 @@ class RolloutFleet:
         return infos
 
     def close(self) -> None:
-        """Kill every engine. Nothing of theirs outlives the call but seconds of process exit."""
+        """Kill every engine; their processes exit within seconds."""
         import ray
 
         for member in self._members:
@@ -96,7 +97,7 @@ class RolloutFleet:
         return Member(id=name, handle=actor.remote(self._spec, name), joined=joined)
 
     def replace(self, member: Member, why: str) -> None:
-        """Kill what is left of a member and start another, which joins once it holds the current version.
+        """Kill what is left of an engine and start another, which joins once it holds the current version.
 
         Raises:
             EngineError: the run's budget of restarts is spent.
@@ -119,11 +120,11 @@ class RolloutFleet:
     # -- weights -----------------------------------------------------------------------------------------------
 
     def serving(self) -> list[Member]:
-        """The engines that hold the current version."""
+        """Return the engines that hold the current version."""
         return [member for member in self._members if member.loading is None]
 
     def join(self, init_info: Mapping[str, Any]) -> None:
-        """Take every serving engine into the learner's NCCL group; `init_info` is vLLM's, for the first of them."""
+        """Take every serving engine into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank."""
         first = init_info["rank_offset"]
         calls = [
             member.handle.join.remote({**init_info, "rank_offset": first + index})
@@ -132,17 +133,18 @@ class RolloutFleet:
         get(calls, what="the engines to join the learner's NCCL group", timeout_s=self._load_timeout_s)
 
     def load(self, manifest: WeightManifest, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Make every serving engine hold `manifest`; one that fails to is replaced.
+        """Make every serving engine hold `manifest`; one that fails is replaced.
 
-        Returns when every engine that was serving holds it, or its replacement does.
+        Return when every engine that was serving holds it, or its replacement does.
 
         Args:
-            meanwhile: runs while the engines receive: the learner's half of a broadcast.
+            meanwhile: called while the engines receive: the learner's half of a broadcast.
 
         Raises:
             EngineError: restarts are spent, or an engine refused the bytes.
         """
         self._manifest = manifest
+        # Engines that are still coming up get the new version too, but nobody waits for them.
         joining = [member for member in self._members if member.loading is not None]
         for member in self._members:
             self._send(member, grace_s=self._start_timeout_s if member in joining else 0.0)
@@ -152,47 +154,60 @@ class RolloutFleet:
         self._event("weights_loaded", version=manifest.version, engines=[member.id for member in self.serving()])
 
     def _send(self, member: Member, *, grace_s: float) -> None:
-        """Ask a member to load the current version (or just to come up, before there is one)."""
+        """Ask an engine to load the current version, or only to come up before there is one."""
         if self._manifest is None:
             member.loading = member.handle.info.remote()
-        else:  # an engine that came late is in no NCCL group: it gets the same weights as bytes
+        else:
+            # An engine that came late is in no NCCL group: it gets the same weights as bytes.
             late = self._manifest.by_nccl and not member.joined
             member.loading = member.handle.load.remote(self.copy_of_weights() if late else self._manifest)
         member.deadline = time.monotonic() + self._load_timeout_s + grace_s
 
     def wait(self, sources: Mapping[Any, float]) -> list[Any]:
-        """Wait for any of `sources` (what Ray can wait for, each with its deadline) or for a member that is loading.
+        """Wait for any of `sources`, or for an engine that is loading.
 
-        Members that have loaded serve from now on, and late ones are replaced.
+        Engines that have loaded serve from now on; those past their deadline are replaced.
+
+        Args:
+            sources: what Ray can wait for, each with its deadline on the monotonic clock.
 
         Returns:
-            Sources that are ready, or past their deadline; none when something happened to a member instead.
+            Sources that are ready, or past their deadline; none when an engine loaded or failed instead.
         """
         import ray
 
+        # Until the first of all deadlines.
         loading = {member.loading: member for member in self._members if member.loading is not None}
         nearest = min([*sources.values(), *(member.deadline for member in loading.values())])
         timeout = max(0.0, nearest - time.monotonic())
         ready, _ = ray.wait([*sources, *loading], num_returns=1, timeout=timeout, fetch_local=False)
+
         for ref in ready:
             if ref in loading:
-                self._settle(loading[ref])
+                self._finish_loading(loading[ref])
         if ready:
             return [ref for ref in ready if ref in sources]
+
+        # Nothing is ready: somebody is late.
         now = time.monotonic()
         for member in [member for member in loading.values() if member.deadline <= now]:
             self.replace(member, f"was not up with its weights after {self._load_timeout_s:g} s")
         return [source for source, deadline in sources.items() if deadline <= now]
 
-    def _settle(self, member: Member) -> None:
-        """A member's load call has resolved: it serves, or is replaced."""
+    def _finish_loading(self, member: Member) -> None:
+        """Let an engine serve whose load call has resolved, or replace it.
+
+        Raises:
+            EngineError: it reports another version than it was given.
+        """
         import ray
 
         try:
             answer: EngineInfo | LoadedWeights = ray.get(member.loading, timeout=self._load_timeout_s)
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            self.replace(member, why_lost(error))
+            self.replace(member, explain_loss(error))
             return
+
         member.loading = None
         held = answer.version if isinstance(answer, LoadedWeights) else None  # it came up before there were weights
         if not member.joined:
@@ -208,7 +223,7 @@ class RolloutFleet:
             )
 
     def versions(self) -> dict[str, int | None]:
-        """What each engine says it serves."""
+        """Return the version that each engine says it serves, by engine."""
         calls = [member.handle.version.remote() for member in self._members]
         held = get(calls, what="the engines' versions", timeout_s=self._load_timeout_s)
         return {member.id: version for member, version in zip(self._members, held, strict=True)}
@@ -216,12 +231,12 @@ class RolloutFleet:
     # -- profiling ---------------------------------------------------------------------------------------------
 
     def start_profile(self) -> None:
-        """Every serving engine records what it does from now on."""
+        """Make every serving engine record what it does from now on."""
         calls = [member.handle.start_profile.remote() for member in self.serving()]
         get(calls, what="the engines to begin a profile", timeout_s=self._load_timeout_s)
 
     def stop_profile(self, folder: Path) -> None:
-        """Every serving engine writes it into `folder`; one that came in between has nothing to write."""
+        """Make every serving engine write its record into `folder`; one that came in between has none."""
         calls = [member.handle.stop_profile.remote(folder) for member in self.serving()]
         get(calls, what="the engines to write their profiles", timeout_s=self._load_timeout_s)
 
@@ -229,7 +244,7 @@ class RolloutFleet:
 
     @property
     def version(self) -> int:
-        """Of the weights that serving engines hold."""
+        """The version of the weights that serving engines hold."""
         assert self._manifest is not None, "weights are loaded before anything is sampled"
         return self._manifest.version
 
@@ -239,4 +254,4 @@ class RolloutFleet:
         Raises:
             EngineError: engines died more often than `rollout.max_restarts`.
         """
-        return Round(self, requests).groups()
+        return SamplingRound(self, requests).groups()

@@ -1,4 +1,4 @@
-"""A request in the form vLLM's own processor ends in: the learner's very ids and pixels, processed nowhere else."""
+"""A request as vLLM's own processor would leave it: with the learner's very ids and pixels, processed nowhere else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from vllm.inputs.engine import EngineInput
 
 
-def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures | None) -> EngineInput:
-    """What `LLMEngine.add_request` takes.
+def make_engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures | None) -> EngineInput:
+    """Return the request as `LLMEngine.add_request` takes it.
 
-    Raises ValueError when ids, grids and pixels disagree (fault 4 of the seed): vLLM would fail amid a step.
+    Raises ValueError when ids, grids and pixels disagree (fault 4): vLLM would fail amid a step.
     """
     import torch
     from vllm.inputs.engine import mm_input, tokens_input
@@ -29,10 +29,12 @@ def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures |
         if config.image_token_id in token_ids:
             raise ValueError("the prompt has image tokens and no picture")
         return tokens_input(token_ids)
+
+    # How this family's inputs divide into pictures, and where each picture's tokens stand.
     processor = llm.llm_engine.renderer.get_mm_processor()
-    tensors = _tensors(features, config)
-    fields = processor._get_mm_fields_config(tensors, {})  # noqa: SLF001  # how this family's inputs divide into pictures
-    spans = _spans(token_ids, features, config)
+    tensors = _make_vllm_inputs(features, config)
+    fields = processor._get_mm_fields_config(tensors, {})  # noqa: SLF001
+    spans = _find_spans(token_ids, features, config)
     is_image = torch.tensor(token_ids) == config.image_token_id  # a picture's span has marks of rows and tiles too
     return mm_input(
         token_ids,
@@ -47,8 +49,8 @@ def engine_input(llm: LLM, request: GenerationRequest, features: ImageFeatures |
     )
 
 
-def _tensors(features: ImageFeatures, config: Any) -> Any:
-    """What vLLM's processor of the family makes of a picture, from what transformers' has made of it."""
+def _make_vllm_inputs(features: ImageFeatures, config: Any) -> Any:
+    """Turn what transformers' processor has made of a picture into what vLLM's processor of the family would make."""
     import torch
     from transformers import BatchFeature
 
@@ -62,22 +64,30 @@ def _tensors(features: ImageFeatures, config: Any) -> Any:
     return BatchFeature(values)
 
 
-def _spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[tuple[int, int]]:
-    """(start, length) of each picture's tokens in the prompt; without grids there is one picture."""
+def _find_spans(token_ids: list[int], features: ImageFeatures, config: Any) -> list[tuple[int, int]]:
+    """Return (start, length) of each picture's tokens in the prompt; without grids there is one picture.
+
+    With two pictures of 2 and 3 tokens, the prompt `[7, img, img, 8, img, img, img]` gives [(1, 2), (4, 3)].
+    """
     if "image_grid_thw" not in features.values:
-        places = [place for place, token in enumerate(token_ids) if token == config.image_token_id]
-        if not places:
+        found = [place for place, token in enumerate(token_ids) if token == config.image_token_id]
+        if not found:
             raise ValueError("engine and learner would read the pictures differently: a picture and no image tokens")
-        return [(places[0], places[-1] + 1 - places[0])]
-    grids = features.values["image_grid_thw"]
-    merge = config.vision_config.spatial_merge_size**2
+        return [(found[0], found[-1] + 1 - found[0])]
+
+    # Runs of image tokens in the prompt, one for each picture.
     runs = groupby(range(len(token_ids)), key=lambda place: token_ids[place] == config.image_token_id)
-    runs_of = [list(run) for is_image, run in runs if is_image]
-    found, embeds = [len(run) for run in runs_of], features.values.get("image_embeds")
-    held = len(features.values["pixel_values"]) if embeds is None else len(embeds) * merge
-    if found != (grids.prod(1) // merge).tolist() or held != grids.prod(1).sum():
+    places = [list(run) for is_image, run in runs if is_image]
+    lengths = [len(run) for run in places]
+
+    # What the grids say of them: (images, 3) of frames, rows and columns of patches, and so many patches a token.
+    grids = features.values["image_grid_thw"]
+    patches_per_token = config.vision_config.spatial_merge_size**2
+    embeds = features.values.get("image_embeds")
+    patches = len(features.values["pixel_values"]) if embeds is None else len(embeds) * patches_per_token
+    if lengths != (grids.prod(1) // patches_per_token).tolist() or patches != grids.prod(1).sum():
         raise ValueError(
             "engine and learner would read the pictures differently: "
-            f"{found} image tokens, grids {grids.tolist()}, {held} patches"
+            f"{lengths} image tokens, grids {grids.tolist()}, {patches} patches"
         )
-    return [(run[0], len(run)) for run in runs_of]
+    return [(run[0], len(run)) for run in places]

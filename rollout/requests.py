@@ -1,4 +1,4 @@
-"""Prompts -> requests: the sampling of a training step, and greedy decoding for evaluation."""
+"""Requests of prompts: sampled ones for a training step, greedy ones for evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.types import GenerationRequest, Prompt, Sampling, request_seed
 def training_requests(
     prompts: Sequence[Prompt], rollout: RolloutConfig, *, seed: int, step: int
 ) -> list[GenerationRequest]:
-    """G sampled completions a prompt, seeded by (run, step, prompt): any engine, any retry draws the same tokens."""
+    """Ask for G sampled completions a prompt, seeded by (run, step, prompt): any engine draws the same tokens."""
     sampling = Sampling(
         n=rollout.group_size,
         temperature=rollout.temperature,
@@ -23,13 +23,13 @@ def training_requests(
 
 
 def greedy_requests(prompts: Sequence[Prompt], rollout: RolloutConfig) -> list[GenerationRequest]:
-    """One greedy completion a prompt."""
+    """Ask for one greedy completion a prompt."""
     sampling = Sampling(n=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=rollout.max_completion_tokens)
     return [request(prompt, sampling, seed=0) for prompt in prompts]
 
 
 def request(prompt: Prompt, sampling: Sampling, *, seed: int) -> GenerationRequest:
-    """What an engine must know of a prompt: the very ids and pixels that the learner reads."""
+    """Ask for completions of a prompt, by the very ids and pixels that the learner reads."""
     return GenerationRequest(
         prompt_id=prompt.id,
         token_ids=prompt.token_ids,

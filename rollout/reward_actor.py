@@ -1,4 +1,4 @@
-"""The reward actor: runs functions nobody vouches for, and says by name which of them failed, and how."""
+"""The reward actor: runs functions that may do anything, and says by name which of them failed, and how."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from typing import Any
 from common.types import CandidateProbabilities
 from rollout.rewards.loading import load_function
 
+# Fields of a task that every function is given by name.
+_GIVEN_OF_TASK = ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
+
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTask:
-    """A group as reward functions see it: what was said, and columns, no pixels."""
+    """A group as reward functions see it: completions and columns, no pixels."""
 
     prompt_id: str
     problem: str
@@ -29,9 +32,7 @@ class RewardTask:
     columns: Mapping[str, Any]
     completions: tuple[str, ...]  # (G,)
     token_ids: tuple[tuple[int, ...], ...]  # (G,) of (C,) as sampled
-    candidate_probabilities: (
-        tuple[CandidateProbabilities, ...] | None
-    )  # (G,) after each thought; None where no function asks
+    candidate_probabilities: tuple[CandidateProbabilities, ...] | None  # (G,) after each thought; None: not asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +46,18 @@ class RewardFault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Running:
-    """The function call in progress."""
+    """The call of a reward function that is in progress."""
 
     index: int  # of its task
     function: str
-    since: float
+    since: float  # monotonic clock
 
 
 class RewardActor:
-    """Holds the functions and runs them in a thread of its own, watched over from the caller's."""
+    """Holds the functions and runs them in a thread of its own, so that the caller's thread can give up waiting."""
 
     def __init__(self, functions: Sequence[str], constants: Mapping[str, Any], timeout_s: float) -> None:
-        """`constants`: what every function is given by name, whatever the row."""
+        """Load the functions. `constants` is what every function is given by name, whatever the row."""
         self._functions = {name: load_function(name) for name in functions}
         self._constants = constants
         self._timeout_s = timeout_s
@@ -64,12 +65,15 @@ class RewardActor:
         self._running = _Running(index=0, function="", since=0.0)
 
     def pid(self) -> int:
-        """Process id; an answer means that the functions are loaded."""
+        """Return the process id; an answer means that the functions are loaded."""
         return os.getpid()
 
     def score(self, tasks: Sequence[RewardTask], functions: Sequence[str]) -> list[Scores | RewardFault]:
-        """One outcome a task, in order, for the first task and as many more as fit: none after a hang, and none
-        is begun after `timeout_s`, so that the caller knows how long a silence may last."""
+        """Return one outcome a task, in order, for the first task and as many more as fit.
+
+        No task is begun `timeout_s` after the call, so the caller knows how long a silence may last. After a function
+        that hangs there are no more outcomes.
+        """
         outcomes: list[Scores | RewardFault] = []
         self._running = _Running(index=0, function=functions[0], since=time.monotonic())
         call = self._thread.submit(self._score_all, tasks, functions, outcomes)  # one handover for all: they are slow
@@ -81,7 +85,7 @@ class RewardActor:
         return [*outcomes[: hung.index], late]
 
     def _watch(self, call: Future[None]) -> _Running | None:
-        """Wait for the thread to finish, or for one function to outstay its time."""
+        """Wait for the thread. Return None when it is done, or the function that takes longer than `timeout_s`."""
         while True:
             running = self._running
             if wait([call], timeout=max(0.0, running.since + self._timeout_s - time.monotonic())).done:
@@ -99,18 +103,16 @@ class RewardActor:
                 break
 
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
-        ours = {
-            name: getattr(task, name)
-            for name in ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
-        }
+        # The last of these win: no column of the row can take the place of what every function is given.
+        arguments = {**task.columns, **self._constants, **{name: getattr(task, name) for name in _GIVEN_OF_TASK}}
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
             self._running = _Running(index=index, function=name, since=time.monotonic())
             try:
-                values = self._functions[name](task.completions, **{**task.columns, **self._constants, **ours})
+                values = self._functions[name](task.completions, **arguments)
                 scores[name] = _check(values, len(task.completions))
-            except BaseException as error:  # noqa: BLE001 - a stranger's function may raise anything, SystemExit too
-                return RewardFault(function=name, reason=_reason(error))
+            except BaseException as error:  # noqa: BLE001  # a user's function may raise anything, SystemExit too
+                return RewardFault(function=name, reason=_describe(error))
         return scores
 
 
@@ -119,7 +121,7 @@ class _UnusableError(Exception):
 
 
 def _check(values: object, size: int) -> tuple[float, ...]:
-    """(G,) floats out of what a function returned."""
+    """Return (G,) floats out of what a function returned. Raises _UnusableError for anything else."""
     if not isinstance(values, Collection):
         raise _UnusableError(f"returned {type(values).__name__}, not one number a completion")
     if len(values) != size:
@@ -130,7 +132,8 @@ def _check(values: object, size: int) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _reason(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
+    """Return what a function did wrong, with the file and line where it raised."""
     if isinstance(error, _UnusableError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,10 +1,10 @@
-"""The reward pool: the driver's door to the reward actors.
+"""The reward pool: hands groups to the reward actors and replaces actors that die or hang.
 
 groups --> waiting --one call--> actor --> ScoredGroup | FailedGroup
               ^                    |
               |                    v dies, or is silent past the deadline: it is replaced, and
            suspects <------------- each of its groups is sent again, alone, once for each function.
-           What is lost alone is to blame. Everything else is scored after all.
+           A function whose lone group is lost again is to blame. Every other group is scored after all.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Job:
     prompt: Prompt
     group: Group
     candidate_probabilities: tuple[CandidateProbabilities, ...] | None
-    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    failed: bool = False
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # function -> (G,), as they come
+    failed: bool = False  # dropped already, by one function; others may still answer
 
     def task(self) -> RewardTask:
         example = self.prompt.example
@@ -55,13 +55,13 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """What a worker was sent and has not answered. `alone`: one group and one function, which is to blame if lost."""
+    """What a worker was sent and has not answered."""
 
     jobs: Sequence[_Job]
     functions: Sequence[str]
-    alone: bool
-    ref: Any
-    deadline: float
+    alone: bool  # one group and one function, which is to blame if the worker is lost
+    ref: Any  # ObjectRef of the answer
+    deadline: float  # monotonic clock
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +72,7 @@ class _Worker:
 
 
 class RewardPool:
-    """`config.workers` reward actors behind one door, each replaced when it dies or hangs.
+    """`config.workers` reward actors as one, each replaced when it dies or hangs.
 
     `restarts` counts replaced actors and `rescored` groups that were sent again, over the pool's life.
     """
@@ -105,8 +105,8 @@ class RewardPool:
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
-        What arrives while every actor is busy travels in one call, and so does what is there from the beginning: a
-        sequence. Order is not promised.
+        Groups that arrive while every actor is busy travel in one call. So do groups that are all there from the
+        beginning, as a sequence. Order is not promised.
 
         Args:
             candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
@@ -115,11 +115,11 @@ class RewardPool:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
         try:
+            streamed = not isinstance(groups, Sequence)
             for group in groups:
-                self._waiting.append(
-                    _Job(prompts[group.prompt_id], group, candidate_probabilities.get(group.prompt_id))
-                )
-                if not isinstance(groups, Sequence):
+                probabilities = candidate_probabilities.get(group.prompt_id)
+                self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
+                if streamed:
                     yield from self._advance(block=False)
             while self._waiting or self._suspects or any(worker.call for worker in self._workers):
                 yield from self._advance(block=True)
@@ -130,7 +130,7 @@ class RewardPool:
                 worker.call = None
 
     def close(self) -> None:
-        """Kill the actors."""
+        """Kill every actor."""
         import ray
 
         for worker in self._workers:
@@ -138,7 +138,7 @@ class RewardPool:
         self._workers = []
 
     def pids(self) -> list[int]:
-        """Process id of every actor, once all are up. Raises DeadlineError."""
+        """Return the process id of every actor, once all are up. Raises DeadlineError."""
         pids: list[int] = get(
             [worker.starting for worker in self._workers], what="reward actors to start", timeout_s=START_TIMEOUT_S
         )
@@ -159,16 +159,21 @@ class RewardPool:
         self.restarts += 1
 
     def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:
-        """Give idle workers work and take in what is done; `block` waits for at least one answer or deadline."""
+        """Give idle workers work and return what is done; `block` waits for at least one answer or deadline."""
         self._dispatch()
-        return [outcome for worker in self._collect(block) for outcome in self._settle(worker)]
+        return [outcome for worker in self._collect(block) for outcome in self._take_answer(worker)]
 
     def _dispatch(self) -> None:
+        """Send suspects first, alone; then share what is waiting among the workers left.
+
+        Five groups over two workers are three and two.
+        """
         idle = [worker for worker in self._workers if worker.call is None]
         while idle and self._suspects:
             job, name = self._suspects.popleft()
             if not job.failed:
                 self._send(idle.pop(), [job], [name], alone=True)
+
         for left, worker in zip(range(len(idle), 0, -1), idle, strict=True):
             share = math.ceil(len(self._waiting) / left)
             if share:
@@ -195,18 +200,20 @@ class RewardPool:
             ) from error
 
     def _collect(self, block: bool) -> list[_Worker]:
-        """Busy workers that have answered, died or run out of time."""
+        """Return the busy workers that have answered, died or run out of time."""
         import ray
 
         busy = {worker.call.ref: (worker, worker.call.deadline) for worker in self._workers if worker.call}
         if not busy:
             return []
-        patience = max(0.0, min(deadline for _, deadline in busy.values()) - time.monotonic()) if block else 0.0
-        done, _ = ray.wait(list(busy), num_returns=1 if block else len(busy), timeout=patience)
+        nearest = min(deadline for _, deadline in busy.values())
+        timeout = max(0.0, nearest - time.monotonic()) if block else 0.0
+        done, _ = ray.wait(list(busy), num_returns=1 if block else len(busy), timeout=timeout)
         now = time.monotonic()
         return [worker for ref, (worker, deadline) in busy.items() if ref in done or deadline <= now]
 
-    def _settle(self, worker: _Worker) -> Iterator[ScoredGroup | FailedGroup]:
+    def _take_answer(self, worker: _Worker) -> Iterator[ScoredGroup | FailedGroup]:
+        """Yield the outcomes of a worker's call, and put back into the queue what it did not come to."""
         import ray
 
         call, worker.call = worker.call, None
@@ -214,8 +221,10 @@ class RewardPool:
         try:
             (reply,) = get([call.ref], what="rewards", timeout_s=GRACE_S)
         except (ray.exceptions.RayError, DeadlineError) as error:
-            yield from self._lost(worker, call, error)
+            yield from self._handle_loss(worker, call, error)
             return
+
+        # A reply may be shorter than the call: the rest waits again, in its old place.
         if isinstance(reply[-1], RewardFault) and reply[-1].hung:
             self._replace(worker)
             self.rescored += len(call.jobs) - len(reply)
@@ -223,24 +232,28 @@ class RewardPool:
         for job, outcome in zip(call.jobs[: len(reply)], reply, strict=True):
             yield from self._finish(job, outcome)
 
-    def _lost(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
-        """The worker died or is silent: blame a call that was alone, take any other apart."""
+    def _handle_loss(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
+        """Replace a worker that died or is silent. Blame the function of a call that was alone; take others apart."""
         self._replace(worker)
         if call.alone:
             silent = isinstance(error, DeadlineError)
-            reason = f"hung for over {self._config.timeout_s:g} s" if silent else f"killed its process: {_gist(error)}"
+            hung = f"hung for over {self._config.timeout_s:g} s"
+            reason = hung if silent else f"killed its process: {_shorten(error)}"
             yield from self._drop(call.jobs[0], RewardFault(function=call.functions[0], reason=reason))
             return
         self._suspects.extend((job, name) for job in call.jobs for name in call.functions)
         self.rescored += len(call.jobs)
 
     def _finish(self, job: _Job, outcome: Scores | RewardFault) -> Iterator[ScoredGroup | FailedGroup]:
+        """Yield the scored group once all its functions have answered, or the failed one at its first fault."""
         if isinstance(outcome, RewardFault):
             yield from self._drop(job, outcome)
             return
         job.scores.update(outcome)
         if len(job.scores) < len(self._config.functions):
             return  # other functions are still to come, alone
+
+        # (G,) weighted sums, in the order in which the configuration names the functions.
         by_name = {name: job.scores[name] for name in self._config.functions}
         weights = self._config.functions.values()
         rewards = tuple(
@@ -250,11 +263,12 @@ class RewardPool:
         yield ScoredGroup(prompt=job.prompt, group=job.group, rewards_by_name=by_name, rewards=rewards)
 
     def _drop(self, job: _Job, fault: RewardFault) -> Iterator[FailedGroup]:
+        """Yield the group as failed, once. Raises RewardError where `on_error` is stop."""
         if self._config.on_error == "stop":
             raise RewardError(
                 f"reward {fault.function} failed on prompt {job.prompt.id}",
                 got=fault.reason,
-                remedy="mend the function, or set reward.on_error: drop to go on without such groups",
+                remedy="correct the function, or set reward.on_error: drop to go on without such groups",
             )
         if job.failed:  # by another function, on another actor
             return
@@ -262,5 +276,5 @@ class RewardPool:
         yield FailedGroup(prompt_id=job.prompt.id, reason=f"reward {fault.function}: {fault.reason}")
 
 
-def _gist(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"

@@ -1,4 +1,4 @@
-"""What an engine is built from, and what it says of itself."""
+"""What an engine is built from, and the facts of one that is up."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from common.models.processor import image_size, load_model_config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What every engine of a fleet is built from."""
+    """What every engine of a fleet is built from; plain values, so that it travels to the actor."""
 
     model_path: str
     revision: str | None
     dtype: str
     device: str  # "cpu" or "cuda"
     max_model_len: int  # prompt + completion tokens
-    max_sequences: int
-    kv_cache_bytes: int | None
-    gpu_memory_utilization: float
+    max_sequences: int  # decoded at once
+    kv_cache_bytes: int | None  # None: `gpu_memory_utilization` of the GPU, or KV_CACHE_ON_CPU
+    gpu_memory_utilization: float  # share of the GPU's memory
     image_size: dict[str, int] | None  # of the image processor, in families that bound pixels
     banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
-    transport: str
-    threads: int
-    cpus: float
+    transport: str  # of weights: "object_store" or "nccl"
+    threads: int  # OMP threads of the process
+    cpus: float  # that its actor asks of Ray
     gpus: float
 
     def environment(self) -> dict[str, str]:
-        """Variables the process must have before torch and vLLM are imported."""
+        """Return the variables that the process must have before torch and vLLM are imported."""
         common = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "OMP_NUM_THREADS": str(self.threads),
@@ -49,7 +49,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine says of itself once it is up."""
+    """The facts of an engine that is up."""
 
     engine_id: str
     pid: int
@@ -57,7 +57,7 @@ class EngineInfo:
 
 
 def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> EngineSpec:
-    """What the configuration says of every engine."""
+    """Return what the configuration says of every engine."""
     rollout, model = config.rollout, config.model.model_copy(update={"path": model_path})
     return EngineSpec(
         model_path=model_path,

@@ -13,119 +13,120 @@ from typing import TYPE_CHECKING, Any
 
 from common.models.families import engine_name
 from common.types import WeightManifest
-from rollout.weights import Arrived, Tensors
+from rollout import vllm_patches
+from rollout.weights import ReceivedWeights, Tensors
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-    from rollout.direct_load import Routes
+    from rollout.direct_load import DirectLoader
 
 
-class Loader:
-    """Loads versions into a running in-process engine and resets what was computed with the old one.
+class WeightLoader:
+    """Loads versions of the weights into an engine in this process, and resets what was computed with the old ones.
 
-    The first version goes vLLM's own way, which is written down. The second goes both ways, and if they leave the same
-    model behind, all that follow go the short one. Only CPU engines have it: a GPU's are fed by NCCL.
+    The first version is loaded by vLLM, and its copies are recorded. The second is loaded by vLLM and directly, and
+    the two results are compared. If they are equal, all later versions are loaded directly: see `rollout.direct_load`.
+    Only engines on a CPU load directly; those on a GPU get their weights by NCCL.
     """
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._routes: Routes | None = None
+        self._direct: DirectLoader | None = None
         self._loads = 0
 
-    def load(self, arrived: Arrived, *, keep_image_features: bool) -> str | None:
-        """Load what `Inbox.receive` gave; why this engine keeps to vLLM's own way, the moment that is found out.
+    def load(self, received: ReceivedWeights, *, keep_image_features: bool) -> str | None:
+        """Load what `WeightReceiver.receive` gave.
 
-        `keep_image_features`: the vision tower did not change, so cached image features are still right.
+        Args:
+            keep_image_features: the vision tower did not change, so cached image features are still right.
+
+        Returns:
+            Why this engine will never load directly, when this load has just found that out; else None.
         """
         from vllm.config import set_current_vllm_config
 
         self._loads += 1
         note = None
-        with set_current_vllm_config(_worker(self._llm).vllm_config):
+        with set_current_vllm_config(get_worker(self._llm).vllm_config):
             if self._loads == 1:
-                note = self._trace(arrived.tensors)
-            elif self._routes is None:
-                self._own_way(arrived.tensors)
+                note = self._load_and_record(received.tensors)
+            elif self._direct is None:
+                self._load_with_vllm(received.tensors)
             elif self._loads == 2:
-                note = self._compare(self._routes, arrived.tensors)
+                note = self._load_both_ways(self._direct, received.tensors)
             else:
-                self._short_way(self._routes, arrived)
+                self._load_directly(self._direct, received)
         reset_caches(self._llm, keep_image_features=keep_image_features)
         return note
 
-    def _trace(self, tensors: Tensors) -> str | None:
+    def _load_and_record(self, tensors: Tensors) -> str | None:
         from vllm.platforms import current_platform
 
-        from rollout.direct_load import Tracing, UnknownRouteError
+        from rollout.direct_load import CopyRecorder, UnsupportedLoadError
 
         if not current_platform.is_cpu():
-            self._own_way(tensors)
+            self._load_with_vllm(tensors)
             return None
-        tracing = self._own_way(tensors, lambda model: Tracing(model, tensors))
+        recorder = self._load_with_vllm(tensors, lambda model: CopyRecorder(model, tensors))
         try:
-            self._routes = tracing.routes(self._model)
-        except UnknownRouteError as error:
+            self._direct = recorder.make_loader(get_model(self._llm))
+        except UnsupportedLoadError as error:
             return str(error)
         return None
 
-    def _compare(self, routes: Routes, tensors: Tensors) -> str | None:
-        lent = [(name, tensor.clone()) for name, tensor in tensors]
-        self._short_way(routes, Arrived(lent, unchanged=frozenset()))
-        for _, tensor in lent:
+    def _load_both_ways(self, direct: DirectLoader, tensors: Tensors) -> str | None:
+        """Load directly, then with vLLM, and keep to vLLM's loader when the results differ."""
+        copies = [(name, tensor.clone()) for name, tensor in tensors]
+        self._load_directly(direct, ReceivedWeights(copies, unchanged=frozenset()))
+        for _, tensor in copies:
             tensor.zero_()  # a layer that has kept the sender's memory shows now
-        short = routes.fingerprint()
-        self._own_way(tensors)
-        own = routes.fingerprint()
-        differs = [name for name, found in own.items() if short.get(name) != found]
-        if differs:
-            self._routes = None
-            return f"{', '.join(differs[:5])} came out otherwise"
+        after_direct = direct.fingerprint()
+
+        self._load_with_vllm(tensors)
+        after_vllm = direct.fingerprint()
+
+        differing = [name for name, found in after_vllm.items() if after_direct.get(name) != found]
+        if differing:
+            self._direct = None
+            return f"{', '.join(differing[:5])} came out otherwise"
         return None
 
-    @property
-    def _model(self) -> Any:
-        return _worker(self._llm).model_runner.model
-
-    def _short_way(self, routes: Routes, arrived: Arrived) -> None:
+    def _load_directly(self, direct: DirectLoader, received: ReceivedWeights) -> None:
         from vllm.model_executor.layers.attention import is_deferred_attention_layer
 
-        routes.load(dict(arrived.tensors), unchanged=arrived.unchanged)
-        for layer in self._model.modules():
+        direct.load(dict(received.tensors), unchanged=received.unchanged)
+        for layer in get_model(self._llm).modules():
             if is_deferred_attention_layer(layer):  # after all others, as vLLM does it
-                layer.process_weights_after_loading(_worker(self._llm).model_config.dtype)
+                layer.process_weights_after_loading(get_worker(self._llm).model_config.dtype)
 
-    def _own_way(self, tensors: Tensors, watch: Callable[[Any], AbstractContextManager[Any]] = nullcontext) -> Any:
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    def _load_with_vllm(
+        self, tensors: Tensors, watch: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    ) -> Any:
+        """Load with vLLM's layerwise reload inside the context that `watch` makes of the model, and return that."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-        from vllm.platforms import current_platform
 
-        worker, model = _worker(self._llm), self._model
-        config = worker.model_config.hf_config
+        model, model_config = get_model(self._llm), get_worker(self._llm).model_config
         initialize_layerwise_reload(model)
-        with watch(model) as watched:
-            model.load_weights((engine_name(name, config), tensor) for name, tensor in tensors)
-            finalize_layerwise_reload(model, worker.model_config)
-        for module in model.modules():
-            if isinstance(module, ParallelLMHead):  # a tied head keeps its own packed copy otherwise
-                module.quant_method.process_weights_after_loading(module)
-            elif type(module).__name__ == "RoutedExperts" and current_platform.is_cpu():  # packed once only otherwise
-                module.quant_method.moe_kernel.fused_experts.process_weights_after_loading(module)
-        return watched
+        with watch(model) as watcher:
+            model.load_weights((engine_name(name, model_config.hf_config), tensor) for name, tensor in tensors)
+            finalize_layerwise_reload(model, model_config)
+        vllm_patches.pack_heads_and_experts(model)
+        return watcher
 
 
 def reset_caches(llm: LLM, *, keep_image_features: bool) -> None:
-    """Forget keys, values and image features of the old weights (fault 8 of the seed)."""
+    """Forget keys, values and image features of the old weights (fault 8)."""
     llm.reset_prefix_cache()
     if not keep_image_features:
         llm.llm_engine.reset_encoder_cache()
 
 
-def receive_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: bool) -> None:
+def receive_by_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: bool) -> None:
     """Take part in the learner's packed broadcast through vLLM's own NCCL weight-transfer engine (GPU only)."""
     entries = [entry for bucket in manifest.buckets for entry in bucket.entries]
     update_info = {
-        "names": [engine_name(entry.name, _worker(llm).model_config.hf_config) for entry in entries],
+        "names": [engine_name(entry.name, get_worker(llm).model_config.hf_config) for entry in entries],
         "dtype_names": [entry.dtype for entry in entries],
         "shapes": [list(entry.shape) for entry in entries],
     }
@@ -135,6 +136,11 @@ def receive_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: boo
     reset_caches(llm, keep_image_features=keep_image_features)
 
 
-def _worker(llm: LLM) -> Any:
-    """The worker inside this process (engine, core and worker share it when multiprocessing is off)."""
+def get_worker(llm: LLM) -> Any:
+    """Return the worker inside this process: engine, core and worker share it when multiprocessing is off."""
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker  # type: ignore[attr-defined]
+
+
+def get_model(llm: LLM) -> Any:
+    """Return the torch module that this engine samples with."""
+    return get_worker(llm).model_runner.model

@@ -14,27 +14,29 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = list[tuple[str, "torch.Tensor"]]
-FETCH_S = 600.0
+FETCH_TIMEOUT_S = 600.0
 
 
-class Arrived(NamedTuple):
+class ReceivedWeights(NamedTuple):
     """Weights as they lie in the object store."""
 
     tensors: Tensors
     unchanged: frozenset[str]  # names of those that are the very objects of an earlier manifest
 
 
-class Inbox:
-    """The buckets of an engine. What comes again as the same object is neither fetched nor checked again."""
+class WeightReceiver:
+    """Fetches and checks the buckets of an engine; one that comes again as the same object is not fetched again."""
 
     def __init__(self) -> None:
         self._fixed: dict[Any, Tensors] = {}  # by ObjectRef; they alias the store's memory
 
-    def receive(self, manifest: WeightManifest, *, towers: bool) -> Arrived:
-        """The whole manifest, or all but `towers` for an engine that has them.
+    def receive(self, manifest: WeightManifest, *, towers: bool) -> ReceivedWeights:
+        """Return the tensors of the manifest, over the object store's memory.
 
-        Tensors alias the object store's memory. All buckets are fetched at once, so that one is on its way while
-        another is checked.
+        All buckets are fetched at once, so that one is on its way while another is checked.
+
+        Args:
+            towers: also those of the vision tower, which an engine that has them need not get again.
 
         Raises:
             EngineError: a bucket's checksum is not the manifest's.
@@ -42,27 +44,31 @@ class Inbox:
         """
         import ray
 
-        buckets = [bucket for bucket in manifest.buckets if towers or bucket.kind != "towers"]
-        new = [bucket for bucket in buckets if bucket.payload not in self._fixed]
+        wanted = [bucket for bucket in manifest.buckets if towers or bucket.kind != "towers"]
+        new = [bucket for bucket in wanted if bucket.payload not in self._fixed]
         try:
-            payloads = ray.get([bucket.payload for bucket in new], timeout=FETCH_S)
+            payloads = ray.get([bucket.payload for bucket in new], timeout=FETCH_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError as error:
             raise BrokenEngineError(
                 f"weights version {manifest.version} do not reach an engine",
-                got=f"not all of {len(new)} buckets there after {FETCH_S:g} s",
+                got=f"not all of {len(new)} buckets there after {FETCH_TIMEOUT_S:g} s",
                 remedy="the fleet replaces it; if every replacement fails alike, suspect network or object store",
             ) from error
-        arrived = {
+
+        # In the manifest's order, whether a bucket was fetched now or before.
+        fetched = {
             bucket.payload: _check(bucket, arrays, manifest.version)
             for bucket, arrays in zip(new, payloads, strict=True)
         }
-        tensors = [pair for bucket in buckets for pair in (arrived | self._fixed)[bucket.payload]]
-        unchanged = frozenset(entry.name for bucket in buckets if bucket not in new for entry in bucket.entries)
-        self._fixed |= {bucket.payload: arrived[bucket.payload] for bucket in new if bucket.kind == "fixed"}
-        return Arrived(tensors, unchanged)
+        tensors = [pair for bucket in wanted for pair in (fetched | self._fixed)[bucket.payload]]
+        unchanged = frozenset(entry.name for bucket in wanted if bucket not in new for entry in bucket.entries)
+
+        self._fixed |= {bucket.payload: fetched[bucket.payload] for bucket in new if bucket.kind == "fixed"}
+        return ReceivedWeights(tensors, unchanged)
 
 
 def _check(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
+    """Return the tensors of a bucket. Raises EngineError when its bytes are not those that were published."""
     if (found := checksum(arrays)) != bucket.xxh3:
         raise EngineError(
             f"the bucket from {bucket.entries[0].name} on of weights version {version} arrived damaged",
@@ -70,11 +76,11 @@ def _check(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
             remedy="publish the version again; if it recurs, suspect the node's memory or object store",
         )
     flat = [view_as_tensor(array) for array in arrays]
-    return [(entry.name, _tensor(entry, flat[entry.index])) for entry in bucket.entries]
+    return [(entry.name, cut_entry(entry, flat[entry.index])) for entry in bucket.entries]
 
 
-def _tensor(entry: WeightEntry, flat: torch.Tensor) -> torch.Tensor:
-    """An entry out of the (nbytes,) bytes of its array."""
+def cut_entry(entry: WeightEntry, flat: torch.Tensor) -> torch.Tensor:
+    """Return an entry out of the (nbytes,) bytes of its array: see the example of `WeightEntry`."""
     import torch
 
     dtype = getattr(torch, entry.dtype)

@@ -56,9 +56,9 @@ def batches(what: RunInputs, encoder: PromptEncoder) -> Iterator[list[Prompt]]:
 
 def bare(what: RunInputs) -> Any:
     """A `vllm.LLM` in this process, with the settings Rollcall's engine gives it."""
-    from rollout.build import build
+    from rollout.build import build_engine
     from rollout.spec import engine_spec
 
     spec = engine_spec(what.config, model_path=what.model.path, banned=what.model.banned)
     os.environ.update(spec.environment())
-    return build(spec)  # the same settings is the point
+    return build_engine(spec)  # the same settings is the point

@@ -1,4 +1,4 @@
-"""Where tensors go, on a model that loads as vLLM's do: fused, padded, tied, packed; and what must not be trusted."""
+"""Direct load on a model that loads as vLLM's do, fused, padded, tied and packed; and what must not be trusted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout.direct_load import Tracing, UnknownRouteError
+from rollout.direct_load import CopyRecorder, UnsupportedLoadError
 
 SIZE = 4
 
@@ -42,7 +42,7 @@ class Layer(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-    """`load` puts a parameter on the meta device, rehearses every copy there, and then loads, as vLLM does."""
+    """`load` puts a parameter on the meta device, makes every copy there once, and then loads, as vLLM does."""
 
     def __init__(self, method: Any = None) -> None:
         super().__init__()
@@ -65,19 +65,19 @@ class Model(torch.nn.Module):
         weights["embed"][:6].copy_(tensors["embed"])
         weights["embed"][6:].fill_(0)
 
-    def traced(self, tensors: dict[str, Tensor]) -> Tracing:
+    def load_and_record(self, tensors: dict[str, Tensor]) -> CopyRecorder:
         kept = {name: layer.weight for name, layer in self.layers().items()}
         for layer in self.layers().values():
             layer.weight = torch.nn.Parameter(torch.empty(layer.rows, SIZE, device="meta"), requires_grad=False)
-        tracing = Tracing(self, tensors.items())
-        with tracing:
+        recorder = CopyRecorder(self, tensors.items())
+        with recorder:
             self.copies({name: layer.weight for name, layer in self.layers().items()}, tensors)
             for name, layer in self.layers().items():
                 live = kept[name].numel() > 0
                 layer.weight = kept[name] if live else torch.nn.Parameter(torch.empty(layer.rows, SIZE))
             self.copies({name: layer.weight.data for name, layer in self.layers().items()}, tensors)
             self.process()
-        return tracing
+        return recorder
 
     def process(self) -> None:
         for layer in (*self.layers().values(), self.head):
@@ -106,27 +106,27 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     return all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
-def started(**settings: Any) -> tuple[Model, Tracing]:
+def build_and_record(**settings: Any) -> tuple[Model, CopyRecorder]:
     model = Model(**settings)
     model.process()
-    return model, model.traced(tensors(0))
+    return model, model.load_and_record(tensors(0))
 
 
-def test_the_short_way_leads_where_the_long_one_does() -> None:
-    model, tracing = started()
-    routes = tracing.routes(model)
-    routes.load(tensors(1))
+def test_a_direct_load_leaves_the_model_that_a_recorded_one_leaves() -> None:
+    model, recorder = build_and_record()
+    loader = recorder.make_loader(model)
+    loader.load(tensors(1))
     found = model.computes()
-    model.traced(tensors(1))
+    model.load_and_record(tensors(1))
     assert same(found, model.computes())
-    model.traced(tensors(2))
+    model.load_and_record(tensors(2))
     assert not same(found, model.computes()), "nothing was loaded: this test could not fail"
 
 
 def test_the_senders_memory_is_not_kept() -> None:
-    model, tracing = started()
-    routes, sent = tracing.routes(model), tensors(1)
-    routes.load(sent)
+    model, recorder = build_and_record()
+    loader, sent = recorder.make_loader(model), tensors(1)
+    loader.load(sent)
     before = model.computes()
     for tensor in sent.values():
         tensor.zero_()
@@ -134,55 +134,55 @@ def test_the_senders_memory_is_not_kept() -> None:
 
 
 def test_a_layer_of_which_nothing_comes_stays_as_it_is() -> None:
-    model, tracing = started()
+    model, recorder = build_and_record()
     before = model.computes()
     rest = {name: tensor for name, tensor in tensors(1).items() if name not in "qkv"}
-    tracing.routes(model).load(rest)
+    recorder.make_loader(model).load(rest)
     after = model.computes()
     assert torch.equal(after["fused"], before["fused"])
     assert not torch.equal(after["norm"], before["norm"])
 
 
 def test_only_layers_that_change_are_loaded_again() -> None:
-    model, tracing = started()
-    routes, sent = tracing.routes(model), tensors(1)
-    routes.load(sent)
+    model, recorder = build_and_record()
+    loader, sent = recorder.make_loader(model), tensors(1)
+    loader.load(sent)
     before, packed = model.computes(), model.plain.cpu_linear
     sent["q"].add_(1.0)
-    routes.load(sent, unchanged=sent.keys() - {"q"})
+    loader.load(sent, unchanged=sent.keys() - {"q"})
     after = model.computes()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["fused"]
     assert model.plain.cpu_linear is packed
     sent["embed"].add_(1.0)
-    routes.load(sent, unchanged=sent.keys() - {"embed"})
+    loader.load(sent, unchanged=sent.keys() - {"embed"})
     assert torch.equal(model.computes()["head"], model.computes()["embed"])
     assert not torch.equal(model.computes()["head"], after["head"])
 
 
 def test_half_of_a_fused_weight_is_refused() -> None:
-    model, tracing = started()
+    model, recorder = build_and_record()
     half = {name: tensor for name, tensor in tensors(1).items() if name != "k"}
     with pytest.raises(KeyError, match="k"):
-        tracing.routes(model).load(half)
+        recorder.make_loader(model).load(half)
 
 
 @pytest.mark.parametrize("what", ["embed", "norm", "plain", "fused"])
 def test_a_fingerprint_sees_every_layer(what: str) -> None:
-    model, tracing = started()
-    routes = tracing.routes(model)
-    routes.load(tensors(1))
-    before = routes.fingerprint()
-    assert before == routes.fingerprint()
+    model, recorder = build_and_record()
+    loader = recorder.make_loader(model)
+    loader.load(tensors(1))
+    before = loader.fingerprint()
+    assert before == loader.fingerprint()
     changed = tensors(1)
     changed["v" if what == "fused" else what].view(-1)[1] += 1e-3
-    routes.load(changed)
-    changes = [name for name, found in routes.fingerprint().items() if found != before[name]]
+    loader.load(changed)
+    changes = [name for name, found in loader.fingerprint().items() if found != before[name]]
     assert any(name.startswith(what) for name in changes), changes
 
 
 def test_a_tied_head_is_packed_again() -> None:
-    model, tracing = started()
-    tracing.routes(model).load(tensors(1))
+    model, recorder = build_and_record()
+    recorder.make_loader(model).load(tensors(1))
     assert torch.equal(model.head.cpu_linear(torch.eye(SIZE), None, None).T[:6], tensors(1)["embed"])  # type: ignore[operator]
 
 
@@ -190,21 +190,21 @@ def test_what_is_no_copy_of_a_tensor_is_not_trusted() -> None:
     model = Model()
     model.twice = True
     model.process()
-    with pytest.raises(UnknownRouteError, match="weight of a Layer"):
-        model.traced(tensors(0)).routes(model)
+    with pytest.raises(UnsupportedLoadError, match="weight of a Layer"):
+        model.load_and_record(tensors(0)).make_loader(model)
 
 
 def test_a_method_nobody_knows_is_not_trusted() -> None:
-    model, tracing = started(method=OtherMethod())
-    with pytest.raises(UnknownRouteError, match="OtherMethod"):
-        tracing.routes(model)
+    model, recorder = build_and_record(method=OtherMethod())
+    with pytest.raises(UnsupportedLoadError, match="OtherMethod"):
+        recorder.make_loader(model)
 
 
 def test_a_fill_of_a_whole_parameter_is_not_padding() -> None:
     model = Model()
     model.process()
-    tracing = Tracing(model, tensors(0).items())
-    with tracing:
+    recorder = CopyRecorder(model, tensors(0).items())
+    with recorder:
         model.norm.weight.data.fill_(3.0)
-    with pytest.raises(UnknownRouteError, match="fill_"):
-        tracing.routes(model)
+    with pytest.raises(UnsupportedLoadError, match="fill_"):
+        recorder.make_loader(model)

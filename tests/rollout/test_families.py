@@ -42,11 +42,11 @@ class Turns:
     def generate(self, requests: Sequence[GenerationRequest], version: int) -> list[Any]:
         return [group for groups in self._engine.generate(requests, version) for group in groups]
 
-    def multiply(self) -> dict[str, bool]:
-        """By layer: whether its weight is packed."""
-        from rollout.weight_loader import _worker
+    def find_packed(self) -> dict[str, bool]:
+        """Return by layer whether its weight is packed."""
+        from rollout.weight_loader import get_model
 
-        model = _worker(self._engine._llm).model_runner.model  # noqa: SLF001
+        model = get_model(self._engine._llm)  # noqa: SLF001
         linears = {name: layer.cpu_linear for name, layer in model.named_modules() if hasattr(layer, "cpu_linear")}
         return {name: linear is not torch.nn.functional.linear for name, linear in linears.items()}
 
@@ -65,7 +65,7 @@ class Engine:
         self._turns = turns
         ray.get(turns.start.remote(spec), timeout=300)
         self.notes: list[str | None] = []
-        self.packed: dict[str, bool] = ray.get(turns.multiply.remote(), timeout=60)
+        self.packed: dict[str, bool] = ray.get(turns.find_packed.remote(), timeout=60)
 
     def load(self, manifest: WeightManifest) -> None:
         loaded = ray.get(self._turns.load.remote(manifest), timeout=60)

@@ -11,7 +11,7 @@ import ray
 from common.checksum import checksum
 from common.errors import BrokenEngineError, EngineError
 from common.types import BucketKind, WeightBucket, WeightEntry, WeightManifest
-from rollout.weights import Inbox
+from rollout.weights import WeightReceiver
 
 STORE = {"a": [np.arange(24, dtype=np.uint8)], "b": [np.arange(8, dtype=np.uint8)]}
 
@@ -43,32 +43,32 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_tensors_are_parts_of_arrays(fetched: list[str]) -> None:
-    found = dict(Inbox().receive(manifest(bucket("a")), towers=True).tensors)
+    found = dict(WeightReceiver().receive(manifest(bucket("a")), towers=True).tensors)
     assert list(found) == ["a0", "a8", "a16"]
     assert found["a8"].numpy().tobytes() == bytes(range(8, 16))
     assert np.shares_memory(found["a8"].numpy(), STORE["a"][0])
 
 
 def test_what_is_fixed_comes_once_and_towers_only_when_asked(fetched: list[str]) -> None:
-    inbox, sent = Inbox(), manifest(bucket("a"), bucket("b", "fixed"))
-    first, second = inbox.receive(sent, towers=True), inbox.receive(sent, towers=True)
+    receiver, sent = WeightReceiver(), manifest(bucket("a"), bucket("b", "fixed"))
+    first, second = receiver.receive(sent, towers=True), receiver.receive(sent, towers=True)
     assert [name for name, _ in first.tensors] == [name for name, _ in second.tensors] == ["a0", "a8", "a16", "b0"]
     assert (first.unchanged, second.unchanged) == (frozenset(), frozenset({"b0"}))
     assert fetched == ["a", "b", "a"]
-    assert inbox.receive(manifest(bucket("a", "towers")), towers=False).tensors == []
+    assert receiver.receive(manifest(bucket("a", "towers")), towers=False).tensors == []
 
 
 def test_damaged_bytes_are_refused(fetched: list[str]) -> None:
     with pytest.raises(EngineError, match="arrived damaged"):
-        Inbox().receive(manifest(bucket("a", damage=1)), towers=True)
+        WeightReceiver().receive(manifest(bucket("a", damage=1)), towers=True)
 
 
 def test_an_engine_that_gets_no_bytes_is_one_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an error that stops the run: see `rollout.sampling_round.why_lost`."""
+    """Not an error that stops the run: see `rollout.sampling_round.explain_loss`."""
 
     def late(payloads: list[str], *, timeout: float) -> None:
         raise ray.exceptions.GetTimeoutError
 
     monkeypatch.setattr(ray, "get", late)
     with pytest.raises(BrokenEngineError, match="do not reach an engine"):
-        Inbox().receive(manifest(bucket("a")), towers=True)
+        WeightReceiver().receive(manifest(bucket("a")), towers=True)

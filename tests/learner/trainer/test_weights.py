@@ -13,7 +13,7 @@ from torch import Tensor
 from common.types import WeightEntry
 from learner.model.load import freeze_towers
 from learner.trainer.weights import Meta, NcclSender, WeightSource, pack_bucket
-from rollout.weights import _tensor
+from rollout.weights import cut_entry
 from tests.helpers import tiny
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -99,7 +99,7 @@ def test_what_lies_side_by_side_travels_as_one_array() -> None:
         (3, 0),
     ]
     assert [len(array) for array in arrays] == [48, 8, 8, 24]
-    manifest = {entry.name: _tensor(entry, torch.from_numpy(arrays[entry.index])) for entry in entries}
+    manifest = {entry.name: cut_entry(entry, torch.from_numpy(arrays[entry.index])) for entry in entries}
     assert all(torch.equal(manifest[name], tensor) for name, tensor in tensors.items())
     assert np.shares_memory(arrays[0], flat.numpy()), "nothing is copied before the store does"
 

@@ -1,0 +1,142 @@
+"""Every place where Rollcall replaces a part of vLLM or works around a fault of it, in one inventory.
+
+`PATCHES` lists them all, those that stand in this file and those that stand elsewhere. Each names a test of
+`tests/rollout/test_vllm_patches.py` that runs vLLM without the patch and asserts that the fault is still there: when
+that test fails, the patch can go. `VLLM_VERSION` is the version they were last checked against.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+VLLM_VERSION = "0.32.0"
+SMALL_WEIGHT = 1 << 16  # elements; a float32 weight of at most so many multiplies as fast unpacked
+
+
+class Patch(NamedTuple):
+    """One entry of the inventory."""
+
+    where: str  # `module.function` of ours that holds it
+    what: str  # what of vLLM is replaced or avoided
+    why: str
+    test: str  # fails when vLLM no longer needs the patch
+
+
+PATCHES = (
+    Patch(
+        where="rollout.vllm_patches.leave_small_layers_unpacked",
+        what="layers.utils.dispatch_cpu_unquantized_gemm packs every linear layer for oneDNN, on a CPU",
+        why="packing takes 0.3 ms a layer after every push of weights; a small layer multiplies no faster for it",
+        test="test_a_small_layer_is_packed",
+    ),
+    Patch(
+        where="rollout.vllm_patches.allow_blocks_of_16",
+        what="CPUAttentionBackend.get_supported_kernel_block_sizes declares multiples of 32 only",
+        why="its kernels take blocks of 16 too, and only full blocks of a prompt are shared by the G answers",
+        test="test_blocks_of_16_are_not_declared",
+    ),
+    Patch(
+        where="rollout.vllm_patches.remember_positions",
+        what="get_mrope_input_positions of the Qwens runs once for each of the G requests of a group",
+        why="it takes longer than sampling a short answer, and the G results are equal",
+        test="test_positions_are_computed_for_every_answer",
+    ),
+    Patch(
+        where="rollout.vllm_patches.pack_heads_and_experts",
+        what="a layerwise reload does not pack a tied head again, nor the experts of a mixture",
+        why="the engine would go on with the old ones (law 1)",
+        test="test_a_reload_leaves_old_heads_and_experts",
+    ),
+    Patch(
+        where="rollout.build.build_engine",
+        what="enable_chunked_prefill, which is on by default, is switched off on a CPU",
+        why="a step that computes a part of a prompt raises when the request has a seed",
+        test="test_a_part_of_a_seeded_prompt_breaks_the_engine",
+    ),
+    Patch(
+        where="rollout.engine.RolloutEngine.generate",
+        what="an engine of which one step failed serves nothing any more and is replaced",
+        why="the requests of the failed step stay in the scheduler for ever, and later calls would wait for them",
+        test="test_a_part_of_a_seeded_prompt_breaks_the_engine",
+    ),
+    Patch(
+        where="rollout.direct_load",
+        what="its own loader finds the place of every tensor anew, at every load, on a CPU",
+        why="the places never change: copies that were recorded once take a fraction of the time",
+        test="test_a_reload_looks_up_every_tensor_again",
+    ),
+    Patch(
+        where="common.models.docstrings.leave_out_docstrings",
+        what="transformers puts its docstrings together at import, and imports scikit-learn and pandas for them",
+        why="it costs a second in the driver, and another in an engine, where vLLM imports hundreds of classes",
+        test="test_transformers_imports_scikit_learn_for_docstrings",
+    ),
+)
+
+
+@cache
+def leave_small_layers_unpacked() -> None:
+    """Make vLLM multiply by small float32 weights as they are, on a CPU; call it before a model is built.
+
+    Measured on the embedded default: a load of 12 ms takes 3 ms, and sampling takes as long as before.
+    """
+    import torch
+    from vllm.model_executor.layers import utils
+
+    pack = utils.dispatch_cpu_unquantized_gemm
+
+    def dispatch(layer: Any, remove_weight: bool) -> None:
+        weight = layer.weight
+        small = weight.ndim == 2 and weight.dtype == torch.float32 and weight.numel() <= SMALL_WEIGHT
+        if small and not weight.is_meta:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            pack(layer, remove_weight)
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+def allow_blocks_of_16() -> None:
+    """Make vLLM accept `block_size=16` for the KV cache on a CPU.
+
+    Of a prompt of 17 tokens a block of 16 is shared by the G answers, and one token is computed G times. With blocks
+    of 32 none is full, and 17 are. Its kernels for AMX take no blocks of 16: do not call it there.
+    """
+    from vllm.v1.attention.backend import MultipleOf
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])  # type: ignore[method-assign, assignment]
+
+
+def remember_positions(model: Any) -> None:
+    """Make `model` compute the rotary positions of a prompt once for the G requests of a group, which come in turn."""
+    if not hasattr(model, "get_mrope_input_positions"):
+        return
+    compute = model.get_mrope_input_positions
+    last: tuple[Any, Any] = (None, None)  # key and positions of the prompt before
+
+    def positions(token_ids: list[int], pictures: list[Any]) -> Any:
+        nonlocal last
+        key = (tuple(token_ids), tuple(picture.identifier for picture in pictures))
+        if last[0] != key:
+            last = key, compute(token_ids, pictures)
+        return last[1]
+
+    model.get_mrope_input_positions = positions
+
+
+def pack_heads_and_experts(model: Any) -> None:
+    """Pack again what vLLM's layerwise reload leaves as it was: a head tied to the embedding, and a CPU's experts.
+
+    A tied head keeps a packed copy of the embedding's weight. Experts are packed when the model is built, and never
+    again.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.platforms import current_platform
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
+        elif type(layer).__name__ == "RoutedExperts" and current_platform.is_cpu():
+            layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)

