@@ -1,4 +1,4 @@
-"""Checksum of what travels between processes."""
+"""The checksum of bytes that travel between processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def checksum(arrays: Iterable[Any]) -> int:
-    """xxh3, 64 bits, over the bytes of contiguous arrays in turn: at the speed of memory, unlike crc32."""
+    """Return the 64-bit xxh3 of the bytes of contiguous arrays, one after the other. It is as fast as memory."""
     import xxhash
 
     digest = xxhash.xxh3_64()

@@ -1,4 +1,4 @@
-"""Every error Rollcall raises on purpose: one sentence each for what, what it got and the remedy."""
+"""Every error that Rollcall raises on purpose: each says what is wrong, what was found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RunFolderError(RollcallError):
 
 
 class CheckpointError(RollcallError):
-    """No usable checkpoint, or one that does not fit this configuration."""
+    """There is no usable checkpoint, or it does not fit this configuration."""
 
 
 class RewardError(RollcallError):
@@ -64,7 +64,7 @@ class EngineError(RollcallError):
 
 
 class BrokenEngineError(EngineError):
-    """An engine failed in mid-work and must not be used again: only a new process is clean."""
+    """An engine failed while it worked and must not be used again: only a new process is clean."""
 
 
 class DeadlineError(RollcallError):

@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class ByteLRU(Generic[Key, Value]):
-    """Keeps the values used last whose sizes add up to at most `limit` bytes. One thread at a time."""
+    """Keeps the values that were used last, up to `limit` bytes in all. Not for several threads at once."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -19,6 +19,7 @@ class ByteLRU(Generic[Key, Value]):
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
+        """Return the value, which is now the one used last; None where it is not kept."""
         found = self._values.get(key)
         if found is None:
             return None
@@ -26,7 +27,7 @@ class ByteLRU(Generic[Key, Value]):
         return found[0]
 
     def put(self, key: Key, value: Value, nbytes: int) -> None:
-        """A value larger than the whole limit is not kept."""
+        """Keep a value of `nbytes`, in place of those used longest ago. One larger than the limit is not kept."""
         if key in self._values:
             self._held -= self._values.pop(key)[1]
         if nbytes > self._limit:

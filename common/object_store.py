@@ -1,4 +1,4 @@
-"""Image features by value or by reference: what is large goes into Ray's object store once and is mapped where used."""
+"""Image features by value or by reference: large ones go into Ray's object store once and are mapped where used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BY_VALUE = 256 << 10  # bytes; a smaller object travels faster inside the messag
 
 
 def share_features(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
-    """`features` as they travel best. Needs Ray when they are large."""
+    """Put large features into the object store and return a reference; return small ones as they are."""
     import ray
 
     if features.nbytes <= BY_VALUE:
@@ -22,7 +22,7 @@ def share_features(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
 def fetch_features(
     handles: Sequence[ImageFeatures | SharedFeatures | None], *, timeout_s: float
 ) -> list[ImageFeatures | None]:
-    """The features behind `handles`, in order; those in the object store are mapped, not copied.
+    """Return the features of `handles`, in order; those in the object store are mapped, not copied.
 
     Raises DeadlineError when one does not arrive in time.
     """

@@ -14,7 +14,7 @@ GRANT_S = 10.0  # granting free resources takes milliseconds; after this long so
 
 
 def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
-    """The values of object refs, in order; the first failure ends the wait for all.
+    """Return the values of object refs, in order; the first failure ends the wait for all.
 
     Raises DeadlineError naming `what`, a RollcallError of the remote side as it was raised there, or Ray's own error.
     """
@@ -36,7 +36,7 @@ def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
 
 
 def reserve(bundles: Sequence[Mapping[str, float]], *, strategy: str, what: str, timeout_s: float) -> PlacementGroup:
-    """A placement group that holds all `bundles`, or PlacementError with what is needed and what is there.
+    """Return a placement group that holds all `bundles`; raise PlacementError with what is needed and what is there.
 
     Args:
         bundles: resources of each member, {"CPU": 1, "GPU": 1}; entries of 0 are left out.
@@ -48,12 +48,12 @@ def reserve(bundles: Sequence[Mapping[str, float]], *, strategy: str, what: str,
 
     asked = [_without_zeros(bundle) for bundle in bundles]
     held: dict[str, float] = ray.cluster_resources()
-    too_small = any(amount > held.get(name, 0.0) for name, amount in _total(asked).items())
+    too_small = any(amount > held.get(name, 0.0) for name, amount in _sum_resources(asked).items())
     if timeout_s == 0 and too_small:
-        raise _shortage(asked, strategy, what)
+        raise _describe_shortage(asked, strategy, what)
     group: PlacementGroup = placement_group(asked, strategy=strategy)
     if not group.wait(max(timeout_s, GRANT_S)):
-        shortage = _shortage(asked, strategy, what)
+        shortage = _describe_shortage(asked, strategy, what)
         remove_placement_group(group)
         raise shortage
     return group
@@ -63,12 +63,12 @@ def _without_zeros(bundle: Mapping[str, float]) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}  # Ray refuses an empty bundle
 
 
-def _total(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _sum_resources(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = sorted({name for bundle in bundles for name in bundle})
     return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
 
 
-def _shortage(bundles: Sequence[Mapping[str, float]], strategy: str, what: str) -> PlacementError:
+def _describe_shortage(bundles: Sequence[Mapping[str, float]], strategy: str, what: str) -> PlacementError:
     import ray
 
     there: dict[str, float] = ray.cluster_resources()
@@ -77,7 +77,7 @@ def _shortage(bundles: Sequence[Mapping[str, float]], strategy: str, what: str) 
         f"the cluster cannot hold {what}: {len(bundles)} x {dict(bundles[0])}, placed {strategy}",
         got=", ".join(
             f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}"
-            for name, amount in _total(bundles).items()
+            for name, amount in _sum_resources(bundles).items()
         ),
         remedy="ask for less, add nodes, or give nodes time to join with cluster.wait_for_resources_s",
     )

@@ -9,13 +9,13 @@ ROWS = 20  # of the table
 
 
 class Recorder:
-    """Costs nothing until it is started. Start and stop it on the thread that computes."""
+    """Records one process with torch's profiler. Start and stop it on the thread that computes."""
 
     def __init__(self) -> None:
         self._profile: Any = None
 
     def start(self) -> None:
-        """Begin to record, afresh."""
+        """Begin to record; what was recorded before is forgotten."""
         import torch
         from torch.profiler import ProfilerActivity, profile
 
@@ -25,7 +25,9 @@ class Recorder:
 
     def stop(self, path: Path) -> None:
         """Write `path`.json.gz, for Perfetto or chrome://tracing, and `path`.txt, the operators that took longest.
-        Nothing where nothing was started: a process may have come in between."""
+
+        Do nothing where nothing was started: the process may have come in between.
+        """
         if self._profile is None:
             return
         profile, self._profile = self._profile, None

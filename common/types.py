@@ -22,7 +22,7 @@ CandidateProbabilities = Mapping[str, float]  # candidate -> its probability; th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row of a data set, checked at the door: what is asked, about which image, and the right label."""
+    """One row of a data set, checked when it was read: a question, the image it is about, and the right label."""
 
     id: str  # stable over runs: "<split>/<row number>"
     problem: str
@@ -33,11 +33,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFeatures:
-    """What the model's processor makes of the pictures of one prompt, made once for engine and learner."""
+    """The output of the model's processor for the pictures of one prompt, made once for engine and learner."""
 
     digest: str  # of the pictures and the processor's settings: their name in every cache
-    values: Mapping[str, npt.NDArray[Any]]  # inputs of the model's forward, as in Qwen2-VL
-    # pixel_values (patches, channels * patch volume) and image_grid_thw (images, 3)
+    # Inputs of the model's forward. In Qwen2-VL: pixel_values (patches, channels * patch volume) and
+    # image_grid_thw (images, 3), the frames, rows and columns of patches of each picture.
+    values: Mapping[str, npt.NDArray[Any]]
 
     @property
     def nbytes(self) -> int:
@@ -46,16 +47,16 @@ class ImageFeatures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedFeatures:
-    """Image features that lie in Ray's object store, as long as there is one of these."""
+    """Image features in Ray's object store, which keeps them as long as one of these exists."""
 
-    digest: str
+    digest: str  # as in ImageFeatures
     nbytes: int
     ref: Any  # ObjectRef of an ImageFeatures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """An example as the model reads it."""
+    """An example as the model reads it: token ids and image features."""
 
     example: Example
     text_ids: tuple[int, ...]  # before image expansion
@@ -68,15 +69,18 @@ class Prompt:
 
     @property
     def features(self) -> Mapping[str, npt.NDArray[Any]]:
-        """The model's image inputs, empty without a picture. Of a prompt that holds them: see `common.object_store`."""
+        """The model's image inputs by name, empty without a picture.
+
+        Raises TypeError for features in the object store: fetch them with `common.object_store.fetch_features`.
+        """
         if isinstance(self.images, SharedFeatures):
-            raise TypeError(f"the image features of {self.id} are in the object store: open them first")
+            raise TypeError(f"the image features of {self.id} are in the object store: fetch them first")
         return self.images.values if self.images else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. The learner scores with the same temperature, top-k and top-p."""
+    """How tokens are sampled. The learner scores with the same temperature, top-k and top-p."""
 
     n: int  # G, completions a prompt
     temperature: float  # 0 is greedy
@@ -87,21 +91,21 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt on its way to an engine. Its pictures travel once, whatever n is."""
+    """One prompt on its way to an engine. Its pictures travel once, however many completions are asked for."""
 
     prompt_id: str
     token_ids: tuple[int, ...]  # (T,)
     images: ImageFeatures | SharedFeatures | None
-    seed: int
+    seed: int  # see `request_seed`
     sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled answer: ids as sampled (never re-tokenised), EOS included when it came."""
+    """One sampled answer: its ids as they were sampled, never tokenised again, with the EOS if there was one."""
 
     token_ids: tuple[int, ...]  # (C,)
-    logprobs: tuple[float, ...]  # (C,) of the distribution sampled from: after bans, temperature, top-k, top-p
+    logprobs: tuple[float, ...]  # (C,) under the distribution sampled from: after bans, temperature, top-k, top-p
     text: str  # without special tokens
     finish_reason: FinishReason
 
@@ -135,7 +139,7 @@ class FailedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with its rewards, one a completion and function, and their weighted sum."""
+    """A group with its rewards: one number for each completion and function, and their weighted sum."""
 
     prompt: Prompt
     group: Group
@@ -153,23 +157,28 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightEntry:
-    """One parameter inside a bucket."""
+    """Where the bytes of one parameter lie inside a bucket.
+
+    Example: a bucket of one array of 56 bytes holds a float32 bias of shape (2,) and a weight of shape (3, 4). They
+    are `WeightEntry(name="bias", shape=(2,), index=0, start=0, ...)`, bytes 0 to 7, and
+    `WeightEntry(name="weight", shape=(3, 4), index=0, start=8, ...)`, bytes 8 to 55.
+    """
 
     name: str  # Hugging Face name
-    dtype: str  # numpy or torch dtype name, "float32" or "bfloat16"
+    dtype: str  # torch's name of it: "float32" or "bfloat16"
     shape: tuple[int, ...]
-    index: int  # of the bucket's array that holds its bytes; tied parameters share theirs
-    start: int  # of its bytes in that array
+    index: int  # which of the bucket's arrays holds the bytes; tied parameters share them
+    start: int  # first byte in that array
 
 
-# What a run does to the parameters of a bucket: every step changes them; no step does; no step changes any parameter
-# of what stands before the language model, and these are of that.
+# What a run does to the parameters of a bucket. "changing": every step changes them. "fixed": no step does. "towers":
+# they stand before the language model (vision tower and projector), of which no step changes anything.
 BucketKind = Literal["changing", "fixed", "towers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBucket:
-    """The bytes of several parameters, with their checksum. Those that never change come again as the same object."""
+    """The bytes of several parameters, with their checksum. A fixed bucket comes again as the same object."""
 
     entries: tuple[WeightEntry, ...]
     xxh3: int  # 64 bits, over the arrays in turn
@@ -179,47 +188,51 @@ class WeightBucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
-    """A published, immutable version of the full set of weights."""
+    """A published version of the full set of weights, which never changes."""
 
     version: int
     buckets: tuple[WeightBucket, ...]
-    vision_unchanged: bool  # what stands before the language model is frozen: image features stay right
+    vision_unchanged: bool  # vision tower and projector are frozen: cached image features stay right
 
     @property
     def by_nccl(self) -> bool:
-        """The bytes are broadcast, and only engines that joined the learner's NCCL group can take them."""
+        """Whether the bytes are broadcast, so that only engines of the learner's NCCL group can take them."""
         return any(bucket.payload is None for bucket in self.buckets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWeights:
-    """What an engine says once it has taken a manifest."""
+    """The answer of an engine that has loaded a manifest."""
 
     version: int  # now served
-    note: str | None  # why it loads the slow way from now on, when it has just found that out
+    note: str | None  # why it will never load directly, when it has just found that out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one optimizer step measured, over all ranks."""
+    """The measurements of one optimizer step, over all ranks."""
 
     loss: float
     kl: float
     entropy: float
     grad_norm: float
     lr: float
-    clip_share: float  # of sampled tokens, as the gaps, which are 0 where none were
-    logprob_gap_mean: float
+    clip_share: float  # of sampled tokens; 0 where none was sampled, as the gaps
+    logprob_gap_mean: float  # |engine - learner| over sampled tokens
     logprob_gap_max: float
     tokens: int
     seconds: float
-    probabilities: Mapping[str, tuple[float, ...]]  # under the policy, of each written completion, by prompt id
+    probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
-    """Seed of one request, a pure function of (run, step, prompt): a replay anywhere draws the same tokens.
+    """Return the seed of one request, a function of run, step and prompt alone: any engine draws the same tokens.
 
-    vLLM gives child k of the request seed + k, so seeds are spread over 48 bits to keep children apart.
+    vLLM samples completion k of a request with seed + k. Seeds of 48 bits keep the completions of two prompts apart:
+
+        request_seed(1, 0, "train/7") = 147003661428937  # completions draw with ...937, ...938, ...939, ...
+        request_seed(1, 0, "train/8") = 236948598834357
+        request_seed(1, 1, "train/7") = 11616454873928
     """
     digest = hashlib.blake2b(f"{run_seed}\0{step}\0{prompt_id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big")
