@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from common.config.schema import KV_CACHE_ON_CPU
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
 from common.models.docstrings import leave_out_docstrings
 from rollout import vllm_patches
 from rollout.spec import EngineSpec
@@ -55,8 +55,8 @@ def _settings_on_cpu(spec: EngineSpec) -> dict[str, Any]:
         "enforce_eager": True,
         "block_size": block_size,
         "enable_chunked_prefill": False,  # see `vllm_patches.PATCHES`
-        "max_num_batched_tokens": max(4096, spec.max_model_len),
-        "kv_cache_memory_bytes": spec.kv_cache_bytes or KV_CACHE_ON_CPU,
+        "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len),
+        "kv_cache_memory_bytes": spec.kv_cache_bytes or KV_CACHE_BYTES,
         "distributed_executor_backend": "uni",
     }
 

@@ -21,7 +21,7 @@ class EngineSpec:
     device: str  # "cpu" or "cuda"
     max_model_len: int  # prompt + completion tokens
     max_sequences: int  # decoded at once
-    kv_cache_bytes: int | None  # None: `gpu_memory_utilization` of the GPU, or KV_CACHE_ON_CPU
+    kv_cache_bytes: int | None  # None: `gpu_memory_utilization` of the GPU, or `common.engine_sizes`
     gpu_memory_utilization: float  # share of the GPU's memory
     image_size: dict[str, int] | None  # of the image processor, in families that bound pixels
     banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones

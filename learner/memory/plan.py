@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config.schema import KV_CACHE_ON_CPU, Config, ModelConfig
+from common.config.schema import Config, ModelConfig
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -29,6 +29,7 @@ BUCKET = 500_000_000  # elements: learner.zero.LARGEST_BUCKET, which cannot be r
 GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpeed's stage3_max_live_parameters
 RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
+KV_ON_CPU = 64 << 20  # rollout.engine's default
 LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
 SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
 
@@ -193,7 +194,7 @@ def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * counts.itemsize
     longest = config.data.max_prompt_tokens + rollout.max_completion_tokens
-    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_CACHE_ON_CPU if cpu else a_token * longest
+    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_ON_CPU if cpu else a_token * longest
     batch = max(4096, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
     logits = 3 * 4 * text.vocab_size * rollout.max_sequences
     parts = [
