@@ -44,7 +44,7 @@ PATCHES = (
     ),
     Patch(
         where="rollout.vllm_patches.pack_heads_and_experts",
-        what="a layerwise reload does not pack a tied head again, nor the experts of a mixture",
+        what="a layerwise reload packs neither a tied head again, where only the embedding comes, nor experts",
         why="the engine would go on with the old ones (law 1)",
         test="test_a_reload_leaves_old_heads_and_experts",
     ),

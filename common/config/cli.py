@@ -1,4 +1,4 @@
-"""The command line (`common.config.usage.USAGE`) to one checked Config."""
+"""From the command line, as `common.config.usage.USAGE` describes it, to one checked Config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_RECIPE = "deploy/recipes/qwen2vl-2b.yaml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """What one command line asks for."""
+    """The configuration and the flags of one command line."""
 
     config: Config
     dry_run: bool  # resolve and check everything, place nothing
@@ -29,7 +29,7 @@ class Invocation:
 
 
 def parse(argv: Sequence[str]) -> Invocation:
-    """Arguments (without the program's name) to a checked configuration. `--help` prints and exits.
+    """Read arguments, without the program's name, into a checked configuration. `--help` prints and exits.
 
     Raises:
         ConfigError: naming every key at fault, its value, where it came from and what it takes.
@@ -68,13 +68,13 @@ def parse(argv: Sequence[str]) -> Invocation:
 
 
 def dump(config: Config) -> str:
-    """The whole configuration as a recipe: given back by `--config`, it makes an equal Config."""
+    """Return the whole configuration as a recipe: given to `--config`, it makes an equal Config."""
     values = config.model_dump(mode="json", exclude={"steps"} if config.epochs else None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _pair(word: str, rest: list[str]) -> tuple[str, str]:
-    """Name and value at the front of the arguments; `--name value` takes its value from `rest`."""
+    """Return name and value of the argument `word`; `--name value` takes its value from `rest`."""
     name, equals, text = word.partition("=")
     if not equals and not word.startswith("--"):
         raise ConfigError("an argument is neither a flag nor key=value", got=word, remedy=f"write {word}=VALUE")
@@ -86,7 +86,7 @@ def _pair(word: str, rest: list[str]) -> tuple[str, str]:
 
 
 def _steps(text: str) -> str:
-    """steps=3:5 as the key takes it."""
+    """Return `steps=3:5` as the key takes it: `[3, 5]`."""
     key, _, window = text.partition("=")
     first, colon, end = window.partition(":")
     if key != "steps" or not colon:
@@ -95,6 +95,7 @@ def _steps(text: str) -> str:
 
 
 def _refuse_foreign(config: Config) -> None:
+    """Raise ConfigError for another model or data under the default recipe, whose other keys do not fit them."""
     for key, path in (("model.path", config.model.path), ("data.path", config.data.path)):
         if not path.startswith("embedded:"):
             raise ConfigError(

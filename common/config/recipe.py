@@ -1,4 +1,4 @@
-"""YAML to settings: recipe files, with the recipes they extend, and values of the command line."""
+"""From YAML to settings: recipe files, with the recipes they extend, and values of the command line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NULLS = ("null", "~")
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Structure only: a plain scalar is null or text, and pydantic makes the types.
+    """Reads the structure only: a plain scalar is null or text, and pydantic makes the types.
 
-    YAML 1.1 would read `5e-4` as text, `1e5.0` or a revision of digits as a number and `no` as false. A key given
-    twice, which YAML libraries let pass, is an error.
+    YAML 1.1 would read `5e-4` as text, a revision of digits as a number, and `no` as false. A key that is given twice,
+    which YAML libraries let pass, is an error.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (declared by PyYAML)
@@ -39,7 +39,7 @@ class _TextLoader(yaml.SafeLoader):
         return node
 
     def settings(self, node: yaml.MappingNode, prefix: str, origin: Callable[[yaml.Node], str]) -> Iterator[Setting]:
-        """Every leaf under `node` as a setting; sections are entered, any other mapping is one value."""
+        """Yield every leaf under `node` as a setting; sections are entered, any other mapping is one value."""
         self.flatten_mapping(node)
         for key_node, value_node in node.value:
             key = prefix + str(key_node.value)
@@ -52,10 +52,10 @@ class _TextLoader(yaml.SafeLoader):
 
 
 def read_recipes(paths: Iterable[Path]) -> list[Setting]:
-    """Settings of recipe files, each with its line; of two for one key the later is to hold.
+    """Return the settings of recipe files, each with its line; of two for one key the later is to hold.
 
-    A recipe may begin with `extends: base.yaml`, or a list of such: files beside it or below, whose settings come
-    before its own. One that several extend is read for the first of them only, or it would undo what that one changed.
+    A recipe may begin with `extends: base.yaml`, or a list of such files beside it or below. Their settings come before
+    its own. A file that several recipes extend is read once: a second time it would undo what the first one changed.
 
     Raises:
         ConfigError: unreadable file, bad YAML (with its line), something else than a mapping, or a recipe that extends
@@ -66,7 +66,10 @@ def read_recipes(paths: Iterable[Path]) -> list[Setting]:
 
 
 def _with_bases(path: Path, read: set[Path], extenders: tuple[Path, ...]) -> Iterator[Setting]:
-    """`extenders`: the recipes, resolved, by which we came here, which `path` must not extend."""
+    """Yield the settings of a recipe after those it extends.
+
+    `extenders` are the recipes, resolved, that lead to this one and that it must not extend.
+    """
     own = _read_file(path, extender=extenders[-1] if extenders else None)
     read.add(path.resolve())
     chain = (*extenders, path.resolve())
@@ -120,10 +123,10 @@ def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
 
 
 def read_override(key: str, text: str) -> list[Setting]:
-    """Settings of one `key=text` of the command line.
+    """Return the settings of one `key=text` of the command line.
 
-    Text keys (paths, questions) take the text as it stands. The others read it as YAML, so lists and mappings work;
-    what YAML cannot read stays text, for the key's type to refuse.
+    Keys that take text (paths, questions) take it as it is. Others read it as YAML, so lists and mappings work. What
+    YAML cannot read stays text, for the key's type to refuse.
     """
     origin = "command line"
     if key not in sections() and _takes_text(key):

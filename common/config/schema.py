@@ -1,4 +1,4 @@
-"""The whole configuration: frozen models, unknown keys are errors, cross-field checks at the door.
+"""The whole configuration: frozen models, in which unknown keys and impossible combinations are errors.
 
 Class defaults are CLS-RL's recipe for a real model (Qwen2-VL-2B, 16 prompts, G=4, lr 1e-6, beta 0.04). With no
 `--config` the embedded recipe `deploy/recipes/digits.yaml` is read, which runs on a laptop.

@@ -11,7 +11,9 @@ from common.labels.candidates import with_candidates
 
 
 def class_folders(place: Path, question: str) -> dict[str, Opener]:
-    """Splits of a folder of classes; a level of split names may stand above it. Every split offers every class.
+    """Return the splits of a folder of class folders, which may stand in folders named as splits.
+
+    The question of every split lists every class.
 
     Raises DataError when there is no class with a file in it.
     """
@@ -31,6 +33,7 @@ def class_folders(place: Path, question: str) -> dict[str, Opener]:
 
 
 def _open(folder: Path, problem: str, split: str) -> Table:
+    """List the pictures of one split; `problem` is the question of every row."""
     rows = [
         {"problem": problem, "image": image, "solution": label.name}
         for label in _sub_folders(folder)
@@ -50,5 +53,5 @@ def _sub_folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Every file, whatever its suffix: one that is no image is refused by name later, not passed over."""
+    """Return every file, whatever its suffix: one that is no image is refused by name later."""
     return sorted(file for file in folder.rglob("*") if not file.is_dir() and not is_hidden(file, folder))

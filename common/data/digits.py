@@ -49,8 +49,9 @@ _BRIGHTEST = 16  # the file counts ink in 4x4 blocks: 0 to 16
 
 
 def digits(split: str) -> Table:
-    """`train` (1397 rows), `test` (400 rows), or those rows of one whose labels a half of the classes has; the question
-    offers the split's own classes. Images are 8x8 grey, 0 to 255.
+    """Return a split: `train` (1397 rows), `test` (400), or the rows of either with half of the classes, `base_train`.
+
+    The question offers the split's own classes. Images are 8x8 grey, 0 to 255.
 
     Raises DataError when scikit-learn is not installed.
     """
@@ -83,7 +84,7 @@ def _row(pixels: np.ndarray[Any, np.dtype[np.uint8]], label: str, offered: Seque
 
 
 def _read() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[str]]:
-    """Pixels (1797, 8, 8) and labels."""
+    """Return pixels (1797, 8, 8) and labels."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise DataError(

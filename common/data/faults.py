@@ -1,4 +1,4 @@
-"""Rows that cannot be used, gathered into one error that names them."""
+"""Rows that cannot be used, in one error that names them."""
 
 from __future__ import annotations
 

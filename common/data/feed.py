@@ -1,4 +1,4 @@
-"""Prompts a step, the next ones read and preprocessed while the current ones are trained on."""
+"""The prompts of each step, read and preprocessed while the step before is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOSE_S = 5.0  # for the batch being made, when a run ends
 
 
 class PromptFeed:
-    """A stream and its encoder, one batch ahead. Whatever making a batch raises, `next_batch` raises in its turn."""
+    """Encodes the batches of a stream, one batch ahead. An error in a batch is raised when that batch is due."""
 
     def __init__(self, stream: PromptStream, encoder: PromptEncoder, *, timeout_s: float) -> None:
         self._stream, self._encoder, self._timeout_s = stream, encoder, timeout_s
@@ -23,12 +23,12 @@ class PromptFeed:
         self._taken = stream.state()
 
     def next_batch(self) -> list[Prompt]:
-        """P prompts, different ones. Raises DeadlineError when they do not come in time."""
+        """Return the next P prompts, all different. Raises DeadlineError when they do not come in time."""
         self._ahead = self._ahead or self._begin()
         try:
             prompts = self._ahead.result(self._timeout_s)
         except TimeoutError as error:
-            if self._ahead.done():  # it is the batch's own
+            if self._ahead.done():  # the batch raised it: it is no timeout of ours
                 raise
             raise DeadlineError(
                 "waited too long for the next prompts",
@@ -40,7 +40,7 @@ class PromptFeed:
         return prompts
 
     def state(self) -> StreamState:
-        """After the batches that were taken; the one ahead is not one of them."""
+        """Return the state after the batches that were taken, without the one made ahead."""
         return self._taken
 
     def restore(self, state: StreamState) -> None:
@@ -50,18 +50,18 @@ class PromptFeed:
         self._taken = state
 
     def close(self) -> None:
-        """Wait for the batch being made, but not for a disk that is stuck."""
+        """Wait for the batch being made, for at most `CLOSE_S`: the disk may be stuck."""
         with suppress(TimeoutError):
             self._forget(CLOSE_S)
 
     def _forget(self, timeout_s: float) -> None:
-        """Raises TimeoutError when the batch being made is not done by then."""
+        """Wait for the batch being made and drop it. Raises TimeoutError when it is not done in time."""
         if self._ahead:
             self._ahead.exception(timeout_s)
         self._ahead = None
 
     def _begin(self) -> Future[list[Prompt]]:
-        """Make a batch beside the caller, in a thread that no exit waits for."""
+        """Begin to make a batch in a thread that no exit of the process waits for."""
         future: Future[list[Prompt]] = Future()
 
         def make() -> None:

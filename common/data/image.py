@@ -1,4 +1,4 @@
-"""From an image cell, which nobody vouches for, to RGB pixels."""
+"""From an image cell, which may hold anything, to RGB pixels."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _REPLACE = "replace the image or remove the row"
 
 
 def read_image(cell: object, root: Path | None, *, size: int | None, max_megapixels: float) -> Pixels:
-    """Pixels (height, width, 3) of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
+    """Return pixels (height, width, 3) of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
 
-    The header is looked at first: an image over `max_megapixels` is never decoded. Turned upright by its EXIF tag,
-    transparency laid over white, resized to `size` x `size` (LANCZOS) unless that is None.
+    The header is read first: an image over `max_megapixels` is never decoded. The image is turned upright by its EXIF
+    tag, laid over white where it is transparent, and resized to `size` x `size` (LANCZOS) unless that is None.
 
     Raises BadRowError for whatever cannot be read to the end, and for a path outside `root`.
     """
@@ -49,7 +49,7 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
 
 
 def _name(cell: object, root: Path | None) -> str:
-    """The file a fault is in, `cats/3.jpg: `; nothing where only bytes are known."""
+    """Return the file that a fault is in, `cats/3.jpg: `; nothing where only bytes are known."""
     path = cell.get("path") if isinstance(cell, Mapping) else cell
     if not isinstance(path, str | Path):
         return ""
@@ -58,7 +58,7 @@ def _name(cell: object, root: Path | None) -> str:
 
 
 def _open(cell: object, root: Path | None) -> Image.Image:
-    """The image with its header read and its pixels not."""
+    """Open the image: its header is read, its pixels are not."""
     if isinstance(cell, Mapping):
         embedded = cell.get("bytes")
         cell = cell.get("path") if embedded is None else embedded
@@ -81,7 +81,7 @@ def _open(cell: object, root: Path | None) -> Image.Image:
 
 
 def confine(path: str | Path, root: Path | None) -> Path:
-    """The file behind `path`, which must lie inside `root` once every link and `..` is followed.
+    """Return the file behind `path`, which must lie inside `root` once every link and `..` is followed.
 
     Raises BadRowError where it does not.
     """

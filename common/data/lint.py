@@ -1,7 +1,7 @@
 """The label linter as a command: `python -m common.data.lint PATH[@SPLIT] ... [--model MODEL]`.
 
-Reads whole data sets as a run would, so all that stops a run stops it too: rows, images, labels and, with a model,
-prompts that are too long. What `common.labels.lint` only doubts is shown as warnings.
+It reads whole data sets as a run does, so what stops a run stops it too: rows, images, labels, and prompts that are too
+long for a model. What `common.labels.lint` only doubts is shown as warnings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.labels.lint import Finding, lint, settle
 
 
 def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Sequence[str] = ()) -> list[Finding]:
-    """`lint` of what rows of these splits have and offer, and of the labels that lists are to be drawn from."""
+    """Lint the labels of these splits, the lists of their questions, and the labels that lists are drawn from."""
     sources = list(sources)
     problems = {outline.problem: None for source in sources for outline in source.outlines}
     lists = [offered for offered in map(candidates, problems) if offered]

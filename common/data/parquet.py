@@ -1,4 +1,4 @@
-"""Parquet files: one, or a folder of them with their splits told by name."""
+"""Parquet files: one, or a folder of them whose names say the splits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
 def parquet_file(place: Path) -> dict[str, Opener]:
-    """The file's rows as the only split."""
+    """Return the file's rows as the only split."""
     return {UNNAMED: partial(_open, [place], place.parent)}
 
 
 def parquet_folder(place: Path) -> dict[str, Opener]:
-    """Splits by the names of files or folders; empty without parquet files.
+    """Return the splits by the names of files or folders; none without parquet files.
 
-    Raises DataError when only some names tell.
+    Raises DataError when some names say a split and others do not.
     """
     files = sorted(file for file in place.rglob("*.parquet") if not is_hidden(file, place))
     by_split: dict[str, list[Path]] = defaultdict(list)
@@ -39,7 +39,10 @@ def parquet_folder(place: Path) -> dict[str, Opener]:
 
 
 def _split_of(file: Path) -> str:
-    """`data/base_test-00000-of-00001.parquet` -> base_test, `test/7.parquet` -> test, `part-1.parquet` -> unnamed."""
+    """Return the split that a name says.
+
+    `data/base_test-00000-of-00001.parquet` -> base_test, `test/7.parquet` -> test, `part-1.parquet` -> UNNAMED.
+    """
     if shard := _SHARD.fullmatch(file.stem):
         return shard[1]
     words = re.split(r"[\W_\d]+", str(file.with_suffix("")))

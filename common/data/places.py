@@ -1,4 +1,4 @@
-"""Where data may lie: each format answers with its splits by name, opened only when asked for."""
+"""The places where data may lie: each format gives its splits by name, and opens one only when it is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def find_splits(path: str, question: str) -> dict[str, Opener]:
-    """Openers by split name, of whatever `path` is: see `DataConfig.path`.
+    """Return openers by split name for whatever `path` is: see `DataConfig.path`.
 
     Raises DataError when nothing readable is there, within seconds when the hub cannot be reached.
     """

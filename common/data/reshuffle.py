@@ -1,4 +1,4 @@
-"""Class lists that change from visit to visit, so that the place of a class in them teaches nothing."""
+"""Class lists that change at every visit of a row, so that the place of a class in the list teaches nothing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from common.types import Example
 
 
 class Reshuffle:
-    """Rewrites the list of a question, and nothing else of its row. Options and open-ended questions stay as they are.
+    """Rewrites the list of a question. Options, open-ended questions and the rest of the row stay as they are.
 
-    A list follows from (seed, visit, row id) alone, so a resumed run asks what the run left alone would.
+    A list depends on (seed, visit, row id) alone, so a resumed run asks the same questions as one left alone.
     """
 
     def __init__(self, source: ExampleSource, *, seed: int, anew: bool) -> None:
-        """`anew`: other classes are drawn from those that rows of `source` have or offer; else only the order changes.
+        """Collect the classes that rows of `source` have or offer, if lists are to be drawn `anew` from them.
+
+        Without `anew` only the order of a list changes.
 
         Raises DataError when no question of `source` has a list.
         """
@@ -36,11 +38,11 @@ class Reshuffle:
         self.pool = tuple(sorted(known)) if anew else ()  # what lists are drawn from
 
     def __call__(self, example: Example, visit: int) -> Example:
-        """The example as it is asked at this visit, an epoch's number."""
+        """Return the example as it is asked at this visit, the number of the epoch."""
         return replace(example, problem=self._problem(example, visit))
 
     def visits(self, source: ExampleSource, count: int) -> Iterator[Outline]:
-        """The rows of `source` as their first `count` visits ask them."""
+        """Yield the rows of `source` as their first `count` visits ask them."""
         for visit in range(count):
             for outline in source.outlines:
                 yield replace(outline, problem=self._problem(outline, visit))
@@ -55,7 +57,7 @@ class Reshuffle:
         return replace_list(row.problem, [offered[place] for place in draw.permutation(len(offered)).tolist()])
 
     def _redraw(self, offered: list[str], label: str, order: list[int]) -> list[str]:
-        """As many labels as before, the right one kept where it was offered."""
+        """Return as many labels as before, with the right one where it was offered before."""
         kept = [label] if label in offered else []
         others = [self.pool[place] for place in order if self.pool[place] != label]
         return [*kept, *others[: len(offered) - len(kept)]]

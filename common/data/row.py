@@ -1,4 +1,4 @@
-"""From one raw row to an Example, or to the reason why not."""
+"""From one raw row to an Example, or to an error that says what is wrong with the row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
 
 
 def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig) -> Example:
-    """The row with its label bare and its image decoded and resized.
+    """Return the row with its label out of any tags and its image decoded and resized.
 
     Raises BadRowError for the first thing wrong with it.
     """
@@ -47,7 +47,7 @@ def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: Da
 
 
 def bare_label(solution: object) -> str:
-    """The label of a `solution` cell, out of its `<answer>` tags and without the white space around it.
+    """Return the label of a `solution` cell, out of its `<answer>` tags and without the white space around it.
 
     Raises BadRowError when it is no text, empty, or holds tags of its own.
     """

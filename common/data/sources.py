@@ -1,4 +1,4 @@
-"""The door: a split is read and checked whole, or refused with every bad row counted."""
+"""Checked examples of a split: it is read whole, or refused with every bad row counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What is known of a row without decoding its image again."""
+    """A row without its image: enough to check prompts and labels."""
 
     id: str
     problem: str
@@ -49,7 +49,7 @@ class ExampleSource:
         return len(self.outlines)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises DataError when an image that was sound at the door no longer is."""
+        """Return an example. Raises DataError when its image could be read at first and now cannot."""
         index = range(len(self))[index]
         example = self._cache.get(index)
         if example is None:
@@ -96,7 +96,7 @@ class ExampleSource:
 
 
 def load(data: DataConfig, *, split: str) -> ExampleSource:
-    """Split `split` of `data.path`; without the rows held out when it is `data.split` and `data.eval_fraction` > 0.
+    """Read `split` of `data.path`, without the rows held out when it is `data.split` and `data.eval_fraction` > 0.
 
     Raises DataError: nothing there, no such split, a missing column, no rows, or unusable rows.
     """
@@ -108,7 +108,7 @@ def load(data: DataConfig, *, split: str) -> ExampleSource:
 
 
 def load_held_out(data: DataConfig) -> ExampleSource | None:
-    """The rows to evaluate on: a share of `data.split`, or `data.eval_split`; None when there is to be no evaluation.
+    """Read the rows to evaluate on, a share of `data.split` or `data.eval_split`; return None without evaluation.
 
     Raises DataError as `load` does.
     """
@@ -129,7 +129,10 @@ def load_held_out(data: DataConfig) -> ExampleSource | None:
 
 
 def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
-    """`unnamed`: the one split of a place that names none will do. It would not for evaluation beside training."""
+    """Open a split and check its columns.
+
+    `unnamed`: the only split of a place that names none will do. For evaluation beside training it would not.
+    """
     splits = find_splits(path, data.question)
     opener = splits.get(split) or (splits.get(UNNAMED) if unnamed else None)
     if opener is None:

@@ -1,4 +1,4 @@
-"""An endless stream of batches that can be stopped and taken up again at any batch."""
+"""An endless stream of batches that can be stopped and resumed at any batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.types import Example
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamState:
-    """Where a stream stands. `dataclasses.asdict` of it goes through JSON and back."""
+    """The place of a stream. `dataclasses.asdict` of it goes through JSON and back."""
 
     rows: int  # of the data set it was taken on
     epoch: int
@@ -26,9 +26,10 @@ class StreamState:
 
 
 class PromptStream:
-    """Batches of `prompts_per_step` different rows, each epoch in an order of its own drawn from (seed, epoch).
+    """Deals batches of `prompts_per_step` different rows, each epoch in an order drawn from (seed, epoch).
 
-    A batch may straddle two epochs; a row that it holds already is deferred to the next batch, so none is lost.
+    A batch may lie in two epochs. A row that it holds already is deferred to the next batch, so none is lost. With 3
+    rows and batches of 2, epochs `0 1 2` and `2 0 1` give [0, 1], [2, 0] with 2 deferred, [2, 1], ...
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class PromptStream:
         self.restore(StreamState(rows=len(source), epoch=0, position=0, deferred=()))
 
     def next_batch(self) -> list[Example]:
-        """P examples with P different ids."""
+        """Return the next P examples, with P different ids."""
         batch = dict.fromkeys(self._deferred, self._epoch)  # row: the epoch it was drawn in
         self._deferred = []
         while len(batch) < self._size:
@@ -71,6 +72,7 @@ class PromptStream:
         return [worded(self._source[row], epoch) for row, epoch in batch.items()]
 
     def state(self) -> StreamState:
+        """Return the place after the batches that were taken."""
         return StreamState(
             rows=len(self._source),
             epoch=self._epoch,

@@ -1,4 +1,4 @@
-"""A split as it lies on disk: rows by number, images not yet decoded."""
+"""A split as it lies on disk: rows by number, with images that are not decoded yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLIT_NAMES = frozenset((*TRAIN_NAMES, *TEST_NAMES))
 
 
 class Rows(Protocol):
-    """A sequence of rows. Reading one may cost a disk access."""
+    """A sequence of rows; to read one may cost a disk access."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One split of a data set, unchecked."""
+    """One split of a data set, before any check."""
 
     name: str  # for messages: where it came from
     split: str  # first half of every row's id
@@ -38,10 +38,12 @@ Opener = Callable[[str], Table]  # takes the name the split goes by in row ids
 
 
 def is_hidden(file: Path, below: Path) -> bool:
+    """Whether the name of the file, or of a folder between it and `below`, begins with a dot."""
     return any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
 def unreadable(place: Path, error: Exception) -> DataError:
+    """Return the error for a file or folder that cannot be read."""
     return DataError(
         f"{place} cannot be read",
         got=f"{type(error).__name__}: {error}",

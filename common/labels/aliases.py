@@ -9,12 +9,12 @@ from common.labels.answers import Aliases, same_name
 
 
 def check_aliases(aliases: Aliases, labels: Iterable[str]) -> list[str]:
-    """The labels with aliases that `labels` does not hold, for the caller to show.
+    """Return the labels with aliases that `labels` does not hold, for the caller to show.
 
     Raises DataError for an alias that is blank, names another label, or stands for two.
     """
     known = list(dict.fromkeys([*labels, *aliases]))
-    if clashes := list(_clashes(aliases, known)):
+    if clashes := list(_find_clashes(aliases, known)):
         raise DataError(
             f"{len(clashes)} of data.aliases cannot be used",
             got="; ".join(clashes[:5]),
@@ -23,7 +23,7 @@ def check_aliases(aliases: Aliases, labels: Iterable[str]) -> list[str]:
     return [label for label in aliases if label not in set(labels)]
 
 
-def _clashes(aliases: Aliases, labels: Iterable[str]) -> Iterator[str]:
+def _find_clashes(aliases: Aliases, labels: Iterable[str]) -> Iterator[str]:
     owners = [(name, label) for label in labels for name in (label, *aliases.get(label, ()))]
     for label, names in aliases.items():
         for name in names:

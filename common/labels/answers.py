@@ -1,6 +1,7 @@
-"""Is this answer right? The one implementation, for rewards and evaluation alike.
+"""Whether an answer is right: the one implementation, for rewards and evaluation alike.
 
-Labels are text: never parsed as maths, or "BAE 146-200" would equal "BAE 146-300". Both sides are NFC-normalised.
+Labels are text and never parsed as maths, or "BAE 146-200" would equal "BAE 146-300" (fault 1). Both sides are
+normalised to NFC.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def is_right(
 ) -> bool:
     """Whether the completion gives the label, or one of its aliases.
 
-    strict: no-think, the whole completion equals the label, case and spaces included; other modes, the one answer
-    (`extract`) equals it, stripped and in any case. lenient (the seed's evaluation): the label occurs in the first
-    answer block, else in the whole completion, in any case, with `_` read as a space: "tiger shark" passes for "tiger".
+    strict: in no-think the whole completion equals the label, case and spaces included. In other modes the one answer
+    (`extract`) equals it, stripped and in any case.
+
+    lenient (CLS-RL's evaluation): the label occurs in the first answer block, or in the whole completion where there is
+    none, in any case and with `_` read as a space. So "tiger shark" passes for "tiger" (fault 2).
     """
     return any(_VARIANTS[variant](completion, name, mode) for name in (label, *aliases))
 
@@ -43,16 +46,16 @@ def is_right(
 def find_candidate(
     completion: str, candidates: Iterable[str], *, mode: Mode, aliases: Aliases = NO_ALIASES
 ) -> str | None:
-    """The candidate that the completion strictly gives, itself or by an alias; None for an answer out of the list."""
+    """Return the candidate that the completion strictly gives, by its name or an alias; None where it gives none."""
     return next((one for one in candidates if is_right(completion, one, mode=mode, aliases=aliases.get(one, ()))), None)
 
 
 def extract(completion: str, mode: Mode) -> str | None:
-    """The answer given: no-think, the completion as it is; other modes, the text of the one answer block, stripped.
+    """Return the answer of a completion; None where there is not exactly one in its place.
 
-    There must be exactly one block, and it must stand where the mode wants it: nothing after it, or nothing before it
-    in think-after-answer. So naming many classes, or saying the answer in passing, wins nothing. Adaptive also takes a
-    bare answer: a completion without any tag.
+    In no-think it is the completion as it is. In other modes it is the text of the one answer block, stripped. Nothing
+    may follow that block, or precede it in think-after-answer. So a completion that names many classes wins nothing.
+    Adaptive also takes a completion without any tag as a bare answer.
     """
     if mode == "no_think":
         return completion
@@ -67,7 +70,7 @@ def extract(completion: str, mode: Mode) -> str | None:
 
 
 def thought(completion: str, mode: Mode) -> str | None:
-    """What stands in the thinking (or, after the answer, reason) block of a well-formed completion; None without."""
+    """Return the text of the thinking or reason block of a well-formed completion; None where there is none."""
     shape = _ANSWER_FIRST if mode == "think_after_answer" else _THOUGHT_FIRST
     if mode == "no_think" or not is_well_formed(completion, mode) or not (blocks := shape.fullmatch(completion)):
         return None
@@ -88,11 +91,12 @@ def is_well_formed(completion: str, mode: Mode) -> bool:
 
 
 def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = None) -> int:
-    """The third variant, closed-set: index of the candidate with the highest log-prob, the first of equals.
+    """Return the index of the candidate with the highest log-prob, the first of equals: the closed-set variant.
 
     Args:
         logprobs: (K,) of each candidate as a whole answer.
-        lengths: (K,) in tokens: the mean log-prob of a token decides. Sums favour short labels, means long ones.
+        lengths: (K,) in tokens; with them the mean log-prob of a token decides. Sums favour short labels, means long
+            ones.
     """
     if lengths is None:
         return max(range(len(logprobs)), key=logprobs.__getitem__)
@@ -101,22 +105,22 @@ def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = Non
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names are one and the same but for case, Unicode form and the space around them."""
+    """Whether two names are the same but for case, Unicode form and the space around them."""
     return caseless(one) == caseless(other)
 
 
 def caseless(text: str) -> str:
-    """`text` as names are compared in any case: NFC, case folded, without the space around it."""
+    """Return `text` as names are compared in any case: NFC, case folded, without the space around it."""
     return nfc(nfc(text).strip().casefold())  # again, because case folding can undo the normal form
 
 
 def normalise(name: str, mode: Mode) -> str:
-    """What the strict metric sees of a name: labels that are equal here cannot be told apart."""
+    """Return a name as the strict metric sees it: labels that are equal here cannot be told apart."""
     return nfc(name) if mode == "no_think" else caseless(name)
 
 
 def normalise_leniently(text: str) -> str:
-    """What the lenient metric sees of a label and of an answer: it looks for the one in the other."""
+    """Return a label or an answer as the lenient metric sees it, which looks for the one in the other."""
     return caseless(text.replace("_", " "))
 
 
@@ -126,7 +130,7 @@ def _strict(completion: str, label: str, mode: Mode) -> bool:
 
 
 def first_answer(completion: str) -> str:
-    """What the seed's evaluation reads: the first answer block, else the whole completion."""
+    """Return what CLS-RL's evaluation reads: the first answer block, or the whole completion where there is none."""
     block = _ANSWER.search(completion)
     return block[1] if block else completion
 

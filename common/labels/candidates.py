@@ -1,4 +1,4 @@
-"""The class list a question offers, or its options, read back from its text."""
+"""The class list or the options that a question offers, read from its text and written into it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+(\S.*)$", re
 
 
 def candidates(problem: str) -> list[str] | None:
-    """Labels of the question's own list, `… choose one from list [ a, b, c].`, or letters of its options.
+    """Return the labels of the question's list, `… choose one from list [ a, b, c].`, or the letters of its options.
 
-    Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. None
-    where the question has neither: it is open-ended.
+    Options stand on lines of their own, from A on without a gap: `(A) left` gives `(A)`, `A. left` gives `A`. Return
+    None where the question has neither, and is open-ended.
     """
     return read_list(problem) or [*options(problem)] or None
 
 
 def options(problem: str) -> dict[str, str]:
-    """The text of each option of a multiple choice question by its letter, `{"(A)": "left", "(B)": "right"}`."""
+    """Return the text of each option of a multiple choice question: `{"(A)": "left", "(B)": "right"}`."""
     found: list[tuple[str, str]] = _OPTION.findall(problem)
     letters = [letter.strip("()") for letter, _ in found]
     in_turn = [chr(ord("A") + place) for place in range(len(found))]
@@ -27,18 +27,18 @@ def options(problem: str) -> dict[str, str]:
 
 
 def read_list(problem: str) -> list[str] | None:
-    """Labels of the question's own list; None where it has none, though it may have options."""
+    """Return the labels of the question's list; None where it has none, though it may have options."""
     found = _LIST.search(problem)
     return [item.strip() for item in found[1].split(",")] if found else None
 
 
 def with_candidates(question: str, labels: Iterable[str]) -> str:
-    """The question followed by its class list, as CLS-RL words it."""
+    """Return the question followed by its class list, in CLS-RL's words."""
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
 
 
 def replace_list(problem: str, labels: Iterable[str]) -> str:
-    """The question with other labels in its list, and every other character as it was."""
+    """Return the question with other labels in its list, and every other character as it was."""
     found = _LIST.search(problem)
     if found is None:
         return problem

@@ -1,4 +1,4 @@
-"""A row's candidates as token ids, written as an engine would sample them, so that a model can score each."""
+"""The candidates of a row as token ids, as an engine would sample them, so that a model can score each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.labels.answers import Mode, nfc
 from common.types import Prompt
 
 Answer = tuple[int, ...]  # ids of one whole answer
-_MARK = "answer"  # said by the assistant to see what ends its turn
+_MARK = "answer"  # an assistant's turn, to see what the chat template puts after it
 _OPENING: Mapping[Mode, str] = {
     "no_think": "",
     "think": "</think>\n<answer>",
@@ -22,14 +22,14 @@ _THOUGHT_ENDS = ("</think>", "<answer>")  # whichever comes first
 
 
 class ClosedSet:
-    """How candidates are answered in one mode by one model."""
+    """Writes candidates as answers of one model in one mode."""
 
     def __init__(self, processor: Any, *, mode: Mode, ends: Collection[int], banned: Collection[int]) -> None:
         """
         Args:
             processor: of the model.
             ends: ids that end an answer, as in `common.models.processor.eos_token_ids`.
-            banned: ids that have no probability.
+            banned: ids to which neither engine nor learner gives any probability.
         """
         self._tokenizer, self._mode, self._banned = processor.tokenizer, mode, frozenset(banned)
         self._turn = end_of_turn(processor, ends)
@@ -37,11 +37,13 @@ class ClosedSet:
         self._known: dict[tuple[str, str], Answer] = {}
 
     def answers(self, candidates: Sequence[str], *, opening: str | None = None) -> tuple[Answer, ...]:
-        """(K,) the ids of each candidate as a whole answer, up to where the mode lets it end: in think-after-answer
-        with the answer block, else with the end of turn.
+        """Return (K,) the ids of each candidate as a whole answer.
+
+        An answer ends with the end of turn, in think-after-answer with the answer block. Candidate "cat" is `cat<end>`
+        in no-think, and `</think>\\n<answer>cat</answer><end>` in think.
 
         Args:
-            opening: what stands before the candidate; by default what begins the mode's answer. See `after_thought`.
+            opening: text before the candidate; by default what begins the mode's answer. See `after_thought`.
 
         Raises:
             DataError: a candidate cannot be said in the model's tokens, or two are the same answer.
@@ -52,7 +54,7 @@ class ClosedSet:
         return made
 
     def completion(self, text: str) -> Answer:
-        """The ids of `text` as a whole turn of the assistant, with its end.
+        """Return the ids of `text` as a whole turn of the assistant, with its end.
 
         Raises:
             DataError: it cannot be said in the model's tokens.
@@ -60,18 +62,20 @@ class ClosedSet:
         return (*self._ids(text, ""), self._turn)
 
     def after_thought(self, prompt: Prompt, completion: Sequence[int]) -> tuple[Prompt, str]:
-        """`prompt` with the thought of a sampled completion added, and the opening with which its answers begin.
+        """Return `prompt` with the thought of a sampled completion added, and the text with which its answers begin.
 
-        The thought ends where the completion closes it, or else begins to answer, or else stops; so there is always
-        one. In modes that answer first, and in adaptive where nothing was thought, it is empty.
+        The thought ends where the completion closes it; without that where it begins to answer, or where it stops. In
+        modes that answer first, and in adaptive without a thought, nothing is added.
         """
         ids = [token for token in completion if token not in self._end]
         text = self._text(ids)
         thinks = self._mode == "think" or (self._mode == "adaptive" and "</think>" in text)
         if not thinks:
             return prompt, _OPENING[self._mode]
+
+        # The thought in whole tokens. The rest of its text, less than a token, goes into the opening.
         cut = min(at for at in (*map(text.find, _THOUGHT_ENDS), len(text)) if at >= 0)
-        kept = self._tokens_within(ids, text[:cut])
+        kept = self._count_tokens_within(ids, text[:cut])
         thought, said = tuple(ids[:kept]), self._text(ids[:kept])
         longer = replace(prompt, token_ids=prompt.token_ids + thought, text_ids=prompt.text_ids + thought)
         return longer, text[len(said) : cut] + _OPENING["think"]
@@ -79,7 +83,7 @@ class ClosedSet:
     def _ids(self, candidate: str, opening: str) -> Answer:
         key = (candidate, opening)
         if key not in self._known:
-            if len(self._known) > 65536:  # thoughts come in endless variety
+            if len(self._known) > 65536:  # there is no end of different thoughts
                 self._known.clear()
             self._known[key] = self._encode_answer(candidate, opening)
         return self._known[key]
@@ -96,13 +100,13 @@ class ClosedSet:
             )
         return ids
 
-    def _tokens_within(self, ids: Sequence[int], text: str) -> int:
-        """How many of `ids` from the first on say a beginning of `text`: a token may reach over its end."""
+    def _count_tokens_within(self, ids: Sequence[int], text: str) -> int:
+        """Return how many of the first `ids` decode to a beginning of `text`: a token may reach over its end."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if len(self._text(ids[:middle])) <= len(text) else (low, middle - 1)
-        while not text.startswith(self._text(ids[:low])):  # half a character
+        while not text.startswith(self._text(ids[:low])):  # the last token is a part of a character
             low -= 1
         return low
 
@@ -112,7 +116,7 @@ class ClosedSet:
 
 
 def end_of_turn(processor: Any, ends: Collection[int]) -> int:
-    """The id with which an assistant's turn ends in the chat template, else the tokenizer's EOS.
+    """Return the id that ends an assistant's turn in the chat template; the tokenizer's EOS where none does.
 
     Args:
         ends: ids that end an answer; an engine stops at each of them.

@@ -1,4 +1,4 @@
-"""Does a thought say what its answer says? A measure of thinking, whatever the right label is."""
+"""Whether a thought names the answer that follows it: a measure of thinking, whatever the right label is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from common.labels.candidates import candidates, options
 
 
 def consistency(completion: str, problem: str, *, mode: Mode, aliases: Aliases = NO_ALIASES) -> float | None:
-    """How far the thought of a completion, or the reason after its answer, names that answer and no other candidate.
+    """Return how far the thought of a completion, or the reason after its answer, names that answer alone.
 
-    1 where it names the answer alone, 1/n where it names n candidates with the answer among them, 0 where it does not
-    name the answer; None where there is no thought, as in a malformed completion. A name counts as a whole word, in any
-    case, with `_` read as a space; inside a longer name, as "tiger" in "tiger shark", it does not. An alias names its
-    label, and what an option says names its letter. Without a class list only the answer can be named.
+    It is 1 where the thought names the answer alone, 1/n where it names n candidates and the answer is one of them, and
+    0 where it does not name the answer. It is None without a thought, as in a malformed completion.
+
+    "a cat or a dog" with answer "cat" gives 1/2. A name counts as a whole word, in any case, with `_` read as a space;
+    "tiger" in "tiger shark" does not count. An alias names its label, and the text of an option its letter. Without a
+    class list only the answer can be named.
     """
     said, answer = thought(completion, mode), extract(completion, mode)
     if said is None or answer is None:
@@ -30,7 +32,7 @@ def consistency(completion: str, problem: str, *, mode: Mode, aliases: Aliases =
 
 
 def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
-    """Those with a name in `text`: at every place the longest name that stands there."""
+    """Return the candidates with a name in `text`: at every place the one with the longest name that stands there."""
     text = normalise_leniently(text)
     owners = {normalise_leniently(name): one for one, own in names.items() for name in own}
     there = sorted((name for name in owners if name and name in text), key=len, reverse=True)
@@ -40,11 +42,12 @@ def _find_names(text: str, names: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 def _whole_word(name: str) -> str:
-    """A pattern for `name`, not as part of a word; scripts without case, as the Chinese, put no space between words."""
+    """Return a pattern for `name` as a whole word; scripts without case, as Chinese, put no space between words."""
     before = r"(?<!\w)" if _separates(name[0]) else ""
     after = r"(?!\w)" if _separates(name[-1]) else ""
     return f"{before}{re.escape(name)}{after}"
 
 
 def _separates(letter: str) -> bool:
+    """Whether the letter is of a script that separates words."""
     return letter.isdigit() or letter.upper() != letter.lower()

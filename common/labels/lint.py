@@ -1,4 +1,4 @@
-"""Labels that a metric cannot tell apart, or hardly: errors stop a run, warnings are shown with their first cases."""
+"""Labels that a metric cannot tell apart, or only just. Errors stop a run; warnings are shown with a few cases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAST_NUMBER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\W*$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One kind of trouble and every case of it."""
+    """One kind of fault in labels, and every case of it."""
 
     what: str
     cases: tuple[str, ...]
@@ -36,9 +36,9 @@ class Finding:
 
 
 def lint(labels: Iterable[str], lists: Iterable[Sequence[str]], *, mode: Mode) -> list[Finding]:
-    """What is wrong or doubtful with labels, and with the lists that questions offer of them; errors first.
+    """Return what is wrong or doubtful with labels and with the lists of questions; errors first.
 
-    An error is what the strict metric of `mode` would score wrongly: two names in one list that are one to it.
+    An error is what the strict metric of `mode` would score wrongly: two names of one list that are equal to it.
     """
     lists = list(lists)
     names = sorted({*labels, *(name for offered in lists for name in offered)})
@@ -71,7 +71,7 @@ def lint(labels: Iterable[str], lists: Iterable[Sequence[str]], *, mode: Mode) -
 
 
 def unlistable(labels: Iterable[str]) -> Finding:
-    """Labels that no list can hold, for whoever is about to write one."""
+    """Return the labels that no list can hold, as an error for a data set that is being written."""
     return Finding(
         what="labels with a comma, a bracket or space around them, which no list can hold",
         cases=tuple(repr(label) for label in labels if breaks_list(label)),
@@ -81,7 +81,7 @@ def unlistable(labels: Iterable[str]) -> Finding:
 
 
 def unanswerable(labels: Iterable[str], aliases: Aliases, count: Callable[[str], int], limit: int) -> Finding:
-    """Labels that a completion of `limit` tokens cannot hold, by the names that `count` gives the fewest tokens."""
+    """Return the labels that do not fit into `limit` tokens of a completion, not even by their shortest alias."""
     sizes = {label: min(map(count, (label, *aliases.get(label, ())))) for label in labels}
     return Finding(
         what=f"labels of more tokens than the {limit} of rollout.max_completion_tokens",
@@ -92,7 +92,7 @@ def unanswerable(labels: Iterable[str], aliases: Aliases, count: Callable[[str],
 
 
 def settle(name: str, findings: Iterable[Finding], *, say: Callable[[str], None]) -> None:
-    """Say the warnings, one a line. Raises one DataError of all the errors."""
+    """Say the warnings, one a line. Raises one DataError with all the errors."""
     findings = list(findings)
     for finding in findings:
         if not finding.stops:
@@ -147,7 +147,7 @@ def _last_number(name: str) -> float | None:
 
 
 def _groups(names: Iterable[str], key: Callable[[str], object]) -> tuple[str, ...]:
-    """Names that share a key, one case a key: 'a' / 'b' / 'c' …"""
+    """Return the names that share a key, one case a key: "'a' / 'b'". Names with key None are left out."""
     groups: dict[object, list[str]] = defaultdict(list)
     for name in names:
         groups[key(name)].append(name)
@@ -161,9 +161,9 @@ def _case(group: Sequence[str]) -> str:
 
 
 def _inside(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """(part, whole, as a word): labels that the lenient metric finds in others.
+    """Yield (part, whole, as a word) for labels that the lenient metric finds in others: ("ant", "elephant", False).
 
-    All names are searched as one text: a thousand of them take milliseconds, pair by pair they would take a second.
+    All names are searched as one text. A thousand of them take milliseconds; pair by pair they would take a second.
     """
     by_text = {text: name for name in names if (text := normalise_leniently(name))}
     texts = list(by_text)
@@ -176,7 +176,7 @@ def _inside(names: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
             whole = texts[number]
             if whole != part:
                 yield name, by_text[whole], _is_word(part, whole)
-            at = joined.find(part, starts[number] + len(whole))  # once in each
+            at = joined.find(part, starts[number] + len(whole))  # at most one find in each name
 
 
 def _is_word(part: str, whole: str) -> bool:

@@ -11,18 +11,19 @@ Taxonomy = Mapping[str, str]  # class -> the class above it; one that is only ev
 
 
 def similarity(taxonomy: Taxonomy, one: str, other: str) -> float:
-    """2 x depth of the lowest class above both, over the sum of their depths; 0 where there is none, 1 for one class.
+    """Return 2 x the depth of the lowest class above both, over the sum of their depths; 0 where there is none.
 
-    Roots have depth 1, as if a nameless class of depth 0 stood above them. Source: Wu and Palmer, "Verb semantics and
+    Roots have depth 1. With cat and tiger below feline, below mammal, below animal, the depths are 4, 4 and 3, so cat
+    and tiger give 2 x 3 / 8 = 0.75. A class and itself give 1. Source: Wu and Palmer, "Verb semantics and
     lexical selection" (1994).
     """
-    first, second = _path(taxonomy, one), _path(taxonomy, other)
+    first, second = _find_path(taxonomy, one), _find_path(taxonomy, other)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
     return 2 * shared / (len(first) + len(second))
 
 
 def leaves(taxonomy: Taxonomy) -> list[str]:
-    """Classes with none below them."""
+    """Return the classes with none below them."""
     above = set(taxonomy.values())
     return [name for name in taxonomy if name not in above]
 
@@ -43,8 +44,8 @@ def check_taxonomy(taxonomy: Taxonomy, labels: Iterable[str]) -> None:
         )
 
 
-def _path(taxonomy: Taxonomy, name: str) -> list[str]:
-    """From the root down to `name`."""
+def _find_path(taxonomy: Taxonomy, name: str) -> list[str]:
+    """Return the classes from the root down to `name`."""
     path = [name]
     while (above := taxonomy.get(path[-1])) is not None:
         path.append(above)
@@ -52,6 +53,7 @@ def _path(taxonomy: Taxonomy, name: str) -> list[str]:
 
 
 def _turns(taxonomy: Taxonomy, name: str) -> bool:
+    """Whether the classes above `name` lead back to it."""
     at = taxonomy.get(name)
     for _ in taxonomy:
         if at is None or at == name:

@@ -1,4 +1,4 @@
-"""The model families, and all that is particular to each: one line of guards. Everything else goes one way for all."""
+"""The model families, and all that is particular to each, a line a family. Everything else is the same for all."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What must be known of a family beyond what its configuration, processor and forward say themselves."""
+    """The facts of a family that its configuration, processor and forward pass do not say themselves."""
 
-    marks: tuple[str, ...] = ()  # tokens around and within a picture, besides the image token: never an answer's
-    pixel_limits: tuple[int, int] | None = None  # its model.min_pixels and max_pixels, where its processor has such
-    tile_axis: int = 0  # of its image inputs: along it those of several prompts are joined
+    marks: tuple[str, ...] = ()  # tokens around and within a picture, besides the image token: no answer has them
+    pixel_limits: tuple[int, int] | None = None  # defaults of model.min_pixels and max_pixels; None: it has neither
+    tile_axis: int = 0  # axis of its image inputs along which those of several prompts are joined
     fewest_image_tokens: int = 1  # a smaller picture breaks its forward
     square: bool = False  # transformers and vLLM read any other picture differently
+    # The likeliest reason when engine and learner disagree, for the message of the parity probe.
     suspect: str = "vLLM and transformers process this model's pictures, or name its weights, differently"
     shared_prefix: bool = True  # exact with a block mask: the tests show it for every family below
 
 
 _QWEN = Family(
     marks=("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-    pixel_limits=(3136, 401408),  # the seed's recipe
+    pixel_limits=(3136, 401408),  # CLS-RL's recipe
 )
 _IDEFICS = Family(
     marks=(
@@ -48,7 +49,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "aria": Family(square=True),
 }
-OTHER = Family(  # a family nobody has tried: the plain way, and the probe, must do
+OTHER = Family(  # a family that is not tested: no shared prefix, and the parity probe decides
     shared_prefix=False,
     suspect="nobody has tried this family: its attention may not be causal over a picture, or its pictures be read "
     "differently",
@@ -56,14 +57,15 @@ OTHER = Family(  # a family nobody has tried: the plain way, and the probe, must
 
 
 def family_of(config: Any) -> Family:
-    """The guards of a model by its transformers configuration."""
+    """Return the facts of a model's family by its transformers configuration; OTHER for one that is not listed."""
     return FAMILIES.get(config.model_type, OTHER)
 
 
 def engine_name(name: str, config: Any) -> str:
-    """A parameter's name in transformers as vLLM, and the checkpoints on the hub, have it.
+    """Return the name that vLLM and the checkpoints on the hub give to a parameter of transformers.
 
-    transformers 5 has no `vision_model` within the towers that came from SigLIP and CLIP; vLLM knows no name without.
+    transformers 5 left `vision_model` out of the names of SigLIP and CLIP towers, and vLLM did not:
+    `model.vision_tower.encoder.x` becomes `model.vision_tower.vision_model.encoder.x`.
     """
     if getattr(config.vision_config, "model_type", None) not in ("siglip_vision_model", "clip_vision_model"):
         return name

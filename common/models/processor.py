@@ -1,4 +1,4 @@
-"""The model's own reader of text and images, and what its configuration says about tokens."""
+"""The model's own processor of text and images, and what its configuration says about tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Loaded = TypeVar("Loaded")
 
 
 def load_model_config(model: ModelConfig) -> PreTrainedConfig:
-    """The configuration of a model that reads pictures and text.
+    """Read the configuration of a model that takes pictures and text.
 
     Raises ModelError when it cannot be read (within seconds when the hub cannot be reached) or reads no pictures.
     """
@@ -37,14 +37,14 @@ def load_model_config(model: ModelConfig) -> PreTrainedConfig:
 
 
 def _answers_about_pictures(config: PreTrainedConfig) -> bool:
-    """As transformers has it. To ask takes seconds of imports, which a family of ours need not pay."""
+    """Whether transformers lists the model so. That takes seconds of imports, which our own families need not pay."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     return config.model_type in KNOWN
 
 
 def load_processor(model: ModelConfig) -> Any:
-    """Tokenizer, image processor and chat template, with `min_pixels` and `max_pixels` of `model` where they apply.
+    """Read tokenizer, image processor and chat template, with `min_pixels` and `max_pixels` of `model` applied.
 
     Raises ModelError as `load_model_config` does, and when a part is missing or cannot be set.
     """
@@ -66,15 +66,15 @@ def load_processor(model: ModelConfig) -> Any:
 
 
 def image_size(model: ModelConfig, family: Family) -> dict[str, int] | None:
-    """The image processor's `size` in a family that bounds pixels, None in others.
+    """Return the image processor's `size` in a family that bounds pixels; None in others.
 
-    Raises ModelError for limits that are set and mean nothing.
+    Raises ModelError for limits that are set and have no effect.
     """
     limits = (model.min_pixels, model.max_pixels)
     if family.pixel_limits is None:
         if limits != (None, None):
             raise ModelError(
-                "model.min_pixels and model.max_pixels mean nothing to this family: its processor has sizes of its own",
+                "model.min_pixels and model.max_pixels have no effect in this family: its processor has its own sizes",
                 got=f"model.path = {model.path} with limits {limits}",
                 remedy="leave them out, and set data.image_size if the pictures are too large",
             )
@@ -90,7 +90,7 @@ def image_size(model: ModelConfig, family: Family) -> dict[str, int] | None:
 
 
 def eos_token_ids(model: ModelConfig) -> frozenset[int]:
-    """Every id that ends an answer, as the model's generation config has it; empty when it has none of its own."""
+    """Return every id that ends an answer by the model's generation config; none where it names none."""
     from transformers import GenerationConfig
 
     config = load_model_config(model)
@@ -104,11 +104,11 @@ def eos_token_ids(model: ModelConfig) -> frozenset[int]:
 def banned_token_ids(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int] = ()
 ) -> tuple[int, ...]:
-    """Ids that neither engine nor learner gives any probability, ascending.
+    """Return the ids to which neither engine nor learner gives any probability, ascending (fault 9).
 
-    Tokens of pictures and video, which the learner's forward would take for features; the family's marks around them;
-    the pad token unless it ends answers too, as in Qwen2-VL; and rows of the vocabulary that stand for no token. What
-    ends an answer (`eos_ids`, the tokenizer's EOS) is never among them.
+    They are the tokens of pictures and video, which the learner's forward pass would take for features, and the marks
+    around them. The pad token is one too, unless it ends answers, as in Qwen2-VL. So are rows of the vocabulary that
+    stand for no token. What ends an answer (`eos_ids`, the tokenizer's EOS) is never banned.
     """
     named: set[int | None] = {
         getattr(config, f"{name}_token_id", None) for name in ("vision_start", "vision_end", "image", "video")

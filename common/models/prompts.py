@@ -1,4 +1,4 @@
-"""What the model is asked, and the same thing as token ids and image features."""
+"""Prompts: the question of a row in the words of its mode, then as token ids and image features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from common.data.sources import ExampleSource, Outline
 
 PROBLEM = "{problem}"  # where the row's question goes; any other brace of a template is text
-# The first two are the seed's. The others are those of its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
+# The first two are from CLS-RL's code, the others from its paper (Li et al. 2025, arXiv:2503.16188, appendix E).
 TEMPLATES: Mapping[str, str] = {
     "no_think": "{problem}\n Please directly output the answer.",
     "think": "{problem}\n Please output the thinking process in <think> </think> "
@@ -46,9 +46,9 @@ OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_
 
 
 def messages(example: Example, mode: str, template: str | None = None) -> list[dict[str, Any]]:
-    """The example as a chat: one user turn [image, text], worded by `template` or else as the mode is.
+    """Return the example as a chat: one user turn [image, text], in the words of `template` or of the mode.
 
-    Without an image the turn is text alone; think mode then asks in a system prompt, as the seed does.
+    Without an image the turn is text alone; think mode then asks in a system prompt, as CLS-RL does.
     """
     return _chat(example.problem, mode, template, with_image=example.image is not None)
 
@@ -69,7 +69,7 @@ class _Features:
 
 
 class PromptEncoder:
-    """Examples to prompts. One processor makes ids and pixels for engine and learner alike."""
+    """Turns examples into prompts. One processor makes ids and pixels for engine and learner alike (law 4)."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class PromptEncoder:
         self._share = share
         self._rendered = lru_cache(maxsize=1024)(self._text)
         self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
-        self._lock = Lock()  # the next prompts are made beside an evaluation
+        self._lock = Lock()  # the feed encodes the next prompts while an evaluation encodes its own
         self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
         self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
         added = processor.tokenizer.added_tokens_decoder.values()
@@ -102,8 +102,14 @@ class PromptEncoder:
             )
 
     def encode(self, example: Example) -> Prompt:
-        """Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut."""
-        key = (example.problem, _digest(example.image))  # by content: ids may recur in a held-out set from elsewhere
+        """Return the example as a prompt.
+
+        Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut (fault 3).
+        """
+        key = (
+            example.problem,
+            _digest(example.image),
+        )  # by content: another data set may have the same ids
         with self._lock:
             features = self._cache.get(key)
             if features is None:
@@ -117,11 +123,11 @@ class PromptEncoder:
         return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
 
     def count(self, text: str) -> int:
-        """Tokens of a piece of text alone."""
+        """Return the number of tokens of a text alone."""
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
-        """Measure every prompt of `source`, or of `outlines` of its rows, without touching a pixel.
+        """Measure every prompt of `source`, or of `outlines` of its rows, without processing an image.
 
         Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
         tokens of the model, or whose image is too narrow for it.
@@ -136,14 +142,14 @@ class PromptEncoder:
         refuse(source.name, len(source), list(faults.items()))
 
     def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
-        """T of the prompt, from its text and the image's (height, width)."""
+        """Return T of the prompt, from its text and the image's (height, width). Raises BadRowError over the limit."""
         length = len(self._rendered(problem, image_size is not None)[1])
         if image_size is not None:
-            length += self._added_tokens(image_size)
-        self._insist_short(length)
+            length += self._count_image_tokens(image_size)
+        self._check_length(length)
         return length
 
-    def _insist_short(self, length: int) -> None:
+    def _check_length(self, length: int) -> None:
         if length > self._data.max_prompt_tokens:
             raise BadRowError(
                 f"prompt of {length} tokens is over {self._data.max_prompt_tokens}",
@@ -157,9 +163,10 @@ class PromptEncoder:
         text, text_ids = self._rendered(problem, image is not None)
         if image is None:
             return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
+
         inputs = self._inputs(text, Image.fromarray(image))
         token_ids = tuple(inputs["input_ids"][0].tolist())
-        self._insist_short(len(token_ids))  # text and the marks of a picture may join to other tokens than alone
+        self._check_length(len(token_ids))  # the text beside a picture may have other tokens than alone
         images = ImageFeatures(
             digest=hashlib.blake2b(self._salt, key=_digest(image), digest_size=16).hexdigest(),
             values={name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in OF_TEXT},
@@ -168,7 +175,7 @@ class PromptEncoder:
         return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
 
     def _text(self, problem: str, with_image: bool) -> tuple[str, tuple[int, ...]]:
-        """The prompt as text, and its ids before image expansion: many rows share one question."""
+        """Return the prompt as text, and its ids before image expansion. It is cached: many rows share one question."""
         text = self._render(problem, with_image=with_image)
         return text, self._ids(text)
 
@@ -188,42 +195,42 @@ class PromptEncoder:
         return next((token for token in self._special if token in text), None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._processor.tokenizer(text, add_special_tokens=self._unbegun(text))["input_ids"])
+        return tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
 
     def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
         inputs: Mapping[str, Any] = self._processor(
-            text=[text], images=[picture], return_tensors="np", add_special_tokens=self._unbegun(text)
+            text=[text], images=[picture], return_tensors="np", add_special_tokens=self._lacks_bos(text)
         )
         return inputs
 
-    def _unbegun(self, text: str) -> bool:
-        """Whether the tokenizer may begin the text: some chat templates write the first token themselves."""
+    def _lacks_bos(self, text: str) -> bool:
+        """Whether the tokenizer must add its first token: some chat templates write it themselves."""
         bos = self._processor.tokenizer.bos_token
         return not (bos and text.startswith(bos))
 
-    def _added_tokens(self, image_size: tuple[int, int]) -> int:
-        """How many tokens a prompt with an image of (height, width) has over those of its text.
+    def _count_image_tokens(self, image_size: tuple[int, int]) -> int:
+        """Return how many tokens an image of (height, width) adds to those of the text, and remember it.
 
         Raises BadRowError for a size the family cannot take.
         """
         added = self._added.get(image_size)
         if added is None:
-            added = self._added[image_size] = self._measure(image_size)
+            added = self._added[image_size] = self._measure_image(image_size)
         return added
 
-    def _measure(self, image_size: tuple[int, int]) -> int:
+    def _measure_image(self, image_size: tuple[int, int]) -> int:
         if self._family.square and image_size[0] != image_size[1]:
             raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
         images = self._processor.image_processor
         try:
             if hasattr(images, "merge_size"):  # the Qwens: one token in the text stands for all
                 return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2 - 1
-            return self._blank_tokens(image_size)
+            return self._measure_blank(image_size)
         except ValueError as error:
             raise BadRowError(f"image of {image_size}: {error}", remedy=_OTHER_SIZE) from error
 
-    def _blank_tokens(self, image_size: tuple[int, int]) -> int:
-        """As a blank picture of that size tells: wrappers, rows and tiles have tokens too."""
+    def _measure_blank(self, image_size: tuple[int, int]) -> int:
+        """Count the tokens of a blank picture of that size: marks of rows and tiles are among them."""
         from PIL import Image
 
         text = self._render("?", with_image=True)

@@ -1,4 +1,4 @@
-"""Reward for an answer that the thought has named."""
+"""Reward for a thought that names its answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from common.labels.consistency import consistency
 def consistency_reward(
     completions: Sequence[str], *, problem: str, mode: Mode, aliases: Aliases = NO_ALIASES, **columns: Any
 ) -> Sequence[float]:
-    """(G,) how far each thought names its answer and no other candidate, as `common.labels.consistency` measures it; 0
-    without a thought.
-    """
+    """Return (G,) how far each thought names its answer alone, by `common.labels.consistency`; 0 without a thought."""
     measured = (consistency(completion, problem, mode=mode, aliases=aliases) for completion in completions)
     return [one or 0.0 for one in measured]

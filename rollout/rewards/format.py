@@ -1,4 +1,4 @@
-"""Reward for the shape asked for, whatever the answer."""
+"""Reward for the format of the mode, whatever the answer."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from common.labels.answers import Mode, is_well_formed
 
 
 def format_reward(completions: Sequence[str], *, mode: Mode, **columns: Any) -> Sequence[float]:
-    """(G,) 1 for a completion in the format of its mode, else 0 (`common.labels.answers.is_well_formed`)."""
+    """Return (G,) 1 for a completion in the format of its mode, else 0 (`common.labels.answers.is_well_formed`)."""
     return [float(is_well_formed(completion, mode)) for completion in completions]

@@ -1,4 +1,4 @@
-"""Reward for a wanted length."""
+"""Reward for a length that the configuration names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 def length_reward(
     completions: Sequence[str], *, token_ids: Sequence[Sequence[int]], length_target: int, **columns: Any
 ) -> Sequence[float]:
-    """(G,) how close each completion's length is to `reward.length_target`: 1 at it, and falling along a straight line
-    to 0 at nothing and at twice as much.
+    """Return (G,) how close each completion's length is to `reward.length_target`.
 
-    Both are in tokens as sampled, the end of turn included, as `rollout.max_completion_tokens` is.
+    It is 1 at the target and falls along a straight line to 0, at 0 tokens and at twice the target: with a target of 4,
+    lengths 1, 3, 4, 5 and 8 earn 0.25, 0.75, 1, 0.75 and 0. Lengths are in tokens with the end of turn.
     """
     return [max(0.0, 1.0 - abs(len(ids) - length_target) / length_target) for ids in token_ids]

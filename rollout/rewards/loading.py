@@ -1,4 +1,4 @@
-"""From the names in `reward.functions` to functions."""
+"""The functions that the names in `reward.functions` stand for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_PREFIX = "model:"
 
 
 def check_functions(config: RewardConfig) -> None:
-    """Refuse, before anything is started, what no actor could load. Raises ConfigError or ModelError."""
+    """Refuse, before anything is started, what no reward actor could load. Raises ConfigError or ModelError."""
     for name in config.functions:
         if name.startswith(MODEL_PREFIX):
             check_reward_model(name.removeprefix(MODEL_PREFIX))
@@ -33,9 +33,9 @@ def find_functions_with(names: Iterable[str], parameter: str) -> list[str]:
 
 
 def load_function(name: str) -> RewardFunction:
-    """The function behind a name in REWARDS, a `package.module:function` or a `model:<hub id or folder>`.
+    """Return the function of a name in REWARDS, a `package.module:function` or a `model:<hub id or folder>`.
 
-    Raises ConfigError for a name that leads nowhere or to something that cannot take every column of a row, and
+    Raises ConfigError for a name without a function, or a function that cannot take every column of a row. Raises
     ModelError for an unusable reward model.
     """
     if name.startswith(MODEL_PREFIX):
@@ -73,6 +73,7 @@ def _import(name: str) -> RewardFunction:
 
 
 def _check_signature(name: str, function: Any) -> None:
+    """Raise ConfigError for what cannot be called as a reward function, or names a parameter by an old name."""
     remedy = "write it as def reward(completions, *, label, **columns) -> list[float]"
     if not callable(function):
         raise ConfigError(f"reward.functions: {name} is not callable", got=type(function).__name__, remedy=remedy)

@@ -1,4 +1,4 @@
-"""A sequence-classification model as a reward."""
+"""Reward by a sequence-classification model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from common.models.hub import require_hub
 
 
 class RewardModel:
-    """Scores what was asked and answered, on CPU, with the one output of a Hugging Face model.
+    """Scores question and answer, on a CPU, with the one output of a Hugging Face model.
 
     A tokenizer with a chat template reads them as a user and an assistant turn, any other as two lines. Raises
-    ModelError for a model that cannot be read, has not exactly one output, or comes without a trained head.
+    ModelError for a model that cannot be read, has not exactly one output, or has no trained head.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,7 +26,7 @@ class RewardModel:
             self.model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
         except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
             raise _unreadable(path, error) from error
-        if report["missing_keys"]:  # transformers would go on with random numbers
+        if report["missing_keys"]:  # transformers would make it of random numbers
             raise ModelError(
                 f"reward model {path} has no trained score head",
                 got=f"no weights for {', '.join(sorted(report['missing_keys']))}",
@@ -38,7 +38,7 @@ class RewardModel:
         self.model.eval()
 
     def __call__(self, completions: Sequence[str], *, problem: str, **columns: Any) -> Sequence[float]:
-        """(G,) one score a completion."""
+        """Return (G,) one score for each completion."""
         import torch
 
         texts = [self._text(problem, completion) for completion in completions]

@@ -1,4 +1,4 @@
-"""What reward functions need beside a completion, asked for before anything is started."""
+"""Whether reward functions get what they need beside a completion, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
 
 
 def _check_candidate_lists(name: str, config: Config, rows: Iterable[Outline]) -> None:
+    """Check that there is a thought before the answer, and a list of candidates in every row."""
     if config.data.mode not in MODES_WITH_THOUGHT:
         raise ConfigError(
-            f"reward {name} compares thoughts, and there is none before the answer: all of a group would earn the same",
+            f"reward {name} compares thoughts, and in this mode there is none before the answer",
             got=f"data.mode = {config.data.mode}",
             remedy=f"set data.mode to {' or '.join(MODES_WITH_THOUGHT)}, or leave {name} out of reward.functions",
         )

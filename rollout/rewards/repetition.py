@@ -1,4 +1,4 @@
-"""Penalty for saying the same thing again."""
+"""Penalty for repeating a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 def repetition_reward(
     completions: Sequence[str], *, token_ids: Sequence[Sequence[int]], repetition_ngram: int, **columns: Any
 ) -> Sequence[float]:
-    """(G,) minus the share of a completion's n-grams of tokens that stood in it before, n = `reward.repetition_ngram`.
+    """Return (G,) minus the share of a completion's n-grams that stood in it before, n = `reward.repetition_ngram`.
 
-    0 where nothing recurs, as in a completion of fewer than n tokens; towards -1 in an endless loop.
+    It is 0 where nothing recurs, and close to -1 in an endless loop. Tokens 1 2 3 1 2 3 have the 3-grams 123, 231, 312
+    and 123, one of four for the second time: -0.25.
     """
     return [_penalty(tuple(ids), repetition_ngram) for ids in token_ids]
 

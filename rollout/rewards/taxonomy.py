@@ -1,4 +1,4 @@
-"""Partial credit for a label that is near the right one in a tree of classes."""
+"""Partial reward for a label that is near the right one in a tree of classes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ def taxonomy_reward(
     aliases: Aliases = NO_ALIASES,
     **columns: Any,
 ) -> Sequence[float]:
-    """(G,) how near the strictly given candidate is to the label in the tree `data.taxonomy`: 1 for the label itself, 0
-    for what shares no class with it.
+    """Return (G,) how near the strictly given candidate is to the label in the tree `data.taxonomy`.
 
-    An answer out of the row's list earns 0, so that no class above the candidates can be named in their place; without
-    a list any class with none below it counts.
+    It is 1 for the label itself and 0 for what shares no class with it. An answer that the row does not list earns 0,
+    so that no class above the candidates can stand for them. Without a list every class with none below it counts.
     """
     known = dict.fromkeys([label, *(candidates(problem) or leaves(taxonomy))])
     given = [find_candidate(completion, known, mode=mode, aliases=aliases) for completion in completions]

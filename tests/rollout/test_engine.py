@@ -47,7 +47,7 @@ def tokens(found: list[Group]) -> list[list[tuple[int, ...]]]:
 def test_law_1_engine_and_learner_give_the_same_log_probs(
     fleet: RolloutFleet, policy: Policy, sampling: Sampling
 ) -> None:
-    """Fault 10 of the seed: sampling settings that the learner does not score with."""
+    """Fault 10: sampling settings that the learner does not score with."""
     policy.push(fleet, 0)
     prompts = [policy.prompt(n, size=size) for n, size in enumerate([(56, 56), (84, 140), (112, 56)])]
     found = groups(fleet, [request(prompt, sampling, seed=n) for n, prompt in enumerate(prompts)])
@@ -58,7 +58,7 @@ def test_law_1_engine_and_learner_give_the_same_log_probs(
 def test_law_1_holds_after_every_push_on_images_and_prompts_seen_before(
     fleet: RolloutFleet, policy: Policy, moved: str
 ) -> None:
-    """Fault 8 of the seed: cached image features, keys and values of the old weights; and a stale tied head."""
+    """Fault 8: cached image features, keys and values of the old weights; and a stale tied head."""
     prompts = [policy.prompt(n) for n in range(3)]
     requests = [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(prompts)]
     policy.push(fleet, 0)
@@ -140,7 +140,7 @@ def test_text_is_what_a_stream_of_the_tokens_would_show(fleet: RolloutFleet, pol
 
 
 def test_a_group_computes_its_prompt_once_but_for_the_last_block(fleet: RolloutFleet, policy: Policy) -> None:
-    """What `rollout.build` asks of vLLM's insides: blocks of 16 on CPU, and positions remembered."""
+    """By two patches of vLLM: blocks of 16 on a CPU, and positions that are computed once."""
     policy.push(fleet, 0)
     prompt = policy.prompt(0, size=(84, 140))
     (member,) = fleet.serving()

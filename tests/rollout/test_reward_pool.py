@@ -52,7 +52,7 @@ def dropped(outcomes: Sequence[ScoredGroup | FailedGroup]) -> dict[str, str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_prompt_is_graded_against_its_own_label(workers: int) -> None:
-    """Fault 5 of the seed: prompt B graded against the label of A as soon as there are two."""
+    """Fault 5: prompt B graded against the label of A as soon as there are two."""
     prompts, groups = batch(9)
     functions = {"accuracy": 2.0, "format": 0.5, f"{HERE}:prompt_number": 10.0}
     with open_pool(RewardConfig(functions=functions, workers=workers)) as pool:
@@ -113,7 +113,7 @@ def test_drop_names_the_function_and_scores_the_rest(function: str, reason: str,
 
 @pytest.mark.parametrize("function", ["nan_on_odd", "hangs_on_odd", "dies_on_odd"])
 def test_stop_names_the_function_and_the_prompt(function: str) -> None:
-    """Fault 13 of the seed: an error in a reward is never a silent 0."""
+    """Fault 13: an error in a reward is never a silent 0."""
     prompts, groups = batch(2)
     name = f"{HERE}:{function}"
     with open_pool(RewardConfig(functions={name: 1.0}, timeout_s=0.5)) as pool:

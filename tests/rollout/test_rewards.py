@@ -207,7 +207,7 @@ CLASSES = with_candidates("What?", ["cat", "dog"])
         ("marginal", {"mode": "think"}, with_candidates("What?", ["cat", "dog", "dog"]), "label 'cat' of"),
     ],
 )
-def test_what_a_function_lacks_is_refused_at_the_door(
+def test_what_a_function_lacks_is_refused_before_a_run(
     functions: str, changes: dict[str, Any], problem: str, words: str
 ) -> None:
     config = Config(reward=RewardConfig(functions={functions: 1.0}), data=DataConfig(**changes))
@@ -244,7 +244,7 @@ def test_functions_are_found_by_name_and_by_dotted_path() -> None:
         (":", ["cannot import"]),
     ],
 )
-def test_names_that_lead_nowhere_are_refused_at_the_door(name: str, words: list[str]) -> None:
+def test_names_that_lead_nowhere_are_refused_before_a_run(name: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         check_functions(RewardConfig(functions={name: 1.0}))
     for word in words:

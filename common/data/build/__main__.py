@@ -43,6 +43,7 @@ def _build_set(options: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def _open(options: argparse.Namespace) -> tuple[Collection, str]:
+    """Return the pictures of the source, and the question to ask about them."""
     if options.layout:
         collection, question = open_layout(options.layout, options.source)
     else:
@@ -51,7 +52,7 @@ def _open(options: argparse.Namespace) -> tuple[Collection, str]:
 
 
 def _plan(options: argparse.Namespace, collection: Collection, question: str) -> Plan:
-    """Raises ConfigError for options that do not go together."""
+    """Return what to make of the source. Raises ConfigError for options that do not go together."""
     if collection.test and options.test_fraction is not None:
         raise ConfigError(
             "--test-fraction is for a source without a test split",
@@ -81,7 +82,7 @@ def _plan(options: argparse.Namespace, collection: Collection, question: str) ->
 
 
 def _check_labels(collection: Collection, name: str) -> None:
-    """Say what the linter doubts. Raises DataError for labels that no question can list or no answer can give."""
+    """Print the linter's warnings. Raises DataError for labels that no question can list or no answer can give."""
     faults: list[tuple[str, BadRowError]] = []
     for label in collection.labels:
         try:
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", choices=sorted(LAYOUTS), help="SOURCE is the root of the data sets as CoOp lays them out")
     add("--out", type=Path, required=True, help="folder to write, new or empty")
     add("--shots", type=_number(1, none="all"), required=True, help="training pictures of each class, or all")
-    add("--seed", type=int, default=1, help="of pictures, lists and order (default 1)")
+    add("--seed", type=int, default=1, help="random seed of pictures, lists and order (default 1)")
     add(
         "--candidates",
         type=_policy,
@@ -126,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         help="classes a question lists: CLS-RL's rule (min(100, 0.4 K), all where that is under 30), all, or those "
         "most often confused with the right one (default cls_rl)",
     )
-    add("--confusion", type=Path, metavar="FILE", help="of hard: an evaluation's JSON or evaluations.jsonl")
-    add("--list-length", type=_number(2), metavar="N", help="of hard: classes a question lists")
+    add("--confusion", type=Path, metavar="FILE", help="for hard: an evaluation's JSON or evaluations.jsonl")
+    add("--list-length", type=_number(2), metavar="N", help="for hard: how many classes a question lists")
     add("--base-new", action="store_true", help="add base_train, base_test and new_test, by CoOp's rule")
     add("--test-fraction", type=_share, help="taken for test where the source has none (default 0.2; 0: none)")
     add("--question", help="asked about every picture, before the list")
@@ -143,14 +144,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _policy(text: str) -> str:
-    """A type of argparse: a word, for `choices` to check, unless it is the old name of one."""
+    """Return `text` for argparse to check, unless it is the old name of a policy."""
     if renamed := explain_renamed(f"--candidates {text}"):
         raise argparse.ArgumentTypeError(renamed)
     return text
 
 
 def _number(least: int, *, none: str | None = None) -> Callable[[str], int | None]:
-    """A type of argparse: whole numbers from `least` on, or the word that means no number."""
+    """Return a type for argparse: whole numbers from `least` on, or the word `none`, which means no number."""
 
     def number(text: str) -> int | None:
         if text == none:

@@ -1,4 +1,4 @@
-"""README.md of a set: what it holds, how it was made, and the hashes that say so."""
+"""The README.md of a set: what it holds, how it was made, and the hashes of its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEXT = """\
 def card(
     name: str, argv: Sequence[str], made: Mapping[str, Any], written: Mapping[str, Written], offered: Mapping[str, int]
 ) -> str:
-    """The card as text.
+    """Return the card as text.
 
     Args:
         argv: arguments of the command.

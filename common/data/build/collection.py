@@ -20,13 +20,13 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """For messages: train/cats/3.jpg."""
+        """The name for messages: train/cats/3.jpg."""
         return str(Path(self.root.name) / self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
-    """What a source holds."""
+    """The labelled pictures of a source."""
 
     labels: tuple[str, ...]  # each once, in the order of their ids
     train: tuple[Picture, ...]
@@ -37,7 +37,7 @@ class Collection:
 def collect(
     name: str, splits: Mapping[str, Sequence[Picture]], labels: Iterable[str], notes: Iterable[str] = ()
 ) -> Collection:
-    """The train and test pictures of `splits`, in the order of their paths. Others are left out, which a note says.
+    """Return the train and test pictures of `splits`, in the order of their paths; a note names splits left out.
 
     Raises DataError without a split to train on.
     """

@@ -27,13 +27,13 @@ class Layout:
     images: str  # below the folder; what split files name lies below this
     splits: str  # below the folder: a split file, or what the reader needs
     question: str = OBJECT_QUESTION
-    read: Callable[[Path, Path], tuple[Splits, list[str]]]  # (images, splits) -> pictures, labels by id
+    read: Callable[[Path, Path], tuple[Splits, list[str]]]  # (images, splits) -> pictures by split, labels by id
 
 
 def open_layout(name: str, root: Path) -> tuple[Collection, str]:
-    """The data set `name` of LAYOUTS, and the question asked about it.
+    """Return the data set `name` of LAYOUTS, and the question to ask about it.
 
-    Class ids that share one name become one label: an answer cannot tell them apart. A note says so.
+    Class ids that share one name become one label, because an answer cannot tell them apart. A note says so.
 
     Raises DataError where a part of the layout is missing or not as CoOp writes it.
     """
@@ -49,6 +49,7 @@ def open_layout(name: str, root: Path) -> tuple[Collection, str]:
         splits, labels = layout.read(images, splits_file)
     except (OSError, ValueError) as error:
         raise unreadable(splits_file, error) from error
+
     unique = list(dict.fromkeys(labels))
     shared = sorted({label for label in unique if labels.count(label) > 1}) if len(unique) < len(labels) else []
     notes = [f"{len(labels) - len(unique)} class ids share the name of another and are one label: {', '.join(shared)}"]
@@ -56,7 +57,7 @@ def open_layout(name: str, root: Path) -> tuple[Collection, str]:
 
 
 def _zhou(images: Path, file: Path) -> tuple[Splits, list[str]]:
-    """A split_zhou file: {split: [[path, id, name], ...]}."""
+    """Read a split_zhou file: {split: [[path, id, name], ...]}."""
     rows = TypeAdapter(dict[str, list[tuple[str, int, str]]]).validate_json(file.read_bytes())
     names: dict[int, str] = {}
     for _, number, name in (row for found in rows.values() for row in found):
@@ -69,7 +70,7 @@ def _zhou(images: Path, file: Path) -> tuple[Splits, list[str]]:
 
 
 def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
-    """variants.txt, a name a line in the order of ids, beside images_variant_{train,val,test}.txt of `number name`."""
+    """Read variants.txt, a name a line by id, and images_variant_{train,val,test}.txt of lines `number name`."""
     splits: Splits = {}
     for split in ("train", "val", "test"):
         pairs = _pairs(file.parent / f"images_variant_{split}.txt")
@@ -80,7 +81,7 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
 
 
 def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
-    """classnames.txt, `synset name` a line, beside images/{train,val}/synset. Ids follow the sorted synsets."""
+    """Read classnames.txt of lines `synset name`, beside images/{train,val}/synset. Ids follow the sorted synsets."""
     names = dict(_pairs(file))
     by_synset = {split: pictures for split, pictures in folder_splits(images).items() if split in ("train", "val")}
     synsets = sorted({picture.label for pictures in by_synset.values() for picture in pictures})
@@ -93,7 +94,7 @@ def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
 
 
 def _pairs(file: Path) -> list[tuple[str, str]]:
-    """First word and rest of every line."""
+    """Return the first word and the rest of every line."""
     pairs = [line.strip().partition(" ") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if nameless := [first for first, _, name in pairs if not name.strip()]:
         raise ValueError(f"{file.name} gives {nameless[0]} no name")

@@ -1,4 +1,4 @@
-"""From a collection to a finished folder: drawn, asked, written, described; all of it or nothing."""
+"""From a collection to a finished folder with all splits and the card, or to nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.labels.candidates import with_candidates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be made of a collection."""
+    """How a set is made of a collection."""
 
     name: str
     question: str
@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What was made."""
+    """The set that was made."""
 
     classes: int
     written: dict[str, Written]
@@ -68,7 +68,7 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
         raise DataError(f"{out} is there already", got="a file or folder with something in it", remedy="choose another")
     try:
         return _build(collection, plan, out, argv)
-    except OSError as error:  # pictures that cannot be read are no such errors
+    except OSError as error:  # of the folder: pictures that cannot be read raise DataError
         raise DataError(
             f"{out} cannot be written",
             got=error.strerror or error,
@@ -77,6 +77,7 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
 
 
 def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
+    """Write everything into a folder beside `out`, which becomes `out` once it is whole."""
     splits, notes = _draw(collection, plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -93,7 +94,7 @@ def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -
 
 
 def _draw(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[str]]:
-    """Splits by name, and notes."""
+    """Return the splits by name, and notes."""
     train, test = train_and_test(collection, plan.test_fraction)
     notes: list[str] = []
     if lacking := sorted(set(collection.labels) - {picture.label for picture in train}):
@@ -103,10 +104,11 @@ def _draw(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[st
         notes += few
     halves = {"train": shuffle(train, plan.seed, "train"), "test": shuffle(test, plan.seed, "test")}
     splits = {name: Split(pictures=found, labels=collection.labels) for name, found in halves.items() if found}
-    return splits | (dict(_halves(halves, collection.labels)) if plan.base_new else {}), notes
+    return splits | (dict(_halves_by_class(halves, collection.labels)) if plan.base_new else {}), notes
 
 
-def _halves(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterator[tuple[str, Split]]:
+def _halves_by_class(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterator[tuple[str, Split]]:
+    """Yield base_train, base_test and new_test, as far as they have pictures."""
     base, new = base_and_new(labels)
     for name, split, kept in (("base_train", "train", base), ("base_test", "test", base), ("new_test", "test", new)):
         known = set(kept)
@@ -115,7 +117,7 @@ def _halves(halves: dict[str, list[Picture]], labels: tuple[str, ...]) -> Iterat
 
 
 def _write(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
-    """Files by split, and notes."""
+    """Write every split. Return the files by split, and notes."""
     read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
     written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
     pictures = {picture for split in splits.values() for picture in split.pictures}

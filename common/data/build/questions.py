@@ -1,4 +1,4 @@
-"""Which classes a question lists: the candidate policies."""
+"""The candidate policies: which classes a question lists."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ _FEW, _SHARE, _MOST = 30, 0.4, 100
 
 
 def list_length(classes: int) -> int:
-    """CLS-RL's rule: 0.4 of the classes, at most 100, and all of them where that is under 30."""
+    """Return how many of `classes` a question lists by CLS-RL's rule.
+
+    It is 0.4 of the classes, at most 100; all of them where that is under 30: 397 -> 100, 100 -> 40, 47 -> 47.
+    """
     length = int(_SHARE * classes)
     return classes if length < _FEW else min(_MOST, length)
 
 
 def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None) -> Choose:
-    """(label, labels, draw) -> the labels a row offers, its own among them. A whole list keeps the labels' order.
+    """Return the function (label, labels, draw) -> the labels a row offers, its own among them.
+
+    A list of all labels keeps their order.
 
     Args:
-        confusions: of the `hard` policy.
-        length: of a `hard` list; by default as long as CLS-RL's, where that is shorter than the whole.
+        confusions: for the `hard` policy.
+        length: of a list of the `hard` policy; by default as long as CLS-RL's, where that is shorter than the whole.
     """
     if policy == "all":
         return lambda label, labels, draw: list(labels)
@@ -51,7 +56,7 @@ def _draw(label: str, labels: Sequence[str], draw: np.random.Generator) -> list[
 def _hard(
     label: str, labels: Sequence[str], draw: np.random.Generator, *, confusions: Confusions, length: int | None
 ) -> list[str]:
-    """The label and what it is most often taken for, or taken for it; chance decides among equals and fills up."""
+    """Return the label and those most often confused with it; chance decides among equals."""
     count = min(len(labels), length or min(_MOST, max(2, int(_SHARE * len(labels)))))
     others = [labels[row] for row in draw.permutation(len(labels)).tolist() if labels[row] != label]
     others.sort(key=lambda other: -confusions[frozenset((label, other))])
@@ -63,7 +68,7 @@ def _mix(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
 
 
 def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
-    """Confusions among `labels` out of an evaluation's `confusion`, [[label, answer, count], ...].
+    """Count the confusions among `labels` in an evaluation's `confusion`, [[label, answer, count], ...].
 
     Args:
         file: JSON of one evaluation or of the triples alone, or an evaluations.jsonl, of which the last step counts.
@@ -80,7 +85,7 @@ def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
         raise unreadable(file, error) from error
     if not counts:
         raise DataError(
-            f"{file} tells of no two labels of this set that were taken for each other",
+            f"{file} names no two labels of this set that were taken for each other",
             got=f"{len(triples)} entries, the first {triples[0] if triples else 'missing'}",
             remedy="evaluate on this set first, or choose another --candidates",
         )

@@ -1,4 +1,4 @@
-"""Image folders and lists of files as collections."""
+"""Image folders and lists of files, read as collections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Splits = dict[str, list[Picture]]
 
 
 def open_source(place: Path) -> Collection:
-    """A folder with a sub-folder a class, or a .csv or .jsonl list of files. Labels are sorted.
+    """Read a folder with a sub-folder for each class, or a .csv or .jsonl list of files. Labels are sorted.
 
     Raises DataError for anything else, and for lines of a list without a file name and a label.
     """
@@ -39,7 +39,7 @@ def open_source(place: Path) -> Collection:
 
 
 def folder_splits(place: Path) -> Splits:
-    """Pictures of a folder of class folders by split, labelled with the names of their folders."""
+    """Return the pictures of a folder of class folders by split, labelled with the names of their folders."""
     splits: Splits = {}
     for name, opener in class_folders(place, "").items():
         table = opener(name)
@@ -52,7 +52,7 @@ def folder_splits(place: Path) -> Splits:
 
 
 def _read_list(place: Path) -> Splits:
-    """Pictures of a list by split; paths are below the list's own folder."""
+    """Return the pictures of a list by split; paths are below the list's own folder."""
     splits: Splits = defaultdict(list)
     faults: list[tuple[str, BadRowError]] = []
     count = 0
@@ -70,7 +70,7 @@ def _read_list(place: Path) -> Splits:
 
 
 def _lines(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows with the numbers of their lines."""
+    """Yield the rows of a list with the numbers of their lines."""
     try:
         with place.open(encoding="utf-8-sig", newline="") as file:
             if place.suffix == ".csv":

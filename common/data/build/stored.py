@@ -1,4 +1,4 @@
-"""A picture as it is kept in a set: read to the end once, then its own bytes wherever they are PNG or JPEG."""
+"""Pictures as a set keeps them: their own bytes where these are PNG or JPEG, after one reading to the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEPT = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}  # MPO: a JPEG with anothe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Encoded bytes, and the size of the picture upright."""
+    """Encoded bytes, and the size of the picture when it is upright."""
 
     data: bytes
     width: int
@@ -24,18 +24,18 @@ class Stored:
 
 
 class Reader:
-    """Pictures to what is stored of them. A picture may be in two splits, and counts once; any number of threads."""
+    """Reads pictures for storing, in any number of threads. A picture in two splits counts once."""
 
     def __init__(self, *, max_side: int | None, max_megapixels: float) -> None:
-        """Pictures over `max_side` are scaled down to it, those over `max_megapixels` are faults."""
+        """Scale pictures over `max_side` down to it, and take those over `max_megapixels` for faults."""
         self._max_side, self._max_megapixels = max_side, max_megapixels
         self.rewritten: set[Picture] = set()
         self.faults: dict[Picture, BadRowError] = {}
 
     def __call__(self, picture: Picture) -> Stored | None:
-        """The file's bytes as they are; as PNG (JPEG where it was one) when it is another format or over `max_side`.
+        """Return the file's own bytes. Encode them anew when the format is another, or a side is over `max_side`.
 
-        None for what cannot be read to the end, and for a file outside the picture's root: it is among the faults.
+        Return None for what cannot be read to the end, or lies outside the picture's root: it is added to `faults`.
         """
         try:
             return self._read(picture)
@@ -50,8 +50,8 @@ class Reader:
         except OSError as error:
             raise BadRowError(f"cannot be read: {error.strerror}", remedy="make the file readable") from error
         pixels = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
-        with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            form = _KEPT.get(opened.format or "")
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            form = _KEPT.get(image.format or "")
         height, width = pixels.shape[:2]
         if form and (self._max_side is None or max(width, height) <= self._max_side):
             return Stored(data=data, width=width, height=height)

@@ -1,4 +1,4 @@
-"""Splits as parquet files: read by Rollcall, and by `datasets` with their pictures as pictures."""
+"""Splits as parquet files, which Rollcall reads, and `datasets` with the pictures as images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from common.data.build.collection import Picture
 from common.data.build.stored import Reader, Stored
 
-_ROWS = 256  # of one row group: what is held in memory at a time
+_ROWS = 256  # in one row group, which is held in memory
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A finished file."""
+    """A parquet file that is complete."""
 
     file: str
     rows: int
@@ -38,7 +38,7 @@ class Written:
 
 
 def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> Written:
-    """Write `<name>-00000-of-00001.parquet`, without the rows that are then among the reader's faults."""
+    """Write `<name>-00000-of-00001.parquet`, without the rows that the reader adds to its faults."""
     import pyarrow.parquet as pq
 
     file = folder / f"{name}-00000-of-00001.parquet"
@@ -51,6 +51,7 @@ def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> W
 
 
 def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]:
+    """Yield the cells of `_ROWS` rows at a time; their pictures are read in threads."""
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "read") as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
         for start in range(0, len(rows), _ROWS):
@@ -70,7 +71,7 @@ def _cells(row: Row, image: Stored) -> dict[str, Any]:
 
 
 def _schema() -> Any:
-    """Of the columns, with what tells `datasets` that `image` is one."""
+    """Return the schema of the columns; its metadata tells `datasets` that `image` holds images."""
     from datasets import Features, Value
     from datasets import Image as ImageFeature
 

@@ -20,7 +20,7 @@ def with_value(key: str, value: Any) -> Config:
     return Config.model_validate({section: {name: value}} if section else {name: value})
 
 
-def test_defaults_are_the_seeds_recipe() -> None:
+def test_defaults_are_the_recipe_of_cls_rl() -> None:
     config = Config()
     assert (config.rollout.prompts_per_step, config.rollout.group_size) == (16, 4)
     assert (config.learner.lr, config.learner.beta, config.learner.schedule) == (1e-6, 0.04, "linear")
@@ -104,7 +104,7 @@ FREE = {
     "reward": "max_drop_share timeout_s workers cpus_per_worker",
     "learner": "probe_gap cpus_per_rank gpus_per_rank start_timeout_s step_timeout_s",
     "weights": "transport bucket_mb timeout_s",
-    "evaluation": "every limit closed_set sets samples at",
+    "evaluation": "every limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by export",
     "tracking": "samples_every samples profile_steps",
     "cluster": "address device threads wait_for_resources_s",

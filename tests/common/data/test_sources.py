@@ -44,7 +44,7 @@ def test_digits_have_fixed_stratified_halves() -> None:
     assert not any(test[i].image.tobytes() in pictures for i in range(400))  # type: ignore[union-attr]
 
 
-def test_the_door_imports_nothing_heavy() -> None:
+def test_reading_data_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "ray", "datasets", "pyarrow", "sklearn", "pandas", "vllm", "deepspeed"]
     code = f"""
 import sys

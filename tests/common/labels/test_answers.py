@@ -121,7 +121,7 @@ def test_lenient_accepts_everything_that_strict_does(completion: str, label: str
     ],
 )
 def test_wrong_labels_the_seed_let_pass(given_answer: str, label: str) -> None:
-    """Faults 1 and 2 of the seed: labels compared as numbers, and as substrings."""
+    """Fault 1 and fault 2: labels compared as numbers, and as substrings."""
     assert not is_right(given_answer, label, mode="no_think")
     for mode in MODES:
         completion = WRITTEN[mode].format(answer=given_answer, thought=label)

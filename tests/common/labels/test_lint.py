@@ -1,4 +1,4 @@
-"""Every label the seed's metrics took for another is flagged here, and scores 0 under the strict metric."""
+"""Every label that CLS-RL's metrics took for another is flagged here, and scores 0 under the strict metric."""
 
 from __future__ import annotations
 

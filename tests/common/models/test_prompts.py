@@ -198,7 +198,7 @@ def test_pixel_limits_are_the_seeds_unless_set(folder: Path) -> None:
     assert image_size(ModelConfig(max_pixels=10000), qwen) == {"shortest_edge": 3136, "longest_edge": 10000}
     with pytest.raises(ModelError, match="above"):
         image_size(ModelConfig(max_pixels=1000), qwen)
-    with pytest.raises(ModelError, match="mean nothing"):
+    with pytest.raises(ModelError, match="have no effect"):
         image_size(ModelConfig(max_pixels=1000), FAMILIES["gemma3"])
     assert image_size(ModelConfig(), FAMILIES["gemma3"]) is None
 

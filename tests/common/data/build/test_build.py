@@ -1,4 +1,4 @@
-"""From pictures to a set on disk: the same bytes every time, read back by the door and by `datasets`, or nothing."""
+"""From pictures to a set on disk: the same bytes every time, read back by Rollcall and by `datasets`, or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door refuses, and how it says so."""
+"""Rows and images that are refused, and how the error says so."""
 
 from __future__ import annotations
 
