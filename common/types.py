@@ -226,7 +226,7 @@ class StepResult:
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:
-    """Return the seed of one request, a function of run, step and prompt alone: any engine draws the same tokens.
+    """Return the random seed of one request, by run, step and prompt alone: any engine draws the same tokens.
 
     vLLM samples completion k of a request with seed + k. Seeds of 48 bits keep the completions of two prompts apart:
 

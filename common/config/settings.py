@@ -55,7 +55,7 @@ def sections() -> frozenset[str]:
     return frozenset(key.partition(".")[0] for key in keys() if "." in key)
 
 
-class Section(NamedTuple):
+class SectionKeys(NamedTuple):
     """A section of the configuration, or the keys that stand in none."""
 
     name: str  # "" for these
@@ -63,13 +63,13 @@ class Section(NamedTuple):
     keys: Mapping[str, Schema]  # by dotted name
 
 
-def list_sections() -> list[Section]:
+def list_sections() -> list[SectionKeys]:
     """Return every section with its keys, in the order of declaration; first the keys that stand in none."""
     found = []
     for name in ("", *(name for name in Config.model_fields if name in sections())):
         model = Config.model_fields[name].annotation if name else Config
         own = {key: schema for key, schema in keys().items() if key.rpartition(".")[0] == name}
-        found.append(Section(name=name, about=model.__doc__ or "", keys=own))
+        found.append(SectionKeys(name=name, about=model.__doc__ or "", keys=own))
     return found
 
 

@@ -21,7 +21,7 @@ def sentences(text: str) -> list[str]:
 @pytest.mark.parametrize("key", keys())
 def test_every_key_is_described_in_short_sentences(key: str) -> None:
     text = describe(keys()[key])
-    assert text.endswith("."), f"{key} has no docstring in common/config/schema.py"
+    assert text.endswith("."), f"{key} has no docstring in common/config/sections.py"
     assert [one for one in sentences(text) if len(one.split()) > 20] == []
 
 

@@ -1,0 +1,301 @@
+"""The sections of the configuration: every key with its type, its default and a docstring that `--help` prints.
+
+Defaults are CLS-RL's recipe for a real model (Qwen2-VL-2B, 16 prompts, G=4, lr 1e-6, beta 0.04).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.labels.answers import Mode
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+FREE_ON_RESUME = "may change when a run is resumed: it says where the run runs or what it writes, not what it computes"
+T = TypeVar("T")
+Free = Annotated[T, FREE_ON_RESUME]  # marks a key, or a whole section; a key without this mark must stay as it was
+
+
+EMBEDDED_MODEL = "embedded:tiny"
+OBJECT_QUESTION = "What type of object is in the photo?"  # CLS-RL's, about most of its sets
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """The model that is trained."""
+
+    path: str = "Qwen/Qwen2-VL-2B-Instruct"
+    """Hub id or folder of a model that reads pictures. `embedded:tiny` is one of 0.6 M parameters, made here for the
+    data."""
+    revision: str | None = None
+    """Hub revision of the model; null is the newest. Pin it for a run that must be repeated."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the engines' weights and of the learner's forward pass. float32 for a CPU or for exact comparisons."""
+    min_pixels: Positive | None = None
+    """The processor scales a smaller image up to this many pixels. Only the Qwens have such limits; null is 3136."""
+    max_pixels: Positive | None = None
+    """The processor scales a larger image down to this many pixels. Only the Qwens have such limits; null is 401408.
+    Lower it for shorter prompts."""
+    freeze_vision: bool = False
+    """Do not train the vision tower and the projector. Their features are then computed once a picture and kept in
+    `data.cache_mb`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: half the memory for about 15 % more time."""
+
+
+class LoraConfig(Section):
+    """Adapters (LoRA) that are trained in place of the whole model: less memory, and no second model as reference."""
+
+    rank: NonNegative = 0
+    """Rank of the adapters; 0 trains the whole model."""
+    alpha: Positive = 32
+    """Scale of the adapters: what they add is multiplied by alpha / rank."""
+    targets: Literal["language", "language_and_vision"] = "language"
+    """Parts of the model in which every linear layer gets an adapter. Nothing else is trained."""
+
+
+class DataConfig(Section):
+    """The data that the model is trained and evaluated on."""
+
+    path: str = "embedded:digits"
+    """Training data: a hub name, a `save_to_disk` folder, a parquet file or folder, or `embedded:digits`. Also an image
+    folder, with a subfolder for each class."""
+    split: str = "train"
+    """Split of `path` to train on."""
+    eval_path: str | None = None
+    """Held-out data, in any of the forms of `path`; null is the same place as `path`."""
+    eval_split: str | None = "test"
+    """Held-out split; null evaluates nothing."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of `split` that is held out, stratified by label, where there is no held-out split. 0: `eval_split`."""
+    image_size: Positive | None = 384
+    """Every image is resized to a square of this many pixels a side (LANCZOS), as in CLS-RL. null keeps its size."""
+    mode: Mode = "no_think"
+    """Form of an answer. no_think: the bare label. think: a `<think>` block, then an `<answer>` block.
+    think_after_answer: `<answer>`, then `<reason>`. adaptive: the model chooses whether to think."""
+    template: str | None = None
+    """Your own wording of the prompt, which holds {problem} once; null is the mode's. The mode still decides the form
+    of an answer."""
+    aliases: dict[str, list[str]] = {}
+    """Other names that count as a label, as in {aeroplane: [airplane, plane]}."""
+    taxonomy: dict[str, str] = {}
+    """The class above each class, as in {cat: mammal, mammal: animal}, for reward `taxonomy`."""
+    question: str = OBJECT_QUESTION
+    """Question about every picture of an image folder, which carries none; the class list is added to it."""
+    reshuffle: Literal["none", "order", "draw"] = "none"
+    """Class list of a training question at each visit of its row. none: as it is. order: the same classes in a new
+    order. draw: as many classes of the split, drawn anew, with the right one. Held-out questions stay as they are."""
+    max_prompt_tokens: Positive = 2048
+    """Most tokens of a prompt, image tokens included. A longer prompt is refused by name, never cut."""
+    check_candidates: bool = True
+    """Refuse a row whose label is not in the list its question offers."""
+    max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
+    """A larger image is refused before it is decoded. Raise it for sound pictures that are larger."""
+    cache_mb: Free[NonNegative] = 512
+    """Host memory in MB for the decoded images of each split, and as much again for their processed features."""
+    timeout_s: Free[Seconds] = 600.0
+    """Seconds that the rows of a step may take to be read and processed. Raise it for a slow disk."""
+
+
+class RolloutConfig(Section):
+    """How completions are sampled."""
+
+    engines: Free[Positive] = 1
+    """vLLM engines that sample at the same time, each in a process of its own. Raise it to sample faster."""
+    prompts_per_step: Positive = 16
+    """P, the prompts of a step over all engines: one group each."""
+    group_size: Annotated[int, Field(ge=2)] = 4
+    """G, completions a prompt. An advantage needs at least two."""
+    max_completion_tokens: Positive = 1024
+    """Most tokens of a completion, end of turn included. Raise it where completions are cut."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softmax temperature of sampling and of the learner's log-probs. Higher explores more."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability; 1 keeps every token."""
+    top_k: NonNegative = 0
+    """Sample from this many of the likeliest tokens; 0 keeps every token."""
+    max_sequences: Free[Positive] = 256
+    """Completions that one engine decodes at the same time. Lower it where memory is short."""
+    kv_cache_mb: Free[Positive | None] = None
+    """KV cache of one engine in MB. null takes `gpu_memory_utilization` of a GPU, or 64 MB on a CPU."""
+    gpu_memory_utilization: Free[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    """Share of the GPU's memory that one engine may use. Lower it where a GPU is shared."""
+    cpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    """CPUs that one engine reserves in Ray; fractions share a core."""
+    gpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    """GPUs that one engine reserves in Ray; a fraction shares a GPU, 0 is for a CPU."""
+    max_restarts: Free[NonNegative] = 3
+    """Dead engines that are replaced over the whole run before it stops."""
+    start_timeout_s: Free[Seconds] = 900.0
+    """Seconds that an engine may take to start. Raise it for a large model on a slow disk."""
+    step_timeout_s: Free[Seconds] = 900.0
+    """An engine that gives no group for this many seconds counts as dead and is replaced."""
+
+
+class RewardConfig(Section):
+    """How completions are scored."""
+
+    functions: dict[str, float] = Field(default={"accuracy": 1.0}, min_length=1)
+    """Weight of each reward function. One is a name in `rollout.rewards.REWARDS` or a dotted path
+    `package.module:function`. `model:<hub id or folder>` is a sequence-classification reward model."""
+    normalise: Literal["sum", "each"] = "sum"
+    """What is compared with the mean and deviation of its group. sum: the weighted sum of the functions. each: every
+    function before it is weighted, so that one with a small spread counts as its weight says."""
+    length_target: Positive | None = None
+    """Tokens of a completion, end of turn included, that reward `length` wants."""
+    repetition_ngram: Positive = 3
+    """Length in tokens of the sequences that reward `repetition` counts as repeated."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """When a reward raises, or returns NaN, a wrong number of values or nothing: stop the run, or drop the group and
+    count it."""
+    max_drop_share: Free[Annotated[float, Field(ge=0, le=1)]] = 0.05
+    """Stop the run when more than this share of the groups dispatched so far was dropped."""
+    timeout_s: Free[Seconds] = 30.0
+    """Seconds that one function may take for one group."""
+    workers: Free[Positive] = 1
+    """Processes that score groups at the same time. Raise it for slow functions."""
+    cpus_per_worker: Free[Annotated[float, Field(ge=0)]] = 0.0
+    """CPUs that one of these processes reserves in Ray; 0 for functions that take almost no time."""
+
+
+class LearnerConfig(Section):
+    """How weights are updated."""
+
+    ranks: Positive = 1
+    """DeepSpeed data-parallel ranks, each a process. It must divide `rollout.prompts_per_step`."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """ZeRO stage. 0 partitions nothing, 1 the optimizer states, 2 gradients too, 3 parameters too: less memory a rank,
+    more communication."""
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    """What lies in host memory instead of the GPU's: optimizer states (ZeRO 1 to 3), or parameters too (ZeRO 3)."""
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak learning rate of AdamW. LoRA wants about ten times that of the whole model."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up. linear and cosine fall towards 0 at the end of the run."""
+    warmup_steps: NonNegative = 0
+    """Steps over which the learning rate climbs to its peak. Raise it where the first steps are unstable."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of AdamW's two moving averages, of the gradient and of its square."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's addition to the denominator, against division by zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Share of every weight, times the learning rate, that AdamW takes off at each step."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient over all ranks; a larger gradient is scaled down to it."""
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL to the frozen reference model; 0 keeps no reference. Raise it to stay closer to the first
+    model."""
+    tokens_per_pack: Positive = 1024
+    """Most tokens of a pack, the micro-batch of whole groups; a larger group is one alone. Lower it where memory is
+    short."""
+    attention: Literal["auto", "sdpa", "sparse", "flash", "flex"] = "auto"
+    """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention (GPU,
+    bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
+    logits_mb: Annotated[float, Field(gt=0)] = 512.0
+    """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
+    Lower it where memory is short."""
+    max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
+    """Stop when engine and learner disagree by more than this log-prob on any sampled token; null only reports it."""
+    probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
+    """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
+    in float32 and 0.5 in bfloat16."""
+    cpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    """CPUs that one rank reserves in Ray; fractions share a core."""
+    gpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    """GPUs that one rank reserves in Ray; 0 is for a CPU."""
+    start_timeout_s: Free[Seconds] = 900.0
+    """Seconds that all ranks may take to start. Raise it for a large model on a slow disk."""
+    step_timeout_s: Free[Seconds] = 1800.0
+    """Seconds that an optimizer step, or any other call of the ranks, may take."""
+
+
+class ExactConfig(Section):
+    """How `method: exact` learns from all candidates of a row."""
+
+    advantage: Literal["raw", "normalised"] = "normalised"
+    """raw follows the expected reward itself. normalised takes rewards less their mean over their deviation, as GRPO
+    does, and learns faster."""
+    sampled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a step's prompts that engines sample and GRPO learns from, which keeps free answers in line."""
+
+
+class WeightsConfig(Section):
+    """How new weights reach the engines."""
+
+    transport: Literal["object_store", "nccl"] = "object_store"
+    """Ray's object store works anywhere; nccl needs GPUs on both sides."""
+    bucket_mb: Positive = 256
+    """Most MB of weights that travel as one object or one broadcast; a larger tensor is one alone."""
+    timeout_s: Seconds = 600.0
+    """Seconds that the engines may take to load a version of the weights."""
+
+
+class EvaluationConfig(Section):
+    """Greedy decoding of the held-out rows: before the first step, every `every` steps, and after the last."""
+
+    every: NonNegative = 50
+    """Steps between evaluations; 0 evaluates only before and after."""
+    limit: Positive | None = None
+    """Evaluate only so many rows of each set, the first ones; null evaluates all."""
+    closed_set: bool | None = None
+    """Also choose the candidate with the highest log-prob, by the learner. null: in no-think mode, for sets in which
+    every question offers a list. true refuses a set in which one does not."""
+    sets: dict[str, str] = {}
+    """Further sets, evaluated at the same times, as in {cars: some/folder@test, new: "@new_test"}: PATH[@SPLIT], where
+    no path means a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
+    samples: NonNegative = 0
+    """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
+    pass_at_k: list[Positive] = []
+    """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
+
+
+class CheckpointConfig(Section):
+    """What is kept on disk to resume from and to use."""
+
+    every: NonNegative = 50
+    """Steps between checkpoints; 0 keeps none."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept, beside the best by `best_by`."""
+    best_by: str = "accuracy"
+    """Measure by which a checkpoint is the best. Of the held-out rows: accuracy, lenient, closed_set, macro_f1. Of
+    another set: `SET/accuracy`. Of base and new: H."""
+    export: bool | Literal["merged", "adapter"] = True
+    """Write the final weights in Hugging Face layout. true and merged: adapters merged into them. adapter: the adapter
+    alone, in PEFT's layout. false: nothing."""
+
+
+class TrackingConfig(Section):
+    """What is written about the run, beside metrics.jsonl and TensorBoard."""
+
+    samples_every: NonNegative = 10
+    """Steps between kept samples (prompt, image, completions, rewards)."""
+    samples: Positive = 2
+    """Groups that are kept each time, beside those of highest and lowest reward."""
+    profile_steps: tuple[NonNegative, NonNegative] | None = None
+    """First step, and the one after the last, of which every process writes a torch trace into the run's `profile/`.
+    `--profile steps=3:5` sets it."""
+
+
+class ClusterConfig(Section):
+    """Where the run runs."""
+
+    address: str | None = None
+    """Ray address. null: RAY_ADDRESS if set (as under `ray job submit`), else a cluster of its own on this machine."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Device of every engine and every rank."""
+    threads: Positive = 1
+    """OMP threads of each process. Processes whose threads share cores run 5 to 15 times slower."""
+    wait_for_resources_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to wait for nodes to join before the run says what is missing; for autoscaling clusters."""
