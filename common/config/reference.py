@@ -8,8 +8,8 @@ _HEAD = """\
 # Configuration reference
 
 Every key with what it takes, its default and what it does. `python -m common.config.reference` writes this page from
-the docstrings of `common/config/sections.py`; `python -m learner.main --help` prints the same. The defaults hold under a
-recipe of your own: without `--config` the recipe `deploy/recipes/digits.yaml` changes some of them.
+the docstrings in `common/config/sections.py`; `python -m learner.main --help` prints the same. These defaults hold
+under a recipe of your own. Without `--config` the recipe `deploy/recipes/digits.yaml` changes some of them.
 """
 
 

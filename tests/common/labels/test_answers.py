@@ -120,7 +120,7 @@ def test_lenient_accepts_everything_that_strict_does(completion: str, label: str
         ("7/1", "7"),
     ],
 )
-def test_wrong_labels_the_seed_let_pass(given_answer: str, label: str) -> None:
+def test_wrong_labels_that_cls_rl_let_pass(given_answer: str, label: str) -> None:
     """Fault 1 and fault 2: labels compared as numbers, and as substrings."""
     assert not is_right(given_answer, label, mode="no_think")
     for mode in MODES:
@@ -197,7 +197,7 @@ def test_a_label_that_holds_tag_text_can_never_be_won_in_think_mode() -> None:
         ("cat", "tiger", False),
     ],
 )
-def test_lenient_is_the_seeds_evaluation(completion: str, label: str, right: bool) -> None:
+def test_lenient_is_the_evaluation_of_cls_rl(completion: str, label: str, right: bool) -> None:
     assert is_right(completion, label, mode="think", variant="lenient") == right
 
 

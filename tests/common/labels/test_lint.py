@@ -32,7 +32,7 @@ def one(labels: Sequence[str], words: str, *, lists: Sequence[Sequence[str]] = (
 
 
 @pytest.mark.parametrize(("one_label", "other", "words"), SEEDS)
-def test_pairs_the_seed_took_for_equal_are_flagged_and_score_nothing(one_label: str, other: str, words: str) -> None:
+def test_pairs_that_cls_rl_took_for_equal_are_flagged_and_score_nothing(one_label: str, other: str, words: str) -> None:
     finding = one([one_label, other, "zebra"], words)
     assert not finding.stops and len(finding.cases) == 1
     assert repr(one_label) in finding.cases[0] and repr(other) in finding.cases[0]

@@ -93,7 +93,7 @@ def rows(*pairs: tuple[str, tuple[int, int] | None]) -> ExampleSource:
         ),
     ],
 )
-def test_templates_are_the_seeds_and_its_papers(processor: Qwen2VLProcessor, mode: str, tail: str) -> None:
+def test_templates_are_those_of_cls_rl_and_its_paper(processor: Qwen2VLProcessor, mode: str, tail: str) -> None:
     assert TEMPLATES[mode].format(problem="{x}?") == "{x}?" + tail
     data = DataConfig.model_validate({"mode": mode})
     text = processor.tokenizer.decode(PromptEncoder(processor, data).encode(example("{x}?")).text_ids)
@@ -125,7 +125,7 @@ def test_a_template_of_the_users_replaces_the_modes(processor: Qwen2VLProcessor)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (8, 8), (100, 300), (301, 97), (400, 400)])
-def test_seed_fault_4_ids_grid_and_pixels_come_from_one_processor(
+def test_fault_4_ids_grid_and_pixels_come_from_one_processor(
     processor: Qwen2VLProcessor, size: tuple[int, int]
 ) -> None:
     data = DataConfig()
@@ -144,7 +144,7 @@ def test_seed_fault_4_ids_grid_and_pixels_come_from_one_processor(
     PromptEncoder(processor, limit).check(rows((PROBLEM, size)))  # the length is known without the pixels
 
 
-def test_seed_fault_3_a_prompt_over_the_limit_is_refused_not_cut(processor: Qwen2VLProcessor) -> None:
+def test_fault_3_a_prompt_over_the_limit_is_refused_not_cut(processor: Qwen2VLProcessor) -> None:
     whole = PromptEncoder(processor, DataConfig()).encode(example())
     short = PromptEncoder(processor, DataConfig(max_prompt_tokens=len(whole.token_ids) - 1))
     with pytest.raises(DataError, match=f"prompt of {len(whole.token_ids)} tokens is over"):
@@ -189,7 +189,7 @@ def test_pixel_limits_take_effect_on_both_image_processors(folder: Path, kind: s
     assert encoder.encode(example(size=(400, 400))).features["image_grid_thw"].tolist() == [[1, 10, 10]]
 
 
-def test_pixel_limits_are_the_seeds_unless_set(folder: Path) -> None:
+def test_pixel_limits_are_those_of_cls_rl_unless_set(folder: Path) -> None:
     assert load_processor(ModelConfig(path=str(folder))).image_processor.size == {
         "shortest_edge": 3136,
         "longest_edge": 401408,

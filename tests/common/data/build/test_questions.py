@@ -21,12 +21,12 @@ TRIPLES = [["a", "b", 5], ["c", "a", 3], ["a", "a", 90], ["a", "", 40], ["d", "e
 @pytest.mark.parametrize(
     ("classes", "length"), [(2, 2), (47, 47), (74, 74), (75, 30), (101, 40), (196, 78), (397, 100), (1000, 100)]
 )
-def test_the_seeds_list_length(classes: int, length: int) -> None:
+def test_list_length_by_the_rule_of_cls_rl(classes: int, length: int) -> None:
     assert list_length(classes) == length
 
 
 @given(st.integers(2, 300), st.integers(0, 3))
-def test_the_seeds_rule_always_holds_the_truth(classes: int, seed: int) -> None:
+def test_the_rule_of_cls_rl_always_lists_the_label(classes: int, seed: int) -> None:
     labels = [f"class {number}" for number in range(classes)]
     choose = chooser("cls_rl", confusions=None, length=None)
     for label in labels[:: max(1, classes // 5)]:
