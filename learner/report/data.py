@@ -25,11 +25,11 @@ Curve = npt.NDArray[np.float64]  # (S,) one value a step, NaN where none was mea
 FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 RESULTS = "evaluation.json"  # what `learner.evaluate` leaves
 _COLUMNS = (
-    *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "all_equal_share"),
+    *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "zero_std_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
-_OF_SAMPLES = ("all_equal_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
+_OF_SAMPLES = ("zero_std_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
 _KINDS = 40  # kinds of events, and reward functions, before the rest is only counted
 
 

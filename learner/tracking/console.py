@@ -61,7 +61,7 @@ class LineConsole:
         cells = [
             f"step={record.step + 1:>{width}}/{self._steps}",
             f"reward={record.reward:<6.3f}",
-            f"equal={record.all_equal_share:<4.2f}",
+            f"zero-std={record.zero_std_share:<4.2f}",
             f"kl={record.kl:<6.4f}",
             f"entropy={record.entropy:<5.3f}",
             f"grad={record.grad_norm:<5.2g}",

@@ -152,7 +152,7 @@ class LiveConsole:
 def _numbers(record: StepRecord, history: History, width: int) -> Table:
     """Twelve numbers in four columns (three on a narrow screen)."""
     cells = {
-        "all-equal": f"{record.all_equal_share:.0%}",
+        "zero-std": f"{record.zero_std_share:.0%}",
         "KL": f"{record.kl:.4f}",
         "entropy": f"{record.entropy:.3f}",
         "grad norm": f"{record.grad_norm:.3g}",

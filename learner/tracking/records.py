@@ -25,7 +25,7 @@ class StepRecord:
     kl: float
     loss: float
     entropy: float
-    all_equal_share: float  # groups of two or more whose rewards are all equal: they teach nothing
+    zero_std_share: float  # groups of two or more whose rewards are all equal: they teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float

@@ -78,7 +78,7 @@ def test_the_live_panel_fits(width: int) -> None:
     text = "\n".join(lines)
     assert "\x1b[2J" not in text and "\\x1b[2J[red]seven" in text
     assert "engine-5" in text and "engine-1" not in text  # the last four
-    for name in ("held-out", "reward", "all-equal", "KL", "entropy", "grad norm", "lr", "gap", "restarts   1"):
+    for name in ("held-out", "reward", "zero-std", "KL", "entropy", "grad norm", "lr", "gap", "restarts   1"):
         assert name in text
     assert width < 80 or "of 0.6" in text  # the legend is whole
 
