@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> Request:
     """Arguments (without the program's name) to a configuration for each model. `--help` prints and exits.
 
     Raises:
-        ConfigError: for what `common.config.cli.parse` refuses, no model, or more answers than a file of CLS-RL's holds.
+        ConfigError: for what `common.config.cli.parse` refuses, no model, or more than one file of CLS-RL holds.
         ModelError: a run has no export that can be evaluated.
     """
     own, rest = _split(argv)
