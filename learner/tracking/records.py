@@ -67,6 +67,18 @@ class StepRecord:
         return row | {f"share/{stage}": share for stage, share in self.shares.items()}
 
 
+def list_unmeasured(*, samples: bool, reference: bool) -> frozenset[str]:
+    """Return the columns of a record that read 0 because nothing is measured there, and are not shown.
+
+    Args:
+        samples: engines sample at least part of what is learnt. Else there are no groups of equal rewards, no log-probs
+            of an engine to compare with and no answers cut for length.
+        reference: there is a reference policy. Else there is no KL to it.
+    """
+    of_samples = ("zero_std_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
+    return frozenset((*(() if samples else of_samples), *(() if reference else ("kl",))))
+
+
 @dataclass(slots=True)
 class History:
     """What the run has shown so far, over every start of it."""

@@ -43,7 +43,7 @@ HOSTILE = "\x1b[2J[red]seven[/red]\n\r\u200b\u202e"
 def test_hostile_text_is_escaped() -> None:
     assert printable(HOSTILE) == "\\x1b[2J[red]seven[/red]\\n\\r\\u200b\\u202e"
     assert printable("Größe 七") == "Größe 七"
-    assert sample_line(scored(("seven", "seven", "a\nb"))) == "train/17 label seven: seven x2 · a\\nb x1"
+    assert sample_line(scored(("seven", "seven", "a\nb"))) == "sampled train/17 label seven: seven x2 · a\\nb x1"
     assert event_line("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
 
 
@@ -108,4 +108,4 @@ def test_clock_and_an_ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     open_console(CONFIG).sample(scored(("七",)))
     sys.stdout.flush()
-    assert raw.getvalue() == b"sample train/17 label seven: ? x1\n"
+    assert raw.getvalue() == b"sampled train/17 label seven: ? x1\n"
