@@ -23,7 +23,7 @@ def closing_block(
         "accuracy": _describe_accuracy(summary),
         "time": f"{minutes} min {seconds:02} s, of which start-up {summary.startup_seconds:.0f} s",
         "speed": f"{summary.completions_per_second:.0f} {_learnt(config)}/s",
-        "log-prob gap": describe_gap(config, summary),
+        "log-prob gap": _describe_gap(config, summary),
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
         "report": str(folder.shown / report.name) if report else "not written",
         "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
@@ -38,7 +38,7 @@ def closing_block(
     return ["", head, *(f"  {name:<13} {value}" for name, value in rows.items())]
 
 
-def describe_gap(config: Config, summary: Summary) -> str:
+def _describe_gap(config: Config, summary: Summary) -> str:
     """Say how far engine and learner were apart at most: `3.0e-06 at most, engine to learner`."""
     if not (config.sampled_prompts and summary.steps):
         return "nothing was sampled to learn from; the gaps of the parity probe are in events.jsonl"

@@ -8,13 +8,12 @@ from typing import Any
 import yaml
 
 from common.config.schema import Config
-from learner.tracking.closing import describe_gap
 from learner.tracking.records import Summary
 
 _FINE_TUNED = {
     "grpo": "fine-tuned with GRPO",
     "exact": "fine-tuned with the exact gradient of the expected reward over listed candidates",
-    "sft": "fine-tuned on labels (SFT)",
+    "sft": "fine-tuned with supervised learning of labels (SFT)",
 }
 
 
@@ -29,6 +28,9 @@ def make_model_card(config: Config, summary: Summary) -> str:
     """Return the card of the weights that a run exported, as Markdown with a YAML head."""
     base, data = _public(config.model.path), _public(config.data.path)
     revision = f" at revision `{config.model.revision}`" if config.model.revision else ""
+    method = _FINE_TUNED[config.method]
+    if config.sampled_prompts and config.method != "grpo":
+        method = f"{method}, and GRPO,"
     adapters = f", by adapters of rank {config.lora.rank} (LoRA)" if config.lora.rank else ""
     size = config.data.image_size
     return f"""---
@@ -36,7 +38,7 @@ def make_model_card(config: Config, summary: Summary) -> str:
 
 # {config.name}
 
-`{base}`{revision}, {_FINE_TUNED[config.method]}{adapters} on `{data}` (split `{config.data.split}`) by Rollcall.
+`{base}`{revision}, {method}{adapters} on `{data}` (split `{config.data.split}`) by Rollcall.
 
 | held-out accuracy, greedy | |
 |---|---|
@@ -46,8 +48,7 @@ def make_model_card(config: Config, summary: Summary) -> str:
 - Trained for {summary.steps} steps ({summary.outcome}). Each step learns from {_describe_step(config)}.
 - Learning rate {config.learner.lr:g}; {_describe_kl(config)}.
 - Images {f"are resized to {size}x{size}" if size else "keep their size"}; prompts are in `{config.data.mode}` mode.
-- Log-probs of engine and learner: {describe_gap(config, summary)}.
-- Configuration `{summary.config_hash}`, source `{summary.git_sha}`.
+{_describe_gap(config, summary)}- Configuration `{summary.config_hash}`, source `{summary.git_sha}`.
 """
 
 
@@ -74,6 +75,13 @@ def _describe_step(config: Config) -> str:
         by = " by GRPO" if given else ""
         parts.append(f"{sampled} prompts with {config.rollout.group_size} sampled completions each{by}")
     return " and ".join(parts)
+
+
+def _describe_gap(config: Config, summary: Summary) -> str:
+    """Write the line on engine and learner; none where nothing was sampled to compare."""
+    if not config.sampled_prompts:
+        return ""
+    return f"- Largest log-prob difference between engine and learner: {summary.max_logprob_gap:.1e}.\n"
 
 
 def _describe_kl(config: Config) -> str:

@@ -28,7 +28,15 @@ from tests.helpers.fake_run import record, scored
 from tests.learner.tracking.test_model_card import SUMMARY
 
 # What each text may say, as patterns: of sampled completions, of candidates, of labels, of a KL.
-SAMPLED = ("GRPO", r"\bgrpo\b", "4 sampled completions", "at most, engine to learner", "^sampled train/17", "seven x2")
+SAMPLED = (
+    "GRPO",
+    r"\bgrpo\b",
+    "4 sampled completions",
+    "at most, engine to learner",
+    "difference between engine and learner",
+    "^sampled train/17",
+    "seven x2",
+)
 SAMPLED_NUMBERS = ("zero-std", r"\bgap(=| +[0-9])", "truncated")
 NONE_SAMPLED = ("nothing was sampled to learn from", "given answers/s")
 ALL_SAMPLED = ("[0-9] completions/s",)
