@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
-REFUSED = 2  # exit code of a command that refuses what it was given
-
 
 class RollcallError(Exception):
     """An error a user can act on.
@@ -73,13 +68,3 @@ class DeadlineError(RollcallError):
 
 class LearnerError(RollcallError):
     """Training diverged: the loss or the gradient is not a finite number."""
-
-
-def run_command(work: Callable[[], object]) -> int:
-    """Do the work of a command line and return its exit code: 0, or REFUSED once a RollcallError is printed."""
-    try:
-        work()
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0

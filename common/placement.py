@@ -48,12 +48,13 @@ def reserve(bundles: Sequence[Mapping[str, float]], *, strategy: str, what: str,
 
     asked = [_without_zeros(bundle) for bundle in bundles]
     held: dict[str, float] = ray.cluster_resources()
+    whole = f"{what}: {len(asked)} x {asked[0]}, placed {strategy}"
     too_small = any(amount > held.get(name, 0.0) for name, amount in _sum_resources(asked).items())
     if timeout_s == 0 and too_small:
-        raise _describe_shortage(asked, strategy, what)
+        raise describe_shortage(whole, _sum_resources(asked))
     group: PlacementGroup = placement_group(asked, strategy=strategy)
     if not group.wait(max(timeout_s, GRANT_S)):
-        shortage = _describe_shortage(asked, strategy, what)
+        shortage = describe_shortage(whole, _sum_resources(asked))
         remove_placement_group(group)
         raise shortage
     return group
@@ -68,16 +69,18 @@ def _sum_resources(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
 
 
-def _describe_shortage(bundles: Sequence[Mapping[str, float]], strategy: str, what: str) -> PlacementError:
+def describe_shortage(what: str, needed: Mapping[str, float]) -> PlacementError:
+    """Make the error of a cluster that cannot hold `what`, with every number of {"CPU": 20.5, "GPU": 0.0}."""
     import ray
 
     there: dict[str, float] = ray.cluster_resources()
     free: dict[str, float] = ray.available_resources()
     return PlacementError(
-        f"the cluster cannot hold {what}: {len(bundles)} x {dict(bundles[0])}, placed {strategy}",
-        got=", ".join(
+        f"the cluster cannot hold {what}",
+        got="; ".join(
             f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}"
-            for name, amount in _sum_resources(bundles).items()
+            for name, amount in needed.items()
         ),
-        remedy="ask for less, add nodes, or give nodes time to join with cluster.wait_for_resources_s",
+        remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
+        "add nodes, or let cluster.wait_for_resources_s wait for them",
     )

@@ -14,8 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RollcallError
-from learner.main import FAILED, REFUSED
+from common.command import run_command
 
 if TYPE_CHECKING:
     from common.config.schema import Config
@@ -98,10 +97,9 @@ def _print_event(kind: str, **fields: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 stopped by a signal."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by a signal."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = REFUSED
-    try:
+    with run_command() as command:
         from learner.driver.preflight.evaluation import read_target
         from learner.evaluation.args import parse
 
@@ -109,14 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         models = asked.models.items()
         targets = [read_target(config, name, held_out=asked.held_out, say=print) for name, config in models]
         with _open_folder(targets[0].config, asked.out) as folder:
-            code = FAILED
+            command.begin_work()
             evaluate(targets, folder, cls_rl_file=asked.cls_rl_file)
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
+    return command.exit_code
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from common.command import raise_terminated, run_command
 from common.config import cli
-from common.errors import RollcallError
 
 if TYPE_CHECKING:
     from common.config.schema import Config
     from learner.driver.run import Run
-
-REFUSED, FAILED = 2, 1
 
 
 def train(run: Run) -> None:
@@ -46,9 +43,8 @@ def train(run: Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused at the door, 130 Ctrl-C, 143 SIGTERM."""
-    code = REFUSED
-    try:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 Ctrl-C, 143 SIGTERM."""
+    with run_command() as command:
         invocation = cli.parse(sys.argv[1:] if argv is None else argv)
         if invocation.print_config:
             print(cli.dump(invocation.config), end="")
@@ -58,20 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _plan(invocation.config)
         else:
             with _open_run(invocation.config) as run:
-                code = FAILED
+                command.begin_work()
                 train(run)
-    except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Terminated:
-        return 128 + signal.SIGTERM
-    except SystemExit as leaving:  # ray.init answers signals itself until it is done
-        if leaving.code != signal.SIGTERM:
-            raise
-        return 128 + signal.SIGTERM
-    return 0
+    return command.exit_code
 
 
 def _dry_run(config: Config) -> None:
@@ -97,7 +82,7 @@ def _plan(config: Config) -> None:
 @contextmanager
 def _open_run(config: Config) -> Iterator[Run]:
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, raise_terminated)
     from learner.driver.open_run import open_run
     from learner.driver.preflight.run_inputs import run_preflight
     from learner.storage.run_folder import RunFolder
@@ -106,14 +91,6 @@ def _open_run(config: Config) -> Iterator[Run]:
         print(f"run folder: {folder.shown}", flush=True)
         with open_run(run_preflight(config, say=print), folder, started=started) as run:
             yield run
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived: unwind and close everything, as Ctrl-C does."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 if __name__ == "__main__":

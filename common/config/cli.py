@@ -25,7 +25,6 @@ class Invocation:
     dry_run: bool  # resolve and check everything, place nothing
     print_config: bool  # print the configuration and stop
     plan: bool  # print the memory it would take and stop
-    recipes: tuple[Path, ...]  # in the order they were merged
 
 
 def parse(argv: Sequence[str]) -> Invocation:
@@ -63,7 +62,6 @@ def parse(argv: Sequence[str]) -> Invocation:
         dry_run="--dry-run" in flags,
         print_config="--print-config" in flags,
         plan="--plan" in flags,
-        recipes=tuple(recipes) or (DEFAULT_RECIPE,),
     )
 
 

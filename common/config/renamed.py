@@ -10,6 +10,7 @@ RENAMED: Mapping[str, str] = {
     "evaluation.at": "evaluation.pass_at_k",
     # Options of other commands, with their values.
     "--candidates seed": "--candidates cls_rl",  # of common.data.build
+    "--seed-format": "--cls-rl-format",  # of learner.evaluate
     # Parameters of a user's own reward function.
     "beliefs": "candidate_probabilities",
 }

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
+from common.command import run_command
 from common.config.schema import DataConfig, ModelConfig
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load
 from common.data.table import UNNAMED
-from common.errors import ConfigError, run_command
+from common.errors import ConfigError
 from common.labels.answers import Mode
 from common.labels.candidates import candidates
 from common.labels.lint import Finding, lint, settle
@@ -32,12 +33,10 @@ def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Se
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
     options = _parser().parse_args(argv)
-    return run_command(lambda: _lint_all(options))
-
-
-def _lint_all(options: argparse.Namespace) -> None:
-    for place in options.places:
-        _lint_place(place, options)
+    with run_command() as command:
+        for place in options.places:
+            _lint_place(place, options)
+    return command.exit_code
 
 
 def _lint_place(place: str, options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.config.schema import ClusterConfig, Config
 from common.errors import PlacementError
+from common.placement import describe_shortage
 from learner.driver.autoscaler import bundles
 
 _LOCAL = "local"
@@ -74,13 +75,4 @@ def require(needed: Mapping[str, float], *, wait_s: float) -> None:
         if time.monotonic() >= deadline:
             break
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-    total = ray.cluster_resources()
-    raise PlacementError(
-        "the cluster cannot hold this run",
-        got="; ".join(
-            f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {total.get(name, 0.0):g}"
-            for name, amount in needed.items()
-        ),
-        remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
-        "add nodes, or let cluster.wait_for_resources_s wait for them",
-    )
+    raise describe_shortage("this run", needed)

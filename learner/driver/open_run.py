@@ -103,7 +103,9 @@ def _start_parts(
         feed=feed,
         offline=OfflineGroups(config, model.closed_set),
         vision_cache=VisionCache(learner, cache_bytes=config.data.cache_mb << 20) if model.caches_vision else None,
-        checkpoints=Checkpointer(store, every=config.checkpoint.every, on_event=tracker.event),
+        checkpoints=Checkpointer(
+            store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
+        ),
         profiler=Profiler(config, folder.path / "profile", (fleet, learner)),
     )
 

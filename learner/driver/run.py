@@ -202,5 +202,4 @@ class Run:
             config=self.config,
             stream=asdict(self.feed.state()),
             counts=self.ledger.counts(),
-            best_accuracy=self.tracker.history.best[1] if self.tracker.history.best else None,
         )

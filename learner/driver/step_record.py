@@ -46,7 +46,7 @@ def step_record(
         rewards=_means_by_name(scored, weights),
         reward=fmean(_expected(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
-        all_equal_share=fmean(is_zero_std(item, config.reward) for item in scored),
+        zero_std_share=fmean(is_zero_std(item, config.reward) for item in scored),
         thinking=_thinking(scored, config.data),
         loss=result.loss,
         kl=result.kl,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import cli
+from common.config.renamed import explain_renamed
 from common.config.schema import Config, LoraConfig
 from common.data.places import split_place
 from common.errors import ConfigError, ModelError
@@ -15,19 +16,22 @@ from common.errors import ConfigError, ModelError
 USAGE = """\
 python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECIPE] [KEY=VALUE ...]
 
-  --model M        a run folder (its export, under the run's own configuration unless a
-                   recipe is given), a Hugging Face folder or hub id, embedded:tiny
-  --data PLACE     a set to evaluate on, as data.path takes it, and its split; @SPLIT alone
-                   is one of data.path's; by default what the configuration evaluates.
+  --model M        the model: a run folder (its export, under the run's own configuration
+                   unless a recipe is given), a Hugging Face folder or hub id, embedded:tiny
+  --data PLACE     the set: a place as data.path takes it, and its split; @SPLIT alone is a
+                   split of data.path. By default what the configuration evaluates.
                    With sets named base and new (base_test and new_test are) H is reported
-  several --model and several --data make a matrix
-  --samples N      sample N answers a row too: pass@k and majority@k (evaluation.pass_at_k says k)
-  --closed-set     insist on closed-set accuracy; --no-closed-set leaves it out
-  --out FOLDER     by default runs/<date>-evaluate
-  --seed-format F  of one model and one set, also the JSON that CLS-RL's evaluation writes
-  --config, KEY=VALUE  as python -m learner.main takes them
+  several --model and several --data are evaluated each with each
+  --samples N      also sample N answers to each row, for pass@k and majority@k at the k of
+                   evaluation.pass_at_k
+  --closed-set     refuse a set without closed-set accuracy; --no-closed-set leaves it out
+  --out FOLDER     where to write; by default runs/<date>-evaluate
+  --cls-rl-format FILE
+                   also write the JSON of CLS-RL's evaluation, for one model and one set
+  --config RECIPE, KEY=VALUE
+                   as python -m learner.main takes them
 """
-_VALUED = ("--model", "--data", "--out", "--seed-format", "--samples")
+_VALUED = ("--model", "--data", "--out", "--cls-rl-format", "--samples")
 _OF_BASE_TO_NEW = {"base_test": "base", "new_test": "new"}
 
 
@@ -45,21 +49,21 @@ def parse(argv: Sequence[str]) -> Request:
     """Arguments (without the program's name) to a configuration for each model. `--help` prints and exits.
 
     Raises:
-        ConfigError: for what `common.config.cli.parse` refuses, no model, or more than the seed's format can hold.
+        ConfigError: for what `common.config.cli.parse` refuses, no model, or more than one file of CLS-RL holds.
         ModelError: a run has no export that can be evaluated.
     """
     own, rest = _split(argv)
     sets = _name_sets(own["--data"])
     if not own["--model"]:
         raise ConfigError("no model is named", got=" ".join(argv) or "no arguments", remedy="pass --model M")
-    if own["--seed-format"] and len(own["--model"]) * len(sets) != 1:
+    if own["--cls-rl-format"] and len(own["--model"]) * len(sets) != 1:
         raise ConfigError(
-            "--seed-format holds the answers of one model to one set",
+            "--cls-rl-format holds the answers of one model to one set",
             got=f"{len(own['--model'])} models and {len(sets)} sets",
             remedy="pass one --model and one --data",
         )
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
-    out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--seed-format"))
+    out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
     models = {name: _config(name, rest, sets) for name in own["--model"]}
     return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
 
@@ -73,6 +77,8 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         if word in ("-h", "--help"):
             print(USAGE, end="")
             raise SystemExit(0)
+        if flag.startswith("--") and (renamed := explain_renamed(flag)):
+            raise ConfigError(renamed, got=word, remedy="write the new name")
         if word in ("--closed-set", "--no-closed-set"):
             rest.append(f"evaluation.closed_set={'false' if word.startswith('--no') else 'true'}")
         elif flag in own:

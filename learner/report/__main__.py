@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import run_command
+from common.command import run_command
 from learner.report.write import PAGE, write_report
 
 
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE", help=f"the page to write; default: {PAGE} in the first run folder"
     )
     words = parser.parse_args(argv)
-    return run_command(lambda: print(write_report(words.runs, words.out)))
+    with run_command() as command:
+        print(write_report(words.runs, words.out))
+    return command.exit_code
 
 
 if __name__ == "__main__":

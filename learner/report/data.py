@@ -19,17 +19,16 @@ from common.errors import RunFolderError
 from learner.report.evaluations import Evaluation, find_evaluations, read_evaluations, read_matrix
 from learner.report.rows import Reader, Row, as_mapping, as_number, as_text, as_whole
 from learner.report.samples import Samples, read_samples
-from learner.tracking.records import STAGES
+from learner.tracking.records import STAGES, list_unmeasured
 
 Curve = npt.NDArray[np.float64]  # (S,) one value a step, NaN where none was measured
 FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 RESULTS = "evaluation.json"  # what `learner.evaluate` leaves
 _COLUMNS = (
-    *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "all_equal_share"),
+    *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "zero_std_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
-_OF_SAMPLES = ("all_equal_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
 _KINDS = 40  # kinds of events, and reward functions, before the rest is only counted
 
 
@@ -140,13 +139,8 @@ def samples_answers(config: Mapping[str, Any]) -> bool:
 
 
 def _find_unmeasured(config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the columns that hold 0 because the configuration measures nothing there.
-
-    `learner.beta = 0` reads no reference, so there is no KL. Where nothing is sampled there are no groups of equal
-    rewards, no log-probs of an engine to compare with and no answers cut for length.
-    """
-    kl = () if config.get("learner.beta", 1) else ("kl",)
-    return frozenset((*kl, *(() if samples_answers(config) else _OF_SAMPLES)))
+    """Return the columns in which a run of this dotted configuration measures nothing."""
+    return list_unmeasured(samples=samples_answers(config), reference=bool(config.get("learner.beta", 1)))
 
 
 def _read_outcome(folder: Path, summary: Row) -> str:

@@ -45,7 +45,7 @@ _CURVES = (
     _Curve("Reward", "mean of a step", ("reward",)),
     _Curve("KL to the reference", "nats a token", ("kl",)),
     _Curve("Entropy", "nats a token", ("entropy",)),
-    _Curve("Zero-std groups", "share of groups", ("all_equal_share",), share=True),
+    _Curve("Zero-std groups", "share of groups", ("zero_std_share",), share=True),
     _Curve("Gradient norm", "before clipping", ("grad_norm",)),
     _Curve("Loss", "mean of a step", ("loss",)),
     _Curve("Completion length", "mean tokens", ("completion_length",)),

@@ -25,7 +25,6 @@ class DriverState:
     config: Config
     stream: Mapping[str, Any]  # the data cursor
     counts: Mapping[str, int]  # the books: groups dispatched, trained, dropped, ...
-    best_accuracy: float | None
 
 
 def write_state(folder: Path, state: DriverState) -> None:
@@ -36,7 +35,6 @@ def write_state(folder: Path, state: DriverState) -> None:
         "config": state.config.model_dump(mode="json"),
         "stream": dict(state.stream),
         "counts": dict(state.counts),
-        "best_accuracy": state.best_accuracy,
     }
     replace_text(folder / _STATE, json.dumps(row, indent=1) + "\n")
 
@@ -79,8 +77,14 @@ class Checkpointer:
     A full disk does not stop training: the save is counted as failed and tried again after 1, 2, 4, ... steps.
     """
 
-    def __init__(self, store: CheckpointStore, *, every: int, on_event: Callable[..., None], estimate: int = 0) -> None:
-        """`every` = 0 never saves; `estimate` is the bytes of a checkpoint, for the first one."""
+    def __init__(
+        self, store: CheckpointStore, *, every: int, estimate: Callable[[], int], on_event: Callable[..., None]
+    ) -> None:
+        """
+        Args:
+            every: steps between checkpoints; 0 never saves.
+            estimate: returns the bytes of a checkpoint, for a first one to find a disk that is too full.
+        """
         self.store, self.failures = store, 0
         self._every, self._on_event, self._estimate = every, on_event, estimate
         self._in_a_row = 0
@@ -102,7 +106,7 @@ class Checkpointer:
             return False
         started = time.monotonic()
         try:
-            with self.store.writing(step, score=score, estimate=self._estimate) as folder:
+            with self.store.writing(step, score=score, estimate=self._estimate()) as folder:
                 write_state(folder, save(folder))
         except CheckpointError as error:
             self._failed(step, error)

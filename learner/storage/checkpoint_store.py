@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,6 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _PROBE = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A sound checkpoint, and the newer ones that are not, each with what is wrong with it."""
-
-    path: Path
-    step: int
-    rejected: tuple[tuple[Path, str], ...]
 
 
 class CheckpointStore:
@@ -62,12 +52,12 @@ class CheckpointStore:
         return self.folder / f"step-{step:06}"
 
     @contextmanager
-    def writing(self, step: int, *, score: float | None = None, estimate: int = 0) -> Iterator[Path]:
+    def writing(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Path]:
         """A folder to write checkpoint `step` into, from any process; it becomes the checkpoint when the block ends.
 
         Args:
             score: of these weights by `best_by`, if known; the best is kept whatever its age.
-            estimate: bytes it will take, where there is no last checkpoint to judge by.
+            estimate: bytes it will take; the size of the last checkpoint counts where it is the larger.
 
         Raises:
             CheckpointError: no room, or the volume failed. Nothing is left of the attempt, and nothing else changed.
@@ -94,27 +84,29 @@ class CheckpointStore:
         finally:  # Ctrl-C too leaves nothing behind
             shutil.rmtree(aside, ignore_errors=True)
 
-    def newest(self) -> Found | None:
-        """The newest sound checkpoint, each file of it verified; None if there is no checkpoint at all.
+    def newest(self) -> Path | None:
+        """Find the newest sound checkpoint, with each of its files verified; None if there is no checkpoint at all.
+
+        Newer ones that are not sound are logged, and go when the next checkpoint is written.
 
         Raises:
             CheckpointError: there are checkpoints and not one is sound. To start afresh over them is not for us to say.
         """
-        rejected: list[tuple[Path, str]] = []
+        faults: list[str] = []
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
                 verify(path)
             except CheckpointError as error:
                 _log.warning("checkpoint %s is passed over: %s", path, error.got)
-                rejected.append((path, str(error.got)))
+                faults.append(f"{path.name}: {error.got}")
                 self._unsound.add(path)
                 continue
-            return Found(path=path, step=step, rejected=tuple(rejected))
-        if rejected:
+            return path
+        if faults:
             raise CheckpointError(
-                f"none of the {len(rejected)} checkpoints is sound",
-                got="; ".join(f"{path.name}: {why}" for path, why in rejected),
+                f"none of the {len(faults)} checkpoints is sound",
+                got="; ".join(faults),
                 remedy=f"restore one, or remove {self.folder} to start this run afresh",
             )
         return None

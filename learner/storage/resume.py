@@ -29,10 +29,8 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
         return None
     if folder.checkpoint is not None:
         verify(folder.checkpoint)
-        path = folder.checkpoint
-    elif found := store.newest():
-        path = found.path
-    else:
+    path = folder.checkpoint or store.newest()
+    if path is None:
         return None
     state = read_state(path)
     check_compatible(state.config, config)

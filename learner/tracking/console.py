@@ -12,7 +12,7 @@ from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import clock
 from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
-from learner.tracking.records import STAGES, History, StepRecord
+from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 
@@ -45,6 +45,7 @@ class LineConsole:
 
     def __init__(self, config: Config, out: TextIO | None = None) -> None:
         self._steps, self._name = config.steps, config.name
+        self._unmeasured = list_unmeasured(samples=config.sampled_prompts > 0, reference=config.learner.beta > 0)
         self._out = out or sys.stdout
         self._pace: Pace | None = None
 
@@ -58,14 +59,17 @@ class LineConsole:
     def step(self, record: StepRecord) -> None:
         self._pace = self._pace or Pace(record)
         width = len(str(self._steps))
+        measured = {
+            "reward": f"reward={record.reward:<6.3f}",
+            "zero_std_share": f"zero-std={record.zero_std_share:<4.2f}",
+            "kl": f"kl={record.kl:<6.4f}",
+            "entropy": f"entropy={record.entropy:<5.3f}",
+            "grad_norm": f"grad={record.grad_norm:<5.2g}",
+            "logprob_gap_max": f"gap={record.logprob_gap_max:<5.0e}",
+        }
         cells = [
             f"step={record.step + 1:>{width}}/{self._steps}",
-            f"reward={record.reward:<6.3f}",
-            f"equal={record.all_equal_share:<4.2f}",
-            f"kl={record.kl:<6.4f}",
-            f"entropy={record.entropy:<5.3f}",
-            f"grad={record.grad_norm:<5.2g}",
-            f"gap={record.logprob_gap_max:<5.0e}",
+            *(cell for column, cell in measured.items() if column not in self._unmeasured),
             f"comp/s={record.completions_per_second:<4.0f}",
             f"s={record.step_seconds:<5.2f}",
             *(f"{_SHORT[stage]}={record.shares[stage]:<3.0%}" for stage in ("generate", "learn", "publish", "idle")),
@@ -78,7 +82,7 @@ class LineConsole:
         self._print(f"evaluation after {step} steps: {evaluation_line(lines)}")
 
     def sample(self, group: ScoredGroup) -> None:
-        self._print("sample " + sample_line(group))
+        self._print(sample_line(group))
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         if kind not in QUIET:

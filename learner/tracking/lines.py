@@ -50,10 +50,17 @@ def evaluation_line(lines: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sample_line(group: ScoredGroup, limit: int = 110) -> str:
-    """Label, then completions by frequency: `label 7 · 7 x9 · 1 x4 · 2 x3`."""
+    """Return one line on a group: `sampled train/17 label 7: 7 x9 · 1 x4 · 2 x3`, the most frequent completion first.
+
+    Given answers have no frequency: `given train/17 label 7: 0 · 1 · 2`.
+    """
     counts = Counter(completion.text for completion in group.group.completions)
-    said = " · ".join(f"{shorten(text, 40)} x{count}" for text, count in counts.most_common())
-    return shorten(f"{printable(group.prompt.id)} label {printable(group.prompt.example.label)}: {said}", limit)
+    if group.group.origin == "given":
+        said = " · ".join(shorten(text, 40) for text in counts)
+    else:
+        said = " · ".join(f"{shorten(text, 40)} x{count}" for text, count in counts.most_common())
+    prompt, label = printable(group.prompt.id), printable(group.prompt.example.label)
+    return shorten(f"{group.group.origin} {prompt} label {label}: {said}", limit)
 
 
 def event_line(kind: str, fields: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import clock, printable
 from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
-from learner.tracking.records import STAGES, History, StepRecord
+from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
 _EVENTS = 4
@@ -38,6 +38,7 @@ class LiveConsole:
 
     def __init__(self, config: Config, console: RichConsole | None = None) -> None:
         self._steps, self._name = config.steps, config.name
+        self._unmeasured = list_unmeasured(samples=config.sampled_prompts > 0, reference=config.learner.beta > 0)
         self._console = console or RichConsole(highlight=False)
         self._live = Live(self, console=self._console, refresh_per_second=2, vertical_overflow="crop")
         self._events: deque[tuple[str, str]] = deque(maxlen=_EVENTS)
@@ -90,7 +91,7 @@ class LiveConsole:
             Text(),
             self._curves(self._record, inner),
             Text(),
-            _numbers(self._record, self._history, inner),
+            _numbers(self._record, self._history, inner, self._unmeasured),
             Text(),
             *_timing(self._record, inner),
             Rule(style="bright_black"),
@@ -145,26 +146,32 @@ class LiveConsole:
     def _lately(self, width: int) -> list[Text]:
         lines = [Text.assemble((f"{when}  ", "dim"), what) for when, what in self._events]
         lines += [Text("no events yet" if not lines else "", "dim")] * (_EVENTS - len(lines))
-        lines.append(Text.assemble(("sample    ", "dim"), self._sample or ("none kept yet", "dim")))
+        lines.append(Text(self._sample) if self._sample else Text("no group kept yet", "dim"))
         return [_line(line, width) for line in lines]
 
 
-def _numbers(record: StepRecord, history: History, width: int) -> Table:
-    """Twelve numbers in four columns (three on a narrow screen)."""
-    cells = {
-        "all-equal": f"{record.all_equal_share:.0%}",
-        "KL": f"{record.kl:.4f}",
-        "entropy": f"{record.entropy:.3f}",
-        "grad norm": f"{record.grad_norm:.3g}",
-        "lr": f"{record.lr:.1e}",
-        "gap": f"{record.logprob_gap_max:.0e}",
-        "worst gap": f"{history.max_logprob_gap:.0e}",
-        "tokens": f"{record.completion_length:.1f}",
-        "truncated": f"{record.truncated_share:.0%}",
-        "per second": f"{record.completions_per_second:.0f}",
-        "epoch": f"{record.epoch:.2f}",
-        "weights": f"v{record.weights_version}",
-    } | {name.split("_")[-1]: str(count) for name, count in troubles(record).items()}
+def _numbers(record: StepRecord, history: History, width: int, unmeasured: Container[str]) -> Table:
+    """Draw up to twelve numbers in four columns (three on a narrow screen).
+
+    Args:
+        unmeasured: columns of the record to leave out.
+    """
+    numbers = (
+        ("zero-std", f"{record.zero_std_share:.0%}", "zero_std_share"),
+        ("KL", f"{record.kl:.4f}", "kl"),
+        ("entropy", f"{record.entropy:.3f}", "entropy"),
+        ("grad norm", f"{record.grad_norm:.3g}", "grad_norm"),
+        ("lr", f"{record.lr:.1e}", "lr"),
+        ("gap", f"{record.logprob_gap_max:.0e}", "logprob_gap_max"),
+        ("worst gap", f"{history.max_logprob_gap:.0e}", "logprob_gap_max"),
+        ("tokens", f"{record.completion_length:.1f}", "completion_length"),
+        ("truncated", f"{record.truncated_share:.0%}", "truncated_share"),
+        ("per second", f"{record.completions_per_second:.0f}", "completions_per_second"),
+        ("epoch", f"{record.epoch:.2f}", "epoch"),
+        ("weights", f"v{record.weights_version}", "weights_version"),
+    )
+    cells = {name: shown for name, shown, column in numbers if column not in unmeasured}
+    cells |= {name.split("_")[-1]: str(count) for name, count in troubles(record).items()}
     columns = 4 if width >= 70 else 3
     table = Table.grid(expand=False)
     table.width = width

@@ -25,7 +25,7 @@ class StepRecord:
     kl: float
     loss: float
     entropy: float
-    all_equal_share: float  # groups of two or more whose rewards are all equal: they teach nothing
+    zero_std_share: float  # groups of two or more whose rewards are all equal: they teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
@@ -65,6 +65,18 @@ class StepRecord:
             named = isinstance(value, Mapping)
             row |= {f"{item.name}/{key}": value[key] for key in value} if named else {item.name: value}
         return row | {f"share/{stage}": share for stage, share in self.shares.items()}
+
+
+def list_unmeasured(*, samples: bool, reference: bool) -> frozenset[str]:
+    """Return the columns of a record that read 0 because nothing is measured there, and are not shown.
+
+    Args:
+        samples: engines sample at least part of what is learnt. Else there are no groups of equal rewards, no log-probs
+            of an engine to compare with and no answers cut for length.
+        reference: there is a reference policy. Else there is no KL to it.
+    """
+    of_samples = ("zero_std_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
+    return frozenset((*(() if samples else of_samples), *(() if reference else ("kl",))))
 
 
 @dataclass(slots=True)

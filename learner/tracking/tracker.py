@@ -15,14 +15,15 @@ from typing import Any
 
 from PIL import Image
 
-from common.config.schema import Config, RewardConfig, config_hash
-from common.labels.candidates import candidates
+from common.config.schema import Config, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.evaluation.measures import HELD_OUT, SCALARS
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
 from learner.storage.run_folder import RunFolder, git_sha
+from learner.tracking.closing import closing_block
 from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
+from learner.tracking.samples import choose_samples, sample_row
 from learner.tracking.tensorboard import ScalarWriter
 
 _THUMBNAIL = 128  # pixels, longer side
@@ -76,15 +77,13 @@ class Tracker:
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
         """Keep the first `count` groups of a step, and those of highest and lowest reward, as rows of `samples.jsonl`,
         each with a thumbnail of its image under `samples/`."""
-        for number, (group, kept_for) in enumerate(_choose_samples(groups, count)):
+        for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             with self._counted():
                 if image is not None and name is not None:
                     self._thumbnail(image, name)
-                append_jsonl(
-                    self._path / "samples.jsonl", _sample_row(step, name, group, kept_for, self._config.reward)
-                )
+                append_jsonl(self._path / "samples.jsonl", sample_row(step, name, group, kept_for, self._config.reward))
         if groups:
             with self._counted():
                 self._console.sample(groups[0])
@@ -188,87 +187,3 @@ def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
     name = line.get("set", HELD_OUT)
     head = "evaluation" if name == HELD_OUT else f"evaluation/{name}"
     return {f"{head}/{key}": line[key] for key in SCALARS if line.get(key) is not None}
-
-
-def _choose_samples(groups: Sequence[ScoredGroup], count: int) -> Iterator[tuple[ScoredGroup, str]]:
-    """The first `count` groups of a step, then the one of highest and the one of lowest mean reward; none twice."""
-    wanted = [(group, "first") for group in groups[:count]]
-    if groups:
-        wanted += [(max(groups, key=_mean_reward), "best"), (min(groups, key=_mean_reward), "worst")]
-    kept: set[int] = set()
-    for group, kept_for in wanted:
-        if id(group) not in kept:
-            kept.add(id(group))
-            yield group, kept_for
-
-
-def _mean_reward(group: ScoredGroup) -> float:
-    return sum(group.rewards) / len(group.rewards)
-
-
-def _sample_row(
-    step: int, image: str | None, group: ScoredGroup, kept_for: str, reward: RewardConfig
-) -> dict[str, Any]:
-    from learner.objective import group_advantages
-
-    example, said, given = group.prompt.example, group.group.completions, group.group.origin == "given"
-    advantages = [None] * len(said) if given else group_advantages(group, reward).tolist()
-    completions = [
-        {
-            "text": completion.text,
-            "tokens": len(completion.token_ids),
-            "finish_reason": completion.finish_reason,
-            "reward": group.rewards[number],
-            "advantage": advantage,  # null where nothing was sampled
-            **{f"rewards/{name}": values[number] for name, values in group.rewards_by_name.items()},
-        }
-        for number, (completion, advantage) in enumerate(zip(said, advantages, strict=True))
-    ]
-    return {
-        "step": step,
-        "kept_for": kept_for,
-        "prompt_id": group.prompt.id,
-        "image": image,
-        "problem": example.problem,
-        "candidates": candidates(example.problem),
-        "label": example.label,
-        "origin": group.group.origin,
-        "engine_id": group.group.engine_id,
-        "weights_version": group.group.weights_version,
-        "completions": completions,
-        # (G,) of each whole answer, as sampled
-        "logprobs": None if given else [sum(completion.logprobs) for completion in said],
-    }
-
-
-def closing_block(
-    summary: Summary, folder: RunFolder, config: Config, log_failures: int, report: Path | None
-) -> list[str]:
-    """How the run ended, where things are and how to look at them."""
-    minutes, seconds = divmod(round(summary.wall_seconds), 60)
-    before, after, best = summary.accuracy_before, summary.accuracy_after, summary.accuracy_best
-    if before is None or after is None or best is None:
-        accuracy = "not evaluated" if before is None else f"{before:.3f} before; not evaluated after"
-    else:
-        verdict = "" if after > before else ", no better than before"
-        late = "" if summary.accuracy_step == summary.steps else f", last evaluated after {summary.accuracy_step} steps"
-        accuracy = f"{before:.3f} -> {after:.3f} held-out, greedy (best {best:.3f}{late}{verdict})"
-    rows = {
-        "accuracy": accuracy,
-        "time": f"{minutes} min {seconds:02} s, of which start-up {summary.startup_seconds:.0f} s",
-        "speed": f"{summary.completions_per_second:.0f} completions/s",
-        "log-prob gap": f"{summary.max_logprob_gap:.1e} at most, engine to learner"
-        if summary.max_logprob_gap
-        else "nothing was sampled to learn from; the probe's are in events.jsonl",
-        "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
-        "report": str(folder.shown / report.name) if report else "not written",
-        "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
-    }
-    if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):
-        rows["go on"] = f"the same command with resume={folder.shown}"
-    if summary.checkpoint_failures:
-        rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"
-    if log_failures:
-        rows["log"] = f"{log_failures} lines or files could not be written"
-    head = f"{config.name}: {summary.outcome} after {summary.steps} of {config.steps} steps"
-    return ["", head, *(f"  {name:<13} {value}" for name, value in rows.items())]

@@ -190,6 +190,12 @@ class LearnerGroup:
                 f"cannot write the checkpoint {folder}", got="; ".join(errors), remedy="free space on that disk"
             )
 
+    def checkpoint_bytes(self) -> int:
+        """Estimate the bytes that `save` writes."""
+        asked = [self._ranks[0].checkpoint_bytes.remote()]
+        (size,) = get(asked, what="the size of a checkpoint", timeout_s=self._config.learner.step_timeout_s)
+        return int(size)
+
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, bit for bit, with as many ranks."""
         self._all("a checkpoint to be loaded", self._config.learner.step_timeout_s, LearnerRank.load, folder)

@@ -46,7 +46,8 @@ class RankPack:
 
 
 class LearnerRank:
-    """Every public method but `open_store` and `free_port` is a collective: all ranks run it, in the same order."""
+    """Every public method but `open_store`, `free_port` and `checkpoint_bytes` is a collective: all ranks run it, in
+    the same order."""
 
     def __init__(
         self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool
@@ -161,6 +162,12 @@ class LearnerRank:
 
         own = {"base": self._base, "random": random_states()}
         return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
+
+    def checkpoint_bytes(self) -> int:
+        """Estimate the bytes that all ranks together write at `save`."""
+        from learner.trainer import zero
+
+        return zero.checkpoint_bytes(self._engine)
 
     def load(self, folder: Path) -> None:
         """Continue exactly where `save` was called, in this process or another.

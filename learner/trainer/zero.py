@@ -134,6 +134,18 @@ def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | 
     return error
 
 
+def checkpoint_bytes(engine: Any) -> int:
+    """Estimate the bytes that all ranks together write at `save`.
+
+    A trained float32 parameter takes 16 under ZeRO-1 and 2: itself, its master and two moments of Adam. Stage 0 has no
+    masters, and stage 3 writes the master in place of the parameter.
+    """
+    stage: int = engine.zero_optimization_stage()
+    trained: list[Tensor] = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    each = (0 if stage == 3 else trained[0].itemsize) + (4 if stage else 0) + 8
+    return each * sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trained)
+
+
 def load(engine: Any, folder: Path) -> None:
     """Trained weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
     path, _ = engine.load_checkpoint(

@@ -31,7 +31,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "kl": 0.03 * learnt,
         "loss": 0.001 * math.sin(step),
         "entropy": 1.2 * (1 - learnt),
-        "all_equal_share": 0.1 + 0.8 * learnt,
+        "zero_std_share": 0.1 + 0.8 * learnt,
         "thinking": {},
         "grad_norm": 0.8,
         "lr": 5e-4 * (1 - step / 250),

@@ -54,7 +54,7 @@ def test_sft_needs_its_engines_only_to_be_evaluated(tmp_path: Path) -> None:
     assert [row["step"] for row in jobs.rows(run, "evaluations.jsonl")] == [0, 4, 6]
     for row in metrics:
         assert row["groups_dispatched"] == row["groups_trained"] == 8 * (row["step"] + 1)
-        assert row["kl"] == row["all_equal_share"] == row["logprob_gap_max"] == row["seconds/generate"] // 1 == 0
+        assert row["kl"] == row["zero_std_share"] == row["logprob_gap_max"] == row["seconds/generate"] // 1 == 0
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert metrics[-1]["reward"] > metrics[0]["reward"]
     assert json.loads((run / "summary.json").read_text())["outcome"] == "finished"

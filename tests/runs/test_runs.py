@@ -130,7 +130,9 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
     assert jobs.finish(process, small_volume) == 0, jobs.console(small_volume)
     events = jobs.rows(small_volume, "events.jsonl")
     assert [row["engine"] for row in events if row["kind"] == "engine_lost"] == ["engine-0"]
-    failed = [row["step"] for row in events if row["kind"] == "checkpoint_failed"]
+    refused = [row for row in events if row["kind"] == "checkpoint_failed"]
+    assert all("no room for a checkpoint" in row["why"] for row in refused), "found before it was written"
+    failed = [row["step"] for row in refused]
     assert failed == [3, 4, 6, 9, 10]  # due at 3, 6, 9 and the end; tried again after 1, 2, 4 steps
     assert json.loads((small_volume / "summary.json").read_text())["checkpoint_failures"] == len(failed)
     assert not list((small_volume / "checkpoints").iterdir())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
+from common.command import run_command
 from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
@@ -17,7 +18,7 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError, run_command
+from common.errors import ConfigError
 from common.labels.lint import lint, settle, unlistable
 
 _EXAMPLES = """\
@@ -32,14 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 refused, with nothing written."""
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
-    return run_command(lambda: _build_set(options, words))
-
-
-def _build_set(options: argparse.Namespace, words: Sequence[str]) -> None:
-    collection, question = _open(options)
-    plan = _plan(options, collection, question)
-    _check_labels(collection, plan.name)
-    _show(build(collection, plan, options.out, words), collection, options.out)
+    with run_command() as command:
+        collection, question = _open(options)
+        plan = _plan(options, collection, question)
+        _check_labels(collection, plan.name)
+        _show(build(collection, plan, options.out, words), collection, options.out)
+    return command.exit_code
 
 
 def _open(options: argparse.Namespace) -> tuple[Collection, str]:

@@ -32,7 +32,6 @@ class Row:
 class Written:
     """A parquet file that is complete."""
 
-    file: str
     rows: int
     sha256: str
 
@@ -47,7 +46,7 @@ def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> W
         for group in _groups(rows, read):
             writer.write_batch(_batch(group, schema))
     with file.open("rb") as written:
-        return Written(file=file.name, rows=len(rows), sha256=hashlib.file_digest(written, "sha256").hexdigest())
+        return Written(rows=len(rows), sha256=hashlib.file_digest(written, "sha256").hexdigest())
 
 
 def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]:

@@ -44,7 +44,8 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
         DataError: naming the rows whose prompt is too long, or whose answer it could not give.
     """
     model = read_model(config)
-    _warn_of_shared_prefix(config, model, say)
+    if not model.family.shared_prefix:
+        say(f"warning: nobody has tried {model.kind} here{describe_unshared(config)}")
     _warn_of_arithmetic(config, say)
     model.encoder.check(data.train)
     if labels.reshuffle:
@@ -84,13 +85,12 @@ def make_embedded(config: Config) -> ModelConfig:
     return config.model.model_copy(update={"path": str(ensure_model(data=config.data))})
 
 
-def _warn_of_shared_prefix(config: Config, model: ModelFiles, say: Callable[[str], None]) -> None:
-    if not model.family.shared_prefix:
-        size = config.rollout.group_size
-        say(
-            f"warning: nobody has tried {model.kind} here: the learner reads every prompt {size} times "
-            f"instead of once, in up to {size} times the time and memory"
-        )
+def describe_unshared(config: Config) -> str:
+    """Say what a prompt costs that the completions of its group do not share: nothing where it has one completion."""
+    if config.method == "sft":
+        return ""
+    times = f"{config.rollout.group_size} times" if config.method == "grpo" else "once for each candidate"
+    return f": the learner reads every prompt {times} instead of once, in up to as many times the time and memory"
 
 
 def _warn_of_arithmetic(config: Config, say: Callable[[str], None]) -> None:

@@ -33,7 +33,7 @@ def refusal(argv: list[str]) -> str:
 
 def test_no_argument_is_the_embedded_recipe() -> None:
     invocation = parse([])
-    assert invocation.recipes == (DEFAULT_RECIPE,)
+    assert invocation.config == parse(["--config", str(DEFAULT_RECIPE)]).config
     assert not invocation.dry_run and not invocation.print_config
     assert invocation.config.model.path == "embedded:tiny"
     assert invocation.config.learner.lr == 5e-4
@@ -90,7 +90,6 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
     )
     second = recipe(tmp_path, "reward: {functions: {format: 2}}\nlearner: {lr: 2e-3, betas: [0.5, 0.6]}\ndata:\n", "b")
     invocation = parse(["steps=7", "--config", str(first), f"--config={second}"])
-    assert invocation.recipes == (first, second)
     config = invocation.config
     assert (config.steps, config.learner.lr, config.learner.eps) == (7, 2e-3, 1e-7)
     assert config.reward.functions == {"format": 2.0}

@@ -44,7 +44,7 @@ def test_sampled_completions_count_alike() -> None:
     made = record([scored(("seven", "seven", "nine", "one"))], {})
     assert made.reward == made.rewards["accuracy"] == 0.5
     assert made.reward_std == pytest.approx(0.57735, abs=1e-5)
-    assert made.all_equal_share == 0
+    assert made.zero_std_share == 0
 
 
 def test_written_completions_count_by_their_probability() -> None:
@@ -52,12 +52,12 @@ def test_written_completions_count_by_their_probability() -> None:
     made = record([scored(("seven", "nine", "one"))], {"train/17": (0.6, 0.2, 0.1)})
     assert made.reward == made.rewards["accuracy"] == pytest.approx(0.6)
     assert made.reward_std == pytest.approx((0.6 * 0.4) ** 0.5)
-    assert made.all_equal_share == 0
+    assert made.zero_std_share == 0
 
 
 def test_a_group_of_one_is_a_label_and_its_probability() -> None:
     made = record([scored(("seven",))], {"train/17": (0.25,)})
-    assert (made.reward, made.all_equal_share) == (0.25, 0)
+    assert (made.reward, made.zero_std_share) == (0.25, 0)
     assert made.reward_std == pytest.approx((0.25 * 0.75) ** 0.5)
     assert record([scored(("seven",))], {}).reward_std == 0
 
@@ -79,4 +79,4 @@ def test_a_group_teaches_nothing_where_all_that_is_normalised_is_equal(normalise
     )
     equal = replace(cancelling, rewards_by_name={"a": (1.0, 1.0), "b": (0.0, 0.0)})
     config = Config(reward=RewardConfig.model_validate({"functions": {"a": 1, "b": 1}, "normalise": normalise}))
-    assert record([equal, cancelling], {}, config).all_equal_share == expected
+    assert record([equal, cancelling], {}, config).zero_std_share == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ def state(step: int) -> DriverState:
         config=CONFIG,
         stream={"epoch": 1, "position": 7, "order": [3, 1, 2]},
         counts={"dispatched": 64, "trained": 63, "dropped": 1},
-        best_accuracy=0.5,
     )
 
 
@@ -31,9 +31,10 @@ class Events(list[dict[str, Any]]):
         self.append({"kind": kind, **fields})
 
 
-def checkpointer(folder: Path, *, every: int = 5) -> tuple[Checkpointer, Events]:
+def checkpointer(folder: Path, *, every: int = 5, estimate: int = 100) -> tuple[Checkpointer, Events]:
     events = Events()
-    return Checkpointer(CheckpointStore(folder, keep=2), every=every, on_event=events), events
+    store = CheckpointStore(folder, keep=2)
+    return Checkpointer(store, every=every, estimate=lambda: estimate, on_event=events), events
 
 
 def save_at(step: int) -> Callable[[Path], DriverState]:
@@ -65,7 +66,7 @@ def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
     assert saver.store.best() == 7
     assert [event["step"] for event in events] == saved
     found = saver.store.newest()
-    assert found is not None and read_state(found.path).step == 20
+    assert found is not None and read_state(found).step == 20
 
 
 def test_every_0_keeps_none_and_due_forces_one(tmp_path: Path) -> None:
@@ -96,6 +97,22 @@ def test_a_failed_save_is_counted_and_retried_with_backoff(tmp_path: Path) -> No
     assert [event["kind"] for event in events] == ["checkpoint_failed"] * 4 + ["checkpoint"]
     assert events[0]["retry_at"] == 101 and "No space left" in events[0]["why"] and "MB free" in events[0]["why"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000115"]
+
+
+def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_it_is_written(tmp_path: Path) -> None:
+    """No rank may spend minutes on a file that cannot become whole; training goes on, and the save is tried again."""
+    free = shutil.disk_usage(tmp_path).free
+    saver, events = checkpointer(tmp_path / "large", estimate=2 * free)
+
+    def save(folder: Path) -> DriverState:
+        pytest.fail("nothing may be written")
+
+    assert not saver.maybe_save(5, save=save)
+    assert (saver.failures, events[0]["kind"], events[0]["retry_at"]) == (1, "checkpoint_failed", 6)
+    assert "no room for a checkpoint" in events[0]["why"] and "MB needed" in events[0]["why"]
+    assert list((tmp_path / "large").iterdir()) == []
+    saver, _ = checkpointer(tmp_path / "small", estimate=1000)
+    assert saver.maybe_save(5, save=save_at(5))
 
 
 def test_an_error_that_is_not_the_disks_is_not_swallowed(tmp_path: Path) -> None:

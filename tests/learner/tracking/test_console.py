@@ -43,7 +43,7 @@ HOSTILE = "\x1b[2J[red]seven[/red]\n\r\u200b\u202e"
 def test_hostile_text_is_escaped() -> None:
     assert printable(HOSTILE) == "\\x1b[2J[red]seven[/red]\\n\\r\\u200b\\u202e"
     assert printable("Größe 七") == "Größe 七"
-    assert sample_line(scored(("seven", "seven", "a\nb"))) == "train/17 label seven: seven x2 · a\\nb x1"
+    assert sample_line(scored(("seven", "seven", "a\nb"))) == "sampled train/17 label seven: seven x2 · a\\nb x1"
     assert event_line("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
 
 
@@ -78,7 +78,7 @@ def test_the_live_panel_fits(width: int) -> None:
     text = "\n".join(lines)
     assert "\x1b[2J" not in text and "\\x1b[2J[red]seven" in text
     assert "engine-5" in text and "engine-1" not in text  # the last four
-    for name in ("held-out", "reward", "all-equal", "KL", "entropy", "grad norm", "lr", "gap", "restarts   1"):
+    for name in ("held-out", "reward", "zero-std", "KL", "entropy", "grad norm", "lr", "gap", "restarts   1"):
         assert name in text
     assert width < 80 or "of 0.6" in text  # the legend is whole
 
@@ -108,4 +108,4 @@ def test_clock_and_an_ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     open_console(CONFIG).sample(scored(("七",)))
     sys.stdout.flush()
-    assert raw.getvalue() == b"sample train/17 label seven: ? x1\n"
+    assert raw.getvalue() == b"sampled train/17 label seven: ? x1\n"

@@ -53,5 +53,6 @@ def test_model_card(tmp_path: Path, model: str, data: str, front: dict[str, obje
 
 def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
     config = Config.model_validate({"lora": {"rank": 4}, "checkpoint": {"export": "adapter"}})
-    _, head, _ = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text().split("---\n", 2)
+    _, head, body = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text().split("---\n", 2)
+    assert "by adapters of rank 4 (LoRA)" in body
     assert yaml.safe_load(head)["library_name"] == "peft"

@@ -112,6 +112,7 @@ class Trained:
     logprobs: list[list[tuple[float, ...]]]  # before the first step
     weights: dict[int, Weights]  # by version
     saved: Path
+    estimated: int  # bytes of what was saved
 
 
 def train(config: Config, folder: Path) -> Trained:
@@ -123,7 +124,7 @@ def train(config: Config, folder: Path) -> Trained:
         group.save(folder)
         results += [group.step(batch(step)) for step in (3, 4)]
         weights[5] = unpack(group.publish(5))
-        return Trained(results, logprobs, weights, folder)
+        return Trained(results, logprobs, weights, folder, group.checkpoint_bytes())
 
 
 def refuse_full_disk(group: LearnerGroup, folder: Path, config: Config) -> None:
@@ -267,6 +268,13 @@ def test_resumed_run_is_the_run_left_alone(trained: tuple[int, Trained], model_p
         broken[1] = replace(broken[1], rewards=(float("nan"),) * 3)
         with pytest.raises(LearnerError, match="step 5"):
             group.step(broken)
+
+
+@STAGES
+def test_a_checkpoint_takes_the_bytes_that_were_estimated(trained: tuple[int, Trained]) -> None:
+    _, run = trained
+    size = sum(path.stat().st_size for path in run.saved.rglob("*") if path.is_file())
+    assert run.estimated == pytest.approx(size, rel=0.1)
 
 
 def check_export(group: LearnerGroup, folder: Path, weights: Weights) -> None:

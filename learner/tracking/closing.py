@@ -1,0 +1,61 @@
+"""The last lines on the screen: how a run ended, where things are and how to look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.config.schema import Config
+from learner.storage.run_folder import RunFolder
+from learner.tracking.records import Summary
+
+
+def closing_block(
+    summary: Summary, folder: RunFolder, config: Config, log_failures: int, report: Path | None
+) -> list[str]:
+    """Return the closing lines of a run, a blank one first.
+
+    Args:
+        log_failures: lines and files that could not be written.
+        report: the page, or None where it was not written.
+    """
+    minutes, seconds = divmod(round(summary.wall_seconds), 60)
+    rows = {
+        "accuracy": _describe_accuracy(summary),
+        "time": f"{minutes} min {seconds:02} s, of which start-up {summary.startup_seconds:.0f} s",
+        "speed": f"{summary.completions_per_second:.0f} {_learnt(config)}/s",
+        "log-prob gap": _describe_gap(config, summary),
+        "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
+        "report": str(folder.shown / report.name) if report else "not written",
+        "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
+    }
+    if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):
+        rows["go on"] = f"the same command with resume={folder.shown}"
+    if summary.checkpoint_failures:
+        rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"
+    if log_failures:
+        rows["log"] = f"{log_failures} lines or files could not be written"
+    head = f"{config.name}: {summary.outcome} after {summary.steps} of {config.steps} steps"
+    return ["", head, *(f"  {name:<13} {value}" for name, value in rows.items())]
+
+
+def _describe_gap(config: Config, summary: Summary) -> str:
+    """Say how far engine and learner were apart at most: `3.0e-06 at most, engine to learner`."""
+    if not (config.sampled_prompts and summary.steps):
+        return "nothing was sampled to learn from; the gaps of the parity probe are in events.jsonl"
+    return f"{summary.max_logprob_gap:.1e} at most, engine to learner"
+
+
+def _learnt(config: Config) -> str:
+    """Name what a run learns from."""
+    if config.sampled_prompts == config.rollout.prompts_per_step:
+        return "completions"
+    return "completions and given answers" if config.sampled_prompts else "given answers"
+
+
+def _describe_accuracy(summary: Summary) -> str:
+    before, after, best = summary.accuracy_before, summary.accuracy_after, summary.accuracy_best
+    if before is None or after is None or best is None:
+        return "not evaluated" if before is None else f"{before:.3f} before; not evaluated after"
+    verdict = "" if after > before else ", no better than before"
+    late = "" if summary.accuracy_step == summary.steps else f", last evaluated after {summary.accuracy_step} steps"
+    return f"{before:.3f} -> {after:.3f} held-out, greedy (best {best:.3f}{late}{verdict})"
