@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
 from common.models.docstrings import leave_out_docstrings
 from rollout.spec import EngineSpec
 
@@ -27,8 +28,8 @@ def build(spec: EngineSpec) -> LLM:
         "enforce_eager": True,
         "block_size": _block_size(spec),
         "enable_chunked_prefill": False,  # a seeded request in a partial prefill kills the CPU engine
-        "max_num_batched_tokens": max(4096, spec.max_model_len),
-        "kv_cache_memory_bytes": spec.kv_cache_bytes or 64 << 20,
+        "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len),
+        "kv_cache_memory_bytes": spec.kv_cache_bytes or KV_CACHE_BYTES,
         "distributed_executor_backend": "uni",
     }
     only_on_gpu: dict[str, Any] = {"gpu_memory_utilization": spec.gpu_memory_utilization}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from common.config.schema import Config, ModelConfig
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -23,13 +24,11 @@ from common.types import Example, ImageFeatures, Prompt, ScoredGroup
 from learner.memory.trace import learning_peak, made_up_group, weightless
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.microbatches import packed_length
+from learner.trainer.zero_config import LARGEST_BUCKET, LIVE_PARAMETERS
 
 GIB = 2**30
-BUCKET = 500_000_000  # elements: learner.zero.LARGEST_BUCKET, which cannot be read without DeepSpeed
-GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpeed's stage3_max_live_parameters
 RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
-KV_ON_CPU = 64 << 20  # rollout.engine's default
 LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
 SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
 
@@ -139,8 +138,8 @@ def rank_share(counts: Counts, peak: int, config: Config) -> Share:
     split = [ranks if stage >= least else 1 for least in range(4)]  # of optimizer, gradients and weights: 1, 2, 3
     weights = counts.total * size // split[3]
     gradients = counts.trained * size // split[2]
-    bucket = min(BUCKET, counts.total) * size
-    reduced = min(BUCKET, counts.trained) * size
+    bucket = min(LARGEST_BUCKET, counts.total) * size
+    reduced = min(LARGEST_BUCKET, counts.trained) * size
     parts = [
         Part(name="weights", nbytes=0 if all_wait else weights, about=config.model.dtype),
         Part(name="gradients", nbytes=gradients),
@@ -149,7 +148,7 @@ def rank_share(counts: Counts, peak: int, config: Config) -> Share:
     if learner.beta and not config.lora.rank:
         parts.append(Part(name="reference", nbytes=weights))
     if stage == 3:
-        gathered = min(GATHERED, counts.total) * size if ranks > 1 or all_wait else 0
+        gathered = min(LIVE_PARAMETERS, counts.total) * size if ranks > 1 or all_wait else 0
         parts.append(Part(name="ZeRO-3's buffers", nbytes=bucket + gathered, about="gathered weights, gradient bucket"))
     parts.append(Part(name="the process", nbytes=RANK_ITSELF[config.cluster.device]))
     own = 4 * (counts.largest if stage == 0 else counts.trained // split[1])
@@ -194,8 +193,8 @@ def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * counts.itemsize
     longest = config.data.max_prompt_tokens + rollout.max_completion_tokens
-    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_ON_CPU if cpu else a_token * longest
-    batch = max(4096, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
+    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_CACHE_BYTES if cpu else a_token * longest
+    batch = max(BATCHED_TOKENS, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
     logits = 3 * 4 * text.vocab_size * rollout.max_sequences
     parts = [
         Part(name="weights", nbytes=counts.total * counts.itemsize, about=config.model.dtype),

@@ -24,9 +24,9 @@ from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
 from common.errors import CheckpointError
+from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
-LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
 
 
 def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
@@ -56,22 +56,8 @@ def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
 def build_training_engine(model: Any, config: Config) -> Any:
     """The engine that trains whatever of `model` requires a gradient."""
     learner = config.learner
-    settings = _settings(model, config) | {
-        "gradient_clipping": learner.grad_clip if learner.zero_stage else 0.0,  # at stage 0 it is ours: see below
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": learner.lr,
-                "betas": learner.betas,
-                "eps": learner.eps,
-                "weight_decay": learner.weight_decay,
-                "torch_adam": True,  # DeepSpeed's own would be compiled first, offloaded or not, and is no faster
-                "fused": True,
-            },
-        },
-    }
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=training_config(model, config))
     engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
     if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
         engine.enable_backward_allreduce = False
@@ -85,7 +71,7 @@ def build_reference(model: Any, config: Config, device: torch.device) -> Any:
     model.requires_grad_(False).eval()
     if config.learner.zero_stage < 3:
         return model.to(device)
-    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
+    engine, *_ = deepspeed.initialize(model=model, config=partition_config(model, config, stage=3))
     return engine
 
 
@@ -93,8 +79,7 @@ def build_scoring_engine(model: Any, config: Config) -> Any:
     """An engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
     model.requires_grad_(False).eval()
     stage = 3 if config.learner.zero_stage == 3 else 0
-    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
-    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, whole))
+    engine, *_ = deepspeed.initialize(model=model, config=partition_config(model, config, stage=stage))
     return engine
 
 
@@ -184,32 +169,6 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
 
     def _remember(self, error: OSError, path: str) -> None:
         self.error = self.error or OSError(error.errno, error.strerror, path)
-
-
-def _settings(model: Any, config: Config) -> dict[str, Any]:
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    bucket = min(LARGEST_BUCKET, elements)
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # boundaries are set by hand: the number of packs varies
-        "steps_per_print": 1_000_000_000,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "zero_optimization": {
-            "stage": config.learner.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_param_persistence_threshold": 10 * model.config.get_text_config().hidden_size,  # norms and biases
-            **_OFFLOADED[config.learner.offload],
-        },
-    }
-
-
-_HOST = {"device": "cpu", "pin_memory": True}
-_OFFLOADED: Mapping[str, Mapping[str, Any]] = {
-    "none": {},
-    "optimizer": {"offload_optimizer": _HOST},
-    "optimizer_and_parameters": {"offload_optimizer": _HOST, "offload_param": _HOST},
-}
 
 
 def _clip(module: torch.nn.Module, limit: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from common.config.schema import Config, ModelConfig
 from learner.main import main
 from learner.memory import plan as plans
 from learner.memory.plan import Counts, plan, rank_share, show_plan
-from tests.helpers import jobs, models, tiny
+from tests.helpers import models, tiny
 
 
 def settings(*, dtype: str = "float32", data: dict[str, Any] | None = None, **learner: Any) -> Config:
@@ -73,12 +72,6 @@ def test_a_rank_is_as_large_as_its_largest_moment() -> None:
     low, high = rank_share(counts, 0, config), rank_share(counts, 10**9, config)
     assert low.nbytes - sum(part.nbytes for part in low.parts) == max(part.nbytes for part in low.passing[1:])
     assert high.nbytes - sum(part.nbytes for part in high.parts) == 10**9
-
-
-def test_the_bucket_is_the_learners() -> None:
-    source = (jobs.ROOT / "learner/trainer/zero.py").read_text()
-    (found,) = re.findall(r"^LARGEST_BUCKET = ([\d_]+)", source, re.MULTILINE)
-    assert int(found) == plans.BUCKET
 
 
 @pytest.fixture(scope="module")
