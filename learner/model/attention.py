@@ -40,10 +40,12 @@ def install(model: Any, way: str, *, cuda: bool = False) -> None:
     if chosen == "sdpa":
         return
     _register()
-    text._attn_implementation = TEXT.format(chosen)  # noqa: SLF001  # the public setter loads kernels by name
+    keys = [key for key in model.config.sub_configs if getattr(model.config, key) is text]
+    ways = {key: TEXT.format(chosen) for key in keys or [""]}  # "": the model is a language model itself
     if model.config.model_type in PACKED_TOWERS:
-        model.config.vision_config._attn_implementation = TOWER  # noqa: SLF001
+        ways["vision_config"] = TOWER
         quicken(model)
+    model.set_attn_implementation(ways)
 
 
 def way_of(model: Any) -> str:
