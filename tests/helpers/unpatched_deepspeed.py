@@ -12,6 +12,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 
 def raises(call: Any) -> bool:
@@ -48,7 +49,7 @@ def count(owner: Any, name: str) -> list[int]:
 def main() -> None:
     built: list[int] = []
     vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: built.append(1)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
 
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 0}}
