@@ -31,14 +31,14 @@ PATCHES = (
     Patch(
         upstream="transformers 5.19.0",
         changes="the class of the Conv3d that embeds patches",
-        by="learner.model.vision_tower:quicken",
+        by="learner.model.vision_tower:speed_up_vision_tower",
         why="a convolution over patches as large as its kernel takes three times as long as the matrix product it is",
         test="test_a_patch_convolution_is_slower_than_a_product",
     ),
     Patch(
         upstream="transformers 5.19.0",
         changes="the class of QuickGELUActivation",
-        by="learner.model.vision_tower:quicken",
+        by="learner.model.vision_tower:speed_up_vision_tower",
         why="it keeps two tensors for the backward pass, where one is enough, and takes six passes over memory",
         test="test_quick_gelu_keeps_more_than_its_input",
     ),
@@ -66,7 +66,7 @@ PATCHES = (
     Patch(
         upstream="peft 0.21.2",
         changes="`_disable_adapters` of LoRA layers",
-        by="learner.model.lora:switch_off",
+        by="learner.model.lora:switch_off_adapters",
         why="the public `enable_adapters(False)` also takes `requires_grad` from the adapters",
         test="test_peft_freezes_adapters_that_are_off",
     ),

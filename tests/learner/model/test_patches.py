@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.activations import QuickGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from learner.model.lora import adapters, add_adapters
+from learner.model.lora import add_adapters, find_adapters
 from learner.model.patches import PATCHES, Patch
 from tests.helpers import tiny
 from tests.helpers.jobs import ROOT
@@ -117,7 +117,7 @@ def test_a_configuration_imports_scikit_learn() -> None:
 def test_peft_freezes_adapters_that_are_off() -> None:
     model = tiny.model()
     add_adapters(model, CONFIG)
-    layer = next(iter(adapters(model).values()))
+    layer = next(iter(find_adapters(model).values()))
     assert layer.lora_A["default"].weight.requires_grad
     layer.enable_adapters(False)
     assert not layer.lora_A["default"].weight.requires_grad
