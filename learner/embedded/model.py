@@ -1,8 +1,8 @@
 """`embedded:tiny`: a real Qwen2-VL of about 0.6 M parameters, made here in seconds instead of downloaded.
 
-Its vocabulary is made of the data set's own prompts and labels, and a few supervised steps teach it to answer in their
-format, not to be right: reinforcement learning starts there. A digits prompt is 17 tokens, 4 of them visual, and an
-answer two: the label and the end of turn; six with a thought.
+Its vocabulary is made of the prompts and labels of the data set. A few supervised steps teach it to answer in the right
+format, not to be right: reinforcement learning starts there. A digits prompt takes 17 tokens, 4 of them visual. An
+answer takes two, the label and the end of turn, or six with a thought.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
 SEEN = {(DIGITS.path, "base_train"): ("base_train", "new_train")}
-TWO_QUESTIONS = 7  # steps more where there are two to tell apart: without, the model answers one class to both
+TWO_QUESTIONS = 7  # more steps where two questions are told apart: without, the model answers one class to both
 VOCABULARY_MODES = ("no_think", "think")
 LABEL = "{label}"
 _THOUGHT = "<think>it looks like {label}</think>\n<answer>{label}</answer>"  # one that its answer can be read from
@@ -62,12 +62,12 @@ RECIPE: dict[str, Any] = {
 
 
 def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Path:
-    """Folder of the model made for `data.split` and its mode, in Hugging Face layout: built by the first call, found by
-    later ones.
+    """Return the folder of the model for `data.split` and its mode, in Hugging Face layout.
 
-    For the base half of the digits it is made of both halves: a pretrained model has seen what its users call new.
+    The first call builds it, later ones find it. For the base half of the digits it is made of both halves: a
+    pretrained model has seen what its users call new.
 
-    Builds on one machine are equal to the last bit, so any number of processes may call this at once, and a folder
+    Builds on one machine are equal to the last bit. So any number of processes may call this at once, and a folder
     that lost a file or a byte is made whole again.
 
     Raises:
@@ -129,7 +129,10 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
 
 
 def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
-    """Prompts of both modes and of the data's own, and the pieces of answers. None is longer for the others."""
+    """Yield the texts of the vocabulary: prompts of both modes and of the data's own, and the pieces of answers.
+
+    No prompt takes more tokens for the presence of the others.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     from common.models.prompts import messages
@@ -146,17 +149,18 @@ def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:
 
 
 def _pieces(mode: Mode) -> list[str]:
-    """What stands around the labels; an answer ends with a token, because candidates are scored up to there."""
+    """List the texts around the labels. The end of an answer is a token: candidates are scored up to there."""
     ends = re.compile(rf"{re.escape(LABEL)}|(?<=</answer>)")
     return [piece for form in FORMS[mode] for piece in ends.split(form) if piece]
 
 
 def _is_plain(data: DataConfig) -> bool:
-    """Whether the vocabulary and the warm-up are those of no-think mode as it is worded here."""
+    """Say whether vocabulary and warm-up are those of no-think mode in its own wording."""
     return data.mode == "no_think" and data.template is None
 
 
 def _more_steps(data: DataConfig) -> int:
+    """Return the steps of warm-up that this data needs beside the recipe's."""
     return MORE_STEPS[data.mode] + TWO_QUESTIONS * ((data.path, data.split) in SEEN)
 
 
@@ -182,7 +186,7 @@ def _warm_up(
     examples: Sequence[Example],
     data: DataConfig,
 ) -> None:
-    """A few supervised steps on right answers, said in each form of the mode in turn."""
+    """Train a few supervised steps on right answers, said in each form of the mode in turn."""
     import torch
 
     plan = RECIPE["warm_up"]
@@ -204,7 +208,7 @@ def _warm_up(
 def _batch(
     prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, torch.Tensor]:
-    """The model's inputs (rows, T + C), padded on the right. Only answer tokens carry a label, so only they train."""
+    """Return the inputs (rows, T + C), padded on the right. Only answer tokens have a label, so only they train."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -236,7 +240,7 @@ def _default_cache() -> Path:
 
 
 def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
-    """Twelve hex digits of all that decides the bytes of a build: the recipe, every text and every picture."""
+    """Return twelve hex digits over all that decides the bytes of a build: recipe, texts and pictures."""
     from common.models import prompts
     from learner.embedded.tokenizer import CHAT_TEMPLATE
 
@@ -259,7 +263,7 @@ def _digest(path: Path) -> str:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether every file is there as it was built."""
+    """Say whether every file is there as it was built."""
     try:
         manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
         return all(_digest(folder / name) == digest for name, digest in manifest.items())
@@ -268,7 +272,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _install(built: Path, home: Path) -> None:
-    """Bring a finished build to its place; nobody ever sees half of one."""
+    """Move a finished build to its place; no process ever finds half of one."""
     manifest = {path.name: _digest(path) for path in sorted(built.iterdir())}
     (built / MANIFEST).write_text(json.dumps(manifest, indent=1))
     try:

@@ -1,7 +1,7 @@
-"""Tokenizer and processor of a tiny Qwen2-VL, trained on a task's own text.
+"""Tokenizer and processor of a tiny Qwen2-VL, trained on the text of its task.
 
-Merges run across words and punctuation, so text that every prompt of the task shares becomes one token; any other text
-still has tokens, down to single bytes. Short prompts are what makes a tiny model quick to sample from and to train.
+Merges run across words and punctuation, so text that every prompt of the task shares becomes one token. Any other text
+still has tokens, down to single bytes. Short prompts make a tiny model quick to sample from and to train.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CHAT_TEMPLATE = """\
 
 
 def build_processor(texts: Iterable[str], *, size_limit: int) -> Qwen2VLProcessor:
-    """Processor of 14-pixel patches, merged 2 x 2, whose tokenizer is trained on `texts`.
+    """Build a processor of 14-pixel patches, merged 2 x 2, and train its tokenizer on `texts`.
 
     Args:
-        texts: chats as `CHAT_TEMPLATE` renders them, and answers. What stands between two special tokens becomes one
-            token, if `size_limit` allows.
+        texts: chats as `CHAT_TEMPLATE` renders them, and answers. Text between two special tokens becomes one token,
+            if `size_limit` allows.
         size_limit: most tokens of the vocabulary; at least 256 bytes and the special tokens.
     """
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
@@ -59,7 +59,7 @@ def build_processor(texts: Iterable[str], *, size_limit: int) -> Qwen2VLProcesso
 
 
 def _train_tokenizer(texts: Iterable[str], size_limit: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without the usual split into words (`use_regex=False`)."""
+    """Train a byte-level BPE without the usual split into words (`use_regex=False`)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,12 +79,12 @@ def _train_tokenizer(texts: Iterable[str], size_limit: int) -> PreTrainedTokeniz
 
 
 def _between_special_tokens(texts: Iterable[str]) -> list[str]:
-    """Special tokens are cut out before the merges at encoding time, so the trainer must not merge across them."""
+    """Cut texts at special tokens, as encoding does before it merges: the trainer must not merge across them."""
     marks = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
     return [piece for text in texts for piece in marks.split(text) if piece]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The token ids that a Qwen2-VL configuration names, under its own keys."""
+    """Return the token ids that a Qwen2-VL configuration names, by its keys."""
     names = {"image": IMAGE, "video": VIDEO, "vision_start": VISION_START, "vision_end": VISION_END}
     return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}

@@ -1,7 +1,7 @@
 """`--plan`: the memory a run will take, part by part, before anything is loaded.
 
-Weights, gradients and optimizer are arithmetic over what DeepSpeed keeps at each ZeRO stage, as measured; what a
-forward and backward holds is rehearsed on a model without memory (`learner.memory.trace`).
+Weights, gradients and optimizer are arithmetic over what DeepSpeed keeps at each ZeRO stage, as measured. What a
+forward and backward holds is traced on a model without memory (`learner.memory.trace`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ import numpy as np
 import torch
 
 from common.config.schema import Config, ModelConfig
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Example, ImageFeatures, Prompt, ScoredGroup
-from learner.memory.trace import learning_peak, made_up_group, weightless
+from learner.memory.trace import build_weightless_model, make_up_group, trace_learning_peak
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.microbatches import packed_length
+from learner.trainer.zero_config import LARGEST_BUCKET, LIVE_PARAMETERS
 
 GIB = 2**30
-BUCKET = 500_000_000  # elements: learner.zero.LARGEST_BUCKET, which cannot be read without DeepSpeed
-GATHERED = 1_000_000_000  # elements that ZeRO-3 keeps whole at a time: DeepSpeed's stage3_max_live_parameters
 RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
-KV_ON_CPU = 64 << 20  # rollout.engine's default
 LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
 SHORT = 2  # tokens of the shortest completions planned for: a label and the end of turn
 
@@ -45,20 +44,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Of one process: what it holds all the time, and what it holds one after the other."""
+    """The memory of one process."""
 
-    parts: tuple[Part, ...]
-    passing: tuple[Part, ...] = ()
+    parts: tuple[Part, ...]  # held all the time
+    passing: tuple[Part, ...] = ()  # held one after the other
 
     @property
     def nbytes(self) -> int:
-        """At its highest."""
+        """Bytes at the highest moment."""
         return sum(part.nbytes for part in self.parts) + max((part.nbytes for part in self.passing), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Elements of a model's parameters, a tied head once."""
+    """Numbers of elements of a model's parameters; a tied head counts once."""
 
     total: int
     vision: int
@@ -68,6 +67,7 @@ class Counts:
 
     @classmethod
     def of(cls, model: Any) -> Counts:
+        """Count the parameters of `model`."""
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
         return cls(
@@ -81,18 +81,18 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a configuration takes."""
+    """The memory that a configuration takes."""
 
     config: Config
     counts: Counts
-    pack: str  # the largest, in words
+    pack: str  # the largest pack, in words
     rank: Share
     engine: Share
     host: Share
 
 
 def plan(config: Config, model: ModelConfig) -> Plan:
-    """What a run of `config` would take.
+    """Plan the memory of a run of `config`.
 
     Args:
         model: as in the configuration, `embedded:tiny` being made.
@@ -102,45 +102,50 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     """
     os.environ.setdefault("DS_ACCELERATOR", config.cluster.device)  # transformers brings DeepSpeed in, aloud
     model_config = load_model_config(model)
-    policy = weightless(model_config, config)
+    policy = build_weightless_model(model_config, config)
     counts = Counts.of(policy)
-    prompt = _prompt(config, model, model_config)
-    packs = [[made_up_group(prompt, **shape)] * number for shape, number in _packs(config, len(prompt.token_ids))]
+    prompt = _make_prompt(config, model, model_config)
+    packs = [
+        [make_up_group(prompt, **shape)] * number for shape, number in _largest_packs(config, len(prompt.token_ids))
+    ]
     try:
-        peaks = [learning_peak(policy, pack, config) for pack in packs]
+        peaks = [trace_learning_peak(policy, pack, config) for pack in packs]
     except RuntimeError:  # torch's word for a forward that asks for values where there are only shapes
-        peaks, largest = [0], "this family's forward cannot be rehearsed: forward and backward are not counted"
+        peaks, largest = [0], "this family's forward cannot be traced: forward and backward are not counted"
     else:
         largest = _describe(packs[peaks.index(max(peaks))])
     return Plan(
         config=config,
         counts=counts,
         pack=largest,
-        rank=rank_share(counts, max(peaks), config),
-        engine=engine_share(counts, model_config, config),
-        host=host_share(counts, config),
+        rank=plan_rank(counts, max(peaks), config),
+        engine=plan_engine(counts, model_config, config),
+        host=plan_host(counts, config),
     )
 
 
 def _describe(pack: Sequence[ScoredGroup]) -> str:
+    """Say the size of a pack in words."""
     tokens = sum(packed_length(group) for group in pack)
     predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
     return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
 
 
-def rank_share(counts: Counts, peak: int, config: Config) -> Share:
-    """Of one learner rank, in the device's memory. `peak`: of forward and backward on the largest pack.
+def plan_rank(counts: Counts, peak: int, config: Config) -> Share:
+    """Plan the device memory of one learner rank. `peak`: bytes of forward and backward on the largest pack.
 
     Measured with DeepSpeed 0.19.8, one and two ranks, float32 and bfloat16, every stage (`tests/benchmarks/plan.py`).
     """
     learner, size, cuda = config.learner, counts.itemsize, config.cluster.device == "cuda"
     stage, ranks = learner.zero_stage, learner.ranks
+
+    # What is held all the time.
     waits, all_wait = learner.offload != "none", learner.offload == "optimizer_and_parameters"  # in the host's memory
     split = [ranks if stage >= least else 1 for least in range(4)]  # of optimizer, gradients and weights: 1, 2, 3
     weights = counts.total * size // split[3]
     gradients = counts.trained * size // split[2]
-    bucket = min(BUCKET, counts.total) * size
-    reduced = min(BUCKET, counts.trained) * size
+    bucket = min(LARGEST_BUCKET, counts.total) * size
+    reduced = min(LARGEST_BUCKET, counts.trained) * size
     parts = [
         Part(name="weights", nbytes=0 if all_wait else weights, about=config.model.dtype),
         Part(name="gradients", nbytes=gradients),
@@ -149,9 +154,11 @@ def rank_share(counts: Counts, peak: int, config: Config) -> Share:
     if learner.beta and not config.lora.rank:
         parts.append(Part(name="reference", nbytes=weights))
     if stage == 3:
-        gathered = min(GATHERED, counts.total) * size if ranks > 1 or all_wait else 0
+        gathered = min(LIVE_PARAMETERS, counts.total) * size if ranks > 1 or all_wait else 0
         parts.append(Part(name="ZeRO-3's buffers", nbytes=bucket + gathered, about="gathered weights, gradient bucket"))
     parts.append(Part(name="the process", nbytes=RANK_ITSELF[config.cluster.device]))
+
+    # What is held one after the other.
     own = 4 * (counts.largest if stage == 0 else counts.trained // split[1])
     update = 4 * counts.trained // split[1] if cuda else 2 * own  # Adam's temporaries: on a GPU all tensors at once
     if stage or size < 4:
@@ -169,14 +176,14 @@ def rank_share(counts: Counts, peak: int, config: Config) -> Share:
 
 
 def _optimizer_bytes(counts: Counts, config: Config) -> int:
-    """Of one rank: two moments and, unless the weights themselves are updated, a float32 master of each."""
+    """Count the optimizer bytes of one rank: two moments, and float32 masters except in float32 at stage 0."""
     learner = config.learner
     masters = learner.zero_stage > 0 or counts.itemsize < 4
     return (8 + 4 * masters) * counts.trained // (learner.ranks if learner.zero_stage else 1)
 
 
-def host_share(counts: Counts, config: Config) -> Share:
-    """Of the machine, if it holds all ranks: its own memory, not a GPU's."""
+def plan_host(counts: Counts, config: Config) -> Share:
+    """Plan the host memory of a machine that holds all ranks."""
     learner, weights = config.learner, counts.total * counts.itemsize
     parts = [Part(name="object store", nbytes=2 * weights, about="two versions of the weights")]
     if learner.offload != "none":
@@ -188,14 +195,14 @@ def host_share(counts: Counts, config: Config) -> Share:
     return Share(parts=tuple(parts))
 
 
-def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
-    """Of one engine, in the device's memory. The KV cache of a GPU engine is what `gpu_memory_utilization` leaves."""
+def plan_engine(counts: Counts, model_config: Any, config: Config) -> Share:
+    """Plan the device memory of one engine. On a GPU the KV cache is what `gpu_memory_utilization` leaves."""
     text, rollout, cpu = model_config.get_text_config(), config.rollout, config.cluster.device == "cpu"
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * counts.itemsize
     longest = config.data.max_prompt_tokens + rollout.max_completion_tokens
-    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_ON_CPU if cpu else a_token * longest
-    batch = max(4096, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
+    cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_CACHE_BYTES if cpu else a_token * longest
+    batch = max(BATCHED_TOKENS, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize
     logits = 3 * 4 * text.vocab_size * rollout.max_sequences
     parts = [
         Part(name="weights", nbytes=counts.total * counts.itemsize, about=config.model.dtype),
@@ -212,7 +219,7 @@ def engine_share(counts: Counts, model_config: Any, config: Config) -> Share:
 
 
 def device_memory(config: Config) -> tuple[str, int] | None:
-    """Name and bytes of what one process computes in; None when there is no such device here."""
+    """Return name and bytes of the memory one process computes in; None when there is no such device here."""
     if config.cluster.device == "cpu":
         return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not torch.cuda.is_available():
@@ -222,7 +229,7 @@ def device_memory(config: Config) -> tuple[str, int] | None:
 
 
 def show_plan(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Iterator[str]:
-    """The plan as lines to read; with remedies, each planned through, where it does not fit `device`."""
+    """Yield the plan as lines to read; where it does not fit `device`, with remedies and what each would take."""
     config, counts = made.config, made.counts
     total, vision, trained = (_count(number) for number in (counts.total, counts.vision, counts.trained))
     yield f"{total} parameters, {vision} of them vision, {trained} trained; ZeRO-{config.learner.zero_stage}"
@@ -273,7 +280,7 @@ def _count(elements: int) -> str:
 
 
 def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """What may help, in the order in which it costs least."""
+    """Yield changes that may help, each with its configuration, the cheapest first."""
     model, learner, data = config.model, config.learner, config.data
 
     def changed(section: str, **values: Any) -> tuple[str, Config]:
@@ -296,9 +303,11 @@ def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
     yield changed("rollout", max_completion_tokens=max(1, config.rollout.max_completion_tokens // 2))
 
 
-def _packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:
-    """Shapes of groups and how many of them fill a pack: the longest that may come, and the shortest, whose packs hold
-    the most pictures and predict the most tokens. `least`: tokens of the shortest prompt."""
+def _largest_packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:
+    """Yield shapes of groups and how many of each fill a pack: the longest that may come, and the shortest.
+
+    Packs of the shortest hold the most pictures and predict the most tokens. `least`: tokens of the shortest prompt.
+    """
     rollout, longest = config.rollout, max(config.data.max_prompt_tokens, least)
     size = {"grpo": rollout.group_size, "exact": LISTED, "sft": 1}[config.method]
     for tokens, length in (
@@ -310,8 +319,8 @@ def _packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:
         yield shape, max(1, min(config.learner.tokens_per_pack // whole, rollout.prompts_per_step))
 
 
-def _prompt(config: Config, model: ModelConfig, model_config: Any) -> Prompt:
-    """A blank picture of the configured size and hardly a word, as the learner would be given it."""
+def _make_prompt(config: Config, model: ModelConfig, model_config: Any) -> Prompt:
+    """Return a prompt of a blank picture of the configured size and hardly a word, as the learner would read it."""
     limits = image_size(model, family_of(model_config))
     side = config.data.image_size or math.isqrt(limits["longest_edge"] if limits else 384 * 384)
     encoder = PromptEncoder(

@@ -1,8 +1,8 @@
-"""A forward and backward without memory: the real code on parameters that have shapes only, and what it would hold.
+"""Trace a forward and backward without memory: the real code, on parameters that have shapes only.
 
-Integers and masks are real, so that what depends on them (pictures of many sizes, branches of many lengths) goes as it
-would; everything a parameter touches lives on torch's meta device. What autograd keeps is thus counted, not estimated,
-for any family, attention or adapter.
+Integers and masks are real, so all that depends on them (sizes of pictures, lengths of branches) is as in a run. All
+else lives on torch's meta device. So the memory that autograd keeps is counted, not estimated, for any family, way to
+attend or adapter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.config.schema import Config
 from common.types import Prompt, ScoredGroup
 from learner.model.attention import install
 from learner.model.head import ScoringSpec
-from learner.model.load import freeze_towers
+from learner.model.load import freeze_vision_tower
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
@@ -30,8 +30,8 @@ from learner.objective import LOSSES
 from learner.trainer.given_answers import given_unscored
 
 
-def weightless(model_config: Any, config: Config) -> Any:
-    """The policy as a rank trains it, its parameters without memory."""
+def build_weightless_model(model_config: Any, config: Config) -> Any:
+    """Build the policy as a rank trains it, its parameters without memory."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it has none
     from transformers import AutoModelForImageTextToText
 
@@ -42,7 +42,7 @@ def weightless(model_config: Any, config: Config) -> Any:
     model.tie_weights()  # parameters without memory were made one by one
     install(model, config.learner.attention, cuda=config.cluster.device == "cuda")
     if config.model.freeze_vision:
-        freeze_towers(model)
+        freeze_vision_tower(model)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.lora.rank:
@@ -51,9 +51,11 @@ def weightless(model_config: Any, config: Config) -> Any:
     return model.to(model.dtype).train()
 
 
-def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> int:
-    """Most bytes that one pack of `groups` holds at a time beside weights and finished gradients: policy and reference
-    forward, loss, backward."""
+def trace_learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> int:
+    """Return the most bytes that one pack of `groups` holds at a time, beside weights and finished gradients.
+
+    Traces policy and reference forward, the loss, and the backward pass.
+    """
     memory = _Memory()
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -73,8 +75,8 @@ def learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Config) -> 
     return memory.peak
 
 
-def made_up_group(prompt: Prompt, *, tokens: int, completions: int, length: int) -> ScoredGroup:
-    """A group that says nothing: `prompt` filled up to `tokens`, and completions of `length` tokens."""
+def make_up_group(prompt: Prompt, *, tokens: int, completions: int, length: int) -> ScoredGroup:
+    """Return a group without meaning: `prompt` filled up to `tokens`, and completions of `length` tokens."""
     ids = (*prompt.token_ids, *[prompt.token_ids[-1]] * (tokens - len(prompt.token_ids)))
     return given_unscored(replace(prompt, token_ids=ids), [(1,) * length] * completions)
 
@@ -114,7 +116,7 @@ class _Memory(TorchDispatchMode):
         return made
 
     def forget(self, tensor: Tensor | None) -> None:
-        """A gradient is finished: it is counted elsewhere."""
+        """Stop counting a finished gradient: the plan counts it as a part of its own."""
         if tensor is not None:
             self._free(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
@@ -132,14 +134,14 @@ class _Memory(TorchDispatchMode):
 
 
 def _as_integers(index: Tensor | None) -> list[Tensor | None]:
-    """A mask as one index for each of its axes, anything else as it is."""
+    """Return a mask as one integer index for each of its axes, anything else as it is."""
     if index is None or index.dtype != torch.bool:
         return [index]
     return list(index.nonzero().unbind(1))
 
 
 class _Flash(torch.autograd.Function):
-    """What every attention kernel without an S x S matrix keeps: its inputs, its output, a number a row."""
+    """Attention that keeps what every kernel without an S x S matrix does: inputs, output, one number a query."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -155,7 +157,7 @@ class _Flash(torch.autograd.Function):
 
 @contextmanager
 def _flash_attention() -> Iterator[None]:
-    """On the meta device torch would do the matrix; no device that is trained on does."""
+    """Replace torch's attention inside, which on the meta device makes an S x S matrix: see `patches`."""
     functional: Any = torch.nn.functional
     original = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = lambda query, key, value, attn_mask=None, **_: cast("Any", _Flash.apply)(

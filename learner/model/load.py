@@ -1,4 +1,4 @@
-"""A Hugging Face model in and out: the policy as it starts, the folder it ends in."""
+"""Load a Hugging Face model to train, know it again in a checkpoint, and export it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and c
 
 
 def load_model(path: str, config: Config) -> Any:
-    """The Hugging Face model on this machine's memory, in the configured dtype, attending as configured."""
+    """Load the Hugging Face model into this machine's memory, in the configured dtype and way to attend."""
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -31,8 +31,8 @@ def load_model(path: str, config: Config) -> Any:
     return model
 
 
-def base_identity(model: Any, config: Config) -> dict[str, str | None]:
-    """What a checkpoint must go with: where the model came from, and a digest of its configuration and every weight."""
+def identify_base(model: Any, config: Config) -> dict[str, str | None]:
+    """Return what a checkpoint of this model must go with: its path, revision, and a digest of settings and weights."""
     import xxhash
 
     settings = model.config.to_dict()
@@ -46,7 +46,7 @@ def base_identity(model: Any, config: Config) -> dict[str, str | None]:
 
 
 def require_base(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Raises CheckpointError unless the model is the one the checkpoint in `folder` was trained from."""
+    """Raise CheckpointError unless the model is the one the checkpoint in `folder` was trained from."""
     if found["digest"] != wanted["digest"]:
         raise CheckpointError(
             f"the checkpoint {folder} was trained from another model",
@@ -57,7 +57,7 @@ def require_base(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pa
 
 
 def export_model(weights: Mapping[str, Tensor], path: str, config: Config, folder: Path) -> None:
-    """Write `weights` in the layout of the model at `path`, every other file of which is taken over."""
+    """Write `weights` into `folder` in Hugging Face layout, with every other file of the model at `path`."""
     model = load_model(path, config)
     model.load_state_dict(weights)
     model.save_pretrained(folder)
@@ -67,16 +67,19 @@ def export_model(weights: Mapping[str, Tensor], path: str, config: Config, folde
             shutil.copyfile(file, folder / file.name)
 
 
-def language_prefix(model: Any) -> str:
-    """What the names of the language model's parameters begin with; head and embedding tied to it apart."""
+def find_language_prefix(model: Any) -> str:
+    """Return how the names of the language model's parameters begin; the head's may begin otherwise."""
     decoder = model.get_decoder()
     prefixes = (f"{name}." for name, module in model.named_modules() if module is decoder)
     return next(prefixes)
 
 
-def tower_names(model: Any) -> set[str]:
-    """State-dict names, without adapters', of what stands before the language model: vision tower and projector."""
-    language, head = language_prefix(model), model.get_output_embeddings()
+def vision_tower_names(model: Any) -> set[str]:
+    """Return the state-dict names of vision tower and projector, all that stands before the language model.
+
+    Adapters have none: a name is the one in a model without adapters.
+    """
+    language, head = find_language_prefix(model), model.get_output_embeddings()
     heads = {name + "." for name, module in model.named_modules() if module is head}
     behind = (language, *heads)
     return {
@@ -86,15 +89,16 @@ def tower_names(model: Any) -> set[str]:
     }
 
 
-def freeze_towers(model: Any) -> None:
-    """Leave what stands before the language model as it is."""
-    towers = tower_names(model)
+def freeze_vision_tower(model: Any) -> None:
+    """Make vision tower and projector of `model` untrained."""
+    frozen = vision_tower_names(model)
     for name, parameter in model.named_parameters():
-        if name in towers:
+        if name in frozen:
             parameter.requires_grad_(False)
 
 
 def _model_folder(path: str, config: Config) -> Path:
+    """Return the folder that holds the other files of a model, from the hub if it is no folder."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download

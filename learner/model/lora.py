@@ -1,7 +1,7 @@
-"""LoRA through PEFT: adapters on linear layers, the model without them as the reference, and both made one to publish.
+"""LoRA through PEFT: adapters on linear layers. The model without them is the reference; merged, they are published.
 
-Adapters are put into the Hugging Face model itself, so the rest of the learner sees the model it knows. There is no
-dropout: it would make learner and engine two policies.
+Adapters are put into the Hugging Face model itself, so the rest of the learner works as without. There is no dropout:
+it would make learner and engine two policies.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ import torch
 from torch import Tensor
 
 from common.config.schema import LoraConfig
-from learner.model.load import language_prefix
+from learner.model.load import find_language_prefix
 
 NAME = "default"  # of the adapter inside PEFT's layers
 
 
 def add_adapters(model: Any, config: LoraConfig) -> dict[str, Any]:
-    """Give `model` adapters, the only parameters that will train; what `adapters` gives of it.
+    """Give `model` adapters, the only parameters that will train, and return what `find_adapters` does.
 
     They start as no change at all: the second factor is zero.
     """
     import peft
 
     peft.inject_adapter_in_model(_peft_config(model, config), model)
-    return adapters(model)
+    return find_adapters(model)
 
 
-def adapters(model: torch.nn.Module) -> dict[str, Any]:
-    """PEFT's layers by the name of the weight they adapt, as it is called in a model without adapters."""
+def find_adapters(model: torch.nn.Module) -> dict[str, Any]:
+    """Return PEFT's layers by the name that their weight has in a model without adapters."""
     from peft.tuners.lora import LoraLayer
 
     return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @contextmanager
-def switch_off(adapters: Mapping[str, Any]) -> Iterator[None]:
-    """Within it the model is the one it was before `add_adapters`, bit for bit: the reference."""
+def switch_off_adapters(adapters: Mapping[str, Any]) -> Iterator[None]:
+    """Turn the model inside into the reference: the one it was before `add_adapters`, bit for bit."""
     for layer in adapters.values():
         layer._disable_adapters = True  # noqa: SLF001  # `enable_adapters` would turn requires_grad too
     try:
@@ -50,19 +50,19 @@ def switch_off(adapters: Mapping[str, Any]) -> Iterator[None]:
             layer._disable_adapters = False  # noqa: SLF001
 
 
-def factors(layer: Any) -> list[Tensor]:
-    """A (rank, in) and B (out, rank) of a layer: its weight is changed by scaling * B A."""
+def list_factors(layer: Any) -> list[Tensor]:
+    """Return A (rank, in) and B (out, rank) of a layer, which add scaling * B A to its weight."""
     return [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
 
 
 def merge(weight: Tensor, layer: Any) -> Tensor:
-    """A new tensor: the weight with its adapter in it, summed in float32 and rounded once."""
-    a, b = (factor.detach().float() for factor in factors(layer))
+    """Return a new tensor: the weight with its adapter, summed in float32 and rounded once."""
+    a, b = (factor.detach().float() for factor in list_factors(layer))
     return torch.addmm(weight.detach().float(), b, a, alpha=layer.scaling[NAME]).to(weight.dtype)
 
 
 def remove_adapters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names of a model without adapters, these left out."""
+    """Return a state dict without adapters, under the names of a model that has none."""
     return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
 
 
@@ -95,8 +95,8 @@ def _peft_config(model: Any, config: LoraConfig) -> Any:
 
 
 def _targets(model: Any, config: LoraConfig) -> list[str]:
-    """Linear layers of the language model, or of everything; never the head, which may be tied to the embedding."""
-    language, head = language_prefix(model), model.get_output_embeddings()
+    """List the linear layers that get adapters: the language model's or all; never the head, which may be tied."""
+    language, head = find_language_prefix(model), model.get_output_embeddings()
     names = []
     for name, module in model.named_modules():
         plain = name.replace(".base_layer", "")

@@ -2,8 +2,21 @@
 
     prompt A | branch A1 | branch A2 | prompt B | branch B1 | ...
 
-A branch sees its own prompt and itself, and its positions go on where the prompt's end, so every token's log-prob is
-what it would be in a row of its own: a G-th of the work and, without padding, the same numbers.
+A branch attends to its own prompt and to itself, and its rope positions go on where those of the prompt end. So every
+token has the log-prob it would have in a row of its own: a G-th of the work and, without padding, the same numbers.
+
+A prompt p of two tokens with completions (a0 a1), (b0) and (c0 c1 c2). The last token of a completion is predicted but
+never fed, so the pack has S = 5 positions and N = 6 completion tokens:
+
+    position    0   1   2   3   4
+    ids        p0  p1  a0  c0  c1
+    rope        0   1   2   2   3
+
+    target     a0  a1  b0  c0  c1  c2     the N tokens to score
+    source      1   2   1   1   3   4     the position that predicts each
+    row         0   0   1   2   2   2     its completion, of R = 3
+
+`learner.model.layout` says what each position attends to; `learner.objective` lists the axis letters.
 """
 
 from __future__ import annotations
@@ -24,7 +37,7 @@ from common.types import Completion, ScoredGroup
 from learner.model.attention import pack_inputs
 from learner.model.last_layer import ROWS
 from learner.model.layout import Layout, Span
-from learner.model.prompt_inputs import blank, join_prompts, read_prompt
+from learner.model.prompt_inputs import join_prompts, make_blank_picture, read_prompt
 from learner.objective import SUMMED, LossInputs, group_advantages
 
 Ints = npt.NDArray[np.int64]
@@ -32,25 +45,26 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """S tokens in, one log-prob out for each of all the groups' completion tokens, in order."""
+    """The tensors of some groups: S positions go into the model, N log-probs of completion tokens come out."""
 
-    ids: Tensor  # (1, S) int64; rows of their own, without positions, where nothing is shared: see `learner.model.rows`
-    positions: Tensor | None  # (3, 1, S) int64: time, height, width; (1, S) in families with one axis
-    attention: dict[str, Any]  # the model's inputs that say who sees whom, and who is read in the end
-    images: dict[str, Tensor]  # the model's image inputs, all prompts' in order
-    source: Tensor  # (tokens,) int64: where in S each completion token is predicted
-    target: Tensor  # (tokens,) int64: its id
-    row: Tensor  # (tokens,) int64: its completion
-    group: Tensor  # (completions,) int64: its group, from 0
-    engine_logp: Tensor  # (tokens,) float32: its log-prob when it was sampled
-    reward: Tensor  # (completions,) float32
-    advantage: Tensor  # (completions,) float32
+    ids: Tensor  # (1, S) int64; (rows, T) where no prompt is shared, see `learner.model.rows`
+    positions: Tensor | None  # rope, int64: (3, 1, S) for time, height, width, or (1, S); None where none is shared
+    attention: dict[str, Any]  # keywords of the model: what attends to what, and which positions are read in the end
+    images: dict[str, Tensor]  # keywords of the model: the pictures of all prompts, in order
+    source: Tensor  # (N,) int64: the position that predicts each completion token
+    target: Tensor  # (N,) int64: its id
+    row: Tensor  # (N,) int64: its completion
+    group: Tensor  # (R,) int64: the group of each completion, from 0
+    engine_logp: Tensor  # (N,) float32: log-prob of the token when it was sampled
+    reward: Tensor  # (R,) float32
+    advantage: Tensor  # (R,) float32
 
     def inputs(self, logp: Tensor, ref_logp: Tensor | None, *, sequences: int, groups: int, beta: float) -> LossInputs:
-        """What a loss is a function of: this pack and its log-probs under policy and reference.
+        """Return what a loss reads: this pack and its (N,) log-probs under policy and reference.
 
         Args:
-            sequences: of the whole step, as `groups`.
+            sequences: completions of the whole step, over all packs of all ranks.
+            groups: of the whole step likewise.
         """
         return LossInputs(
             logp=logp,
@@ -74,41 +88,46 @@ def build_pack(
     tower_runs: bool = True,
     reward: RewardConfig = SUMMED,
 ) -> Pack:
-    """Tensors of `groups` on the model's device, built once and used by policy and reference.
+    """Build the tensors of `groups` on the model's device, once for policy and reference.
 
     Args:
         model: the Hugging Face model; its config and rope positions are used, its weights are not.
         banned: ids that neither engine nor learner gives any probability.
-        tower_runs: the model sees pixels; False where features of its frozen tower come in their place.
+        tower_runs: the model reads pixels; False where features of its frozen vision tower come in their place.
         reward: how rewards become advantages.
 
     Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
     id, which would have log-prob -inf.
     """
-    sampled = [c for scored in groups for c in scored.group.completions]
-    drawn = Drawn.of(sampled)
-    refuse_banned(drawn, groups, banned)
+    completions = [c for scored in groups for c in scored.group.completions]
+    said = CompletionTokens.of(completions)
+    refuse_banned(said, groups, banned)
     ids, positions, spans, source = [], [], [], []
     known: dict[bytes, Tensor] = {}
     at = row = 0
     for scored in groups:
         rows = slice(row, row + len(scored.group.completions))
-        own = slice(drawn.edges[rows.start], drawn.edges[rows.stop])  # this group's tokens
+        own = slice(said.edges[rows.start], said.edges[rows.stop])  # the completion tokens of this group
         prompt_ids, prompt_positions = read_prompt(scored.prompt, model, known)
-        fork, fed = at + len(prompt_ids), drawn.fed[own]
-        place = drawn.place[own]
-        ids += [prompt_ids, torch.from_numpy(drawn.target[own][fed])]
+        fork, fed, place = at + len(prompt_ids), said.fed[own], said.place[own]
+
+        # The prompt, then every branch: its rope positions follow the prompt's.
+        ids += [prompt_ids, torch.from_numpy(said.target[own][fed])]
         follow = int(prompt_positions.max()) + 1
         positions += [prompt_positions, torch.from_numpy(place[fed] + follow).expand(len(prompt_positions), -1)]
-        read: Ints = np.cumsum(fed) - fed  # tokens of the branches before this one
-        source.append(np.where(place > 0, fork + read - 1, fork - 1))
-        ends = fork + np.cumsum(np.diff(drawn.edges[rows.start : rows.stop + 1]) - 1)
+
+        # A completion's first token is predicted by the prompt's last, any other by the token before it.
+        fed_before: Ints = np.cumsum(fed) - fed  # positions of this group's branches before each token
+        source.append(np.where(place > 0, fork + fed_before - 1, fork - 1))
+
+        ends = fork + np.cumsum(np.diff(said.edges[rows.start : rows.stop + 1]) - 1)
         spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
         at, row = spans[-1].end, rows.stop
     predicting = np.concatenate(source)
+
     images = join_prompts([scored.prompt for scored in groups], model)
-    if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: one blank image that nobody looks at
-        blank_ids, images = blank(model)
+    if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: a blank picture at the end
+        blank_ids, images = make_blank_picture(model)
         ids.append(blank_ids)
         positions.append(torch.zeros(len(positions[0]), len(blank_ids), dtype=torch.long))
         spans.append(Span(start=at, fork=at + len(blank_ids), ends=()))
@@ -120,15 +139,15 @@ def build_pack(
         | {ROWS: torch.from_numpy(np.unique(predicting)).to(on)},
         images={name: tensor.to(on) for name, tensor in images.items()},
         source=torch.from_numpy(predicting).to(on),
-        target=torch.from_numpy(drawn.target).to(on),
-        row=torch.from_numpy(drawn.row).to(on),
-        engine_logp=torch.tensor([logp for c in sampled for logp in c.logprobs], dtype=torch.float32, device=on),
+        target=torch.from_numpy(said.target).to(on),
+        row=torch.from_numpy(said.row).to(on),
+        engine_logp=torch.tensor([logp for c in completions for logp in c.logprobs], dtype=torch.float32, device=on),
         **build_rewards(groups, reward, on),
     )
 
 
 def build_rewards(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
-    """`group`, `reward` and `advantage` of all completions of a pack."""
+    """Return `group`, `reward` and `advantage` of a Pack, (R,) each."""
     rewards = [torch.tensor(scored.rewards, dtype=torch.float32) for scored in groups]
     sizes = torch.tensor([len(own) for own in rewards])
     made = {
@@ -139,17 +158,18 @@ def build_rewards(groups: Sequence[ScoredGroup], reward: RewardConfig, device: t
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 
-class Drawn(NamedTuple):
+class CompletionTokens(NamedTuple):
     """All completion tokens of some groups, one after the other."""
 
-    target: Ints  # (tokens,) ids
-    row: Ints  # (tokens,) its completion
-    place: Ints  # (tokens,) in its completion
-    fed: npt.NDArray[np.bool_]  # (tokens,) whether the model reads it: the last one of a completion is only predicted
-    edges: Ints  # (completions + 1,) where each begins
+    target: Ints  # (N,) ids
+    row: Ints  # (N,) the completion of each token
+    place: Ints  # (N,) its place in that completion, from 0
+    fed: npt.NDArray[np.bool_]  # (N,) the model reads it: the last token of a completion is only predicted
+    edges: Ints  # (R + 1,) where each completion begins, and the end of all
 
     @classmethod
-    def of(cls, completions: Sequence[Completion]) -> Drawn:
+    def of(cls, completions: Sequence[Completion]) -> CompletionTokens:
+        """Lay the tokens of all completions end to end."""
         lengths = np.array([len(c.token_ids) for c in completions])
         edges = np.concatenate([[0], np.cumsum(lengths)])
         target = np.fromiter(chain.from_iterable(c.token_ids for c in completions), np.int64, edges[-1])
@@ -159,14 +179,14 @@ class Drawn(NamedTuple):
         return cls(target, np.repeat(np.arange(len(lengths)), lengths), place, fed, edges)
 
 
-def refuse_banned(drawn: Drawn, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:
-    """DataError naming the prompt whose completion holds one, which would have log-prob -inf."""
-    found = np.isin(drawn.target, np.array(banned, np.int64))
+def refuse_banned(said: CompletionTokens, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:
+    """Raise DataError naming the prompt if a completion holds a banned id, which would have log-prob -inf."""
+    found = np.isin(said.target, np.array(banned, np.int64))
     if not found.any():
         return
     names = [scored.prompt.id for scored in groups for _ in scored.group.completions]
     raise DataError(
-        f"a completion of {names[drawn.row[found][0]]} holds banned tokens",
-        got=f"ids {np.unique(drawn.target[found]).tolist()}",
+        f"a completion of {names[said.row[found][0]]} holds banned tokens",
+        got=f"ids {np.unique(said.target[found]).tolist()}",
         remedy="give engine and learner the same list of banned tokens",
     )

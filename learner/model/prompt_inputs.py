@@ -1,4 +1,4 @@
-"""What a model reads of prompts: ids, positions and the inputs of its pictures, the same way for every family."""
+"""Make the tensors a model reads of prompts: ids, rope positions, pictures; the same way for every family."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def read_prompt(prompt: Prompt, model: Any, known: dict[bytes, Tensor]) -> tuple[Tensor, Tensor]:
-    """(T,) ids and (axes, T) rope positions: 3 axes where the model has positions in time, height and width, else 1.
+    """Return (T,) ids and (axes, T) rope positions: 3 axes where the model has time, height and width, else 1.
 
     Raises DataError if image tokens and pictures disagree.
 
     Args:
-        known: positions that were slow to make, for prompts of the same shape.
+        known: positions made before, which are slow to make, by the shape of the prompt; filled here.
     """
     ids = torch.tensor(prompt.token_ids)
     is_image = ids == model.config.image_token_id
     if not hasattr(model.model, "get_rope_index"):
         if bool(is_image.any()) != bool(prompt.features):
-            raise _disagree(prompt, f"{int(is_image.sum())} image tokens, inputs {sorted(prompt.features)}")
+            raise _disagreement(prompt, f"{int(is_image.sum())} image tokens, inputs {sorted(prompt.features)}")
         return ids, torch.arange(len(ids))[None]
     features, merged = prompt.features, model.config.vision_config.spatial_merge_size**2
     grids = torch.from_numpy(features["image_grid_thw"]) if features else torch.empty(0, 3, dtype=torch.long)
-    patches, held = int(grids.prod(1).sum()), _patches(features, merged)
+    patches, held = int(grids.prod(1).sum()), _count_patches(features, merged)
     if int(is_image.sum()) * merged != patches or held != patches:
-        raise _disagree(prompt, f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches")
+        raise _disagreement(prompt, f"{int(is_image.sum())} image tokens, grid {grids.tolist()}, {held} patches")
     shape = is_image.numpy().tobytes() + grids.numpy().tobytes()
     if shape not in known:
         positions, _ = model.model.get_rope_index(
@@ -50,13 +50,13 @@ def read_prompt(prompt: Prompt, model: Any, known: dict[bytes, Tensor]) -> tuple
     return ids, known[shape]
 
 
-def _patches(features: Arrays, merged: int) -> int:
+def _count_patches(features: Arrays, merged: int) -> int:
     if "image_embeds" in features:
         return len(features["image_embeds"]) * merged
     return len(features["pixel_values"]) if features else 0
 
 
-def _disagree(prompt: Prompt, got: str) -> DataError:
+def _disagreement(prompt: Prompt, got: str) -> DataError:
     return DataError(
         f"prompt {prompt.id}: its tokens, image grid and pixels disagree",
         got=got,
@@ -65,19 +65,19 @@ def _disagree(prompt: Prompt, got: str) -> DataError:
 
 
 def join_prompts(prompts: Sequence[Prompt], model: Any) -> dict[str, Tensor]:
-    """Every image input that the model's forward names, of all prompts in order; none without a picture.
+    """Join every image input that the model's forward names, of all prompts in order; empty without a picture.
 
-    They join along the family's axis. Where pictures differ in another (tiles of LLaVA-OneVision, sides of Mistral 3),
-    smaller ones are padded with zeros, which the model cuts off again.
+    They join along the family's axis. Where pictures differ along another (tiles of LLaVA-OneVision, sides of
+    Mistral 3), smaller ones are padded with zeros, which the model cuts off again.
     """
     held = [prompt.features for prompt in prompts if prompt.features]
-    axis, taken = family_of(model.config).tile_axis, forward_inputs(model) | {"image_embeds"}
+    axis, taken = family_of(model.config).tile_axis, list_forward_inputs(model) | {"image_embeds"}
     names = [name for name in (held[0] if held else ()) if name in taken]
-    return {name: torch.from_numpy(_join([features[name] for features in held], axis)) for name in names}
+    return {name: torch.from_numpy(_pad_and_join([features[name] for features in held], axis)) for name in names}
 
 
-def forward_inputs(model: Any) -> frozenset[str]:
-    """Keywords of its forward."""
+def list_forward_inputs(model: Any) -> frozenset[str]:
+    """Return the keywords of the forward of `model`."""
     return _keywords(type(model.model).forward)
 
 
@@ -86,7 +86,7 @@ def _keywords(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
-def _join(arrays: Sequence[npt.NDArray[Any]], axis: int) -> npt.NDArray[Any]:
+def _pad_and_join(arrays: Sequence[npt.NDArray[Any]], axis: int) -> npt.NDArray[Any]:
     largest = np.max([array.shape for array in arrays], axis=0)
     padded = []
     for array in arrays:
@@ -99,8 +99,8 @@ def _sizes(largest: npt.NDArray[Any], array: npt.NDArray[Any]) -> enumerate[tupl
     return enumerate(zip(largest.tolist(), array.shape, strict=True))
 
 
-def blank(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """(T,) ids and image inputs of a small picture, for a pack without any."""
+def make_blank_picture(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return (T,) ids and image inputs of a small blank picture, for a pack without any."""
     if not hasattr(model.model, "get_rope_index"):
         prompt = _blank_prompt(model.name_or_path)
         return torch.tensor(prompt.token_ids), join_prompts([prompt], model)

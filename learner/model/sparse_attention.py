@@ -1,8 +1,19 @@
-"""Attention of a pack on a CPU: only the blocks of S x S in which somebody sees something, by torch's own flash kernel.
+"""Attention of a pack on a CPU: only those rectangles of the S x S scores that are not empty, by torch's flash kernel.
 
-A branch attends in two tiles, its prompt and itself, and the two are joined by their log-sum-exps, as ring attention
-does (Liu et al. 2023, arXiv:2310.01889). The kernel's backward needs the joint output and log-sum-exp only, so nothing
-of size S x S is ever kept. It always computes in float32: in bfloat16 the kernel is slower, not faster.
+A branch attends twice, to its prompt and to itself, and the two results are joined by their log-sum-exps, as ring
+attention does (Liu et al. 2023, arXiv:2310.01889). The backward pass of the kernel needs only the joint output and
+log-sum-exp, so nothing of size S x S is ever kept. The kernel always computes in float32: in bfloat16 it is slower.
+
+A prompt of 300 tokens with two branches of 100, positions 0 to 500, takes four calls of the kernel:
+
+    queries      keys
+      0 to 300     0 to 300   causal: the prompt over itself
+    300 to 500     0 to 300   both branches over the prompt
+    300 to 400   300 to 400   causal, joins the call above: the first branch over itself
+    400 to 500   400 to 500   causal, joins it too: the second branch over itself
+
+Together 115,000 pairs of tokens, where the dense mask computes 250,000. A call costs as much as CALL_COST / width
+pairs, so small branches share a masked call, and so do small groups.
 """
 
 from __future__ import annotations
@@ -13,128 +24,134 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from learner.model.layout import Layout, Span, block_mask, tokens
+from learner.model.layout import Layout, Span, block_mask, index_tokens
 
-CALL_COST = 330_000  # what one kernel call costs, forward and backward, in pairs of tokens x width of all heads
+CALL_COST = 330_000  # of one kernel call, forward and backward, in pairs of tokens times the width of all heads
 
 
-class Tile(NamedTuple):
-    """Queries that see keys: all of them, those up to themselves, or what their group and branch allow."""
+class Rectangle(NamedTuple):
+    """One call of the kernel: queries over keys, all of them, those up to themselves, or those a mask allows."""
 
     query: slice
     key: slice
     causal: bool = False
-    blocked: bool = False
-    joins: bool = False  # an earlier tile has these queries too
-    mask: Tensor | None = None  # (1, 1, queries, keys), additive, of a blocked tile
+    masked: bool = False
+    joins: bool = False  # an earlier rectangle has these queries too
+    mask: Tensor | None = None  # (1, 1, queries, keys), additive, of a masked rectangle
 
 
-class Tiles:
-    """The attention of one pack: (1, H, S, D) queries over (1, Hkv, S, D) keys and values."""
+class SparseAttention:
+    """The attention of one pack, ready to be called by every layer."""
 
-    def __init__(self, tiles: Sequence[Tile]) -> None:
-        self.tiles = tuple(tiles)
+    def __init__(self, rectangles: Sequence[Rectangle]) -> None:
+        self.rectangles = tuple(rectangles)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(1, S, H, D)."""
-        out: Tensor = cast("Any", _Attention.apply)(query, key, value, self.tiles, scale)
+        """Attend with (1, heads, S, D) queries over (1, kv heads, S, D) keys and values: (1, S, heads, D)."""
+        out: Tensor = cast("Any", _Attention.apply)(query, key, value, self.rectangles, scale)
         return out.transpose(1, 2)
 
 
-def plan(layout: Layout, *, width: int) -> Tiles:
-    """The cheapest tiles found. `width`: of all query heads together."""
+def build_sparse_attention(layout: Layout, *, width: int) -> SparseAttention:
+    """Find cheap rectangles for a pack. `width`: of all query heads together."""
     call = CALL_COST / width
-    tiles: list[Tile] = []
-    run: list[Span] = []  # groups so small that one blocked tile is cheaper than their parts
+    rectangles: list[Rectangle] = []
+    run: list[Span] = []  # neighbouring groups so small that one masked rectangle is cheaper than their parts
     for span in layout.spans:
-        parts = _parts(span, call)
-        whole = _length([span]) ** 2 + call
-        if _cost(parts, call) < whole:
-            tiles += [*_together(run), *parts]
+        parts = _split_span(span, call)
+        alone = _length([span]) ** 2 + call  # cost of one masked rectangle for this group
+        if _cost(parts, call) < alone:
+            rectangles += [*_cover_run(run), *parts]
             run = []
-        elif run and _length([*run, span]) ** 2 > _length(run) ** 2 + whole:
-            tiles += _together(run)
+        elif run and _length([*run, span]) ** 2 > _length(run) ** 2 + alone:  # cheaper apart than together
+            rectangles += _cover_run(run)
             run = [span]
         else:
             run.append(span)
-    who = tokens(layout, torch.device("cpu"))
-    return Tiles(
-        [
-            tile._replace(mask=block_mask(who.at(tile.query), dtype=torch.float32)) if tile.blocked else tile
-            for tile in (*tiles, *_together(run))
-        ]
-    )
+    rectangles += _cover_run(run)
+
+    tokens = index_tokens(layout, torch.device("cpu"))
+    for index, own in enumerate(rectangles):
+        if own.masked:
+            rectangles[index] = own._replace(mask=block_mask(tokens.at(own.query), dtype=torch.float32))
+    return SparseAttention(rectangles)
 
 
-def _parts(span: Span, call: float) -> list[Tile]:
-    """The prompt over itself, all branches over the prompt, each branch over itself."""
+def _split_span(span: Span, call: float) -> list[Rectangle]:
+    """Return the parts of one group: the prompt over itself, all branches over the prompt, each branch over itself."""
     prompt, forked = slice(span.start, span.fork), slice(span.fork, span.end)
-    tiles = [Tile(prompt, prompt, causal=True)]
+    first = [Rectangle(prompt, prompt, causal=True)]
     if not span.branches:
-        return tiles
-    apart = [Tile(branch, branch, causal=True, joins=True) for branch in span.branches]
-    together = [Tile(forked, forked, blocked=True, joins=True)]
-    return [*tiles, Tile(forked, prompt), *min(apart, together, key=lambda own: _cost(own, call))]
+        return first
+    apart = [Rectangle(branch, branch, causal=True, joins=True) for branch in span.branches]
+    together = [Rectangle(forked, forked, masked=True, joins=True)]
+    return [*first, Rectangle(forked, prompt), *min(apart, together, key=lambda own: _cost(own, call))]
 
 
-def _together(run: Sequence[Span]) -> list[Tile]:
+def _cover_run(run: Sequence[Span]) -> list[Rectangle]:
+    """Return one masked rectangle over all groups of a run, or none of an empty run."""
     rows = slice(run[0].start, run[-1].end) if run else None
-    return [Tile(rows, rows, blocked=True)] if rows else []
+    return [Rectangle(rows, rows, masked=True)] if rows else []
 
 
-def _cost(tiles: Sequence[Tile], call: float) -> float:
-    return sum(_pairs(tile) + call for tile in tiles)
+def _cost(rectangles: Sequence[Rectangle], call: float) -> float:
+    return sum(_pairs(own) + call for own in rectangles)
 
 
 def _length(run: Sequence[Span]) -> int:
     return run[-1].end - run[0].start
 
 
-def _pairs(tile: Tile) -> float:
-    queries, keys = (rows.stop - rows.start for rows in (tile.query, tile.key))
-    return float(queries * keys / 2 if tile.causal else queries * keys)
+def _pairs(rectangle: Rectangle) -> float:
+    """Count the pairs of a query and a key that are computed."""
+    queries, keys = (rows.stop - rows.start for rows in (rectangle.query, rectangle.key))
+    return float(queries * keys / 2 if rectangle.causal else queries * keys)
 
 
 class _Attention(torch.autograd.Function):
+    """All rectangles of a pack in one step of autograd, joined by their log-sum-exps."""
+
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, rectangles: tuple[Rectangle, ...], scale: float
+    ) -> Tensor:
         q, k, v = query.float(), key.float(), value.float()
         batch, heads, size, width = q.shape
         out = q.new_empty(batch, size, heads, width).transpose(1, 2)
         total = q.new_empty(batch, size, heads).transpose(1, 2)  # log-sum-exp
-        for tile in tiles:
-            at, seen = tile.query, tile.key
-            found, own = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-                q[:, :, at], k[:, :, seen], v[:, :, seen], is_causal=tile.causal, attn_mask=tile.mask, scale=scale
+        for own in rectangles:
+            at, seen = own.query, own.key
+            found, own_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
+                q[:, :, at], k[:, :, seen], v[:, :, seen], is_causal=own.causal, attn_mask=own.mask, scale=scale
             )
-            if tile.joins:
+            if own.joins:  # both results weigh as much as their share of the joint softmax
                 before = total[:, :, at]
-                joint = torch.logaddexp(before, own)
-                found = out[:, :, at] * (before - joint).exp()[..., None] + found * (own - joint).exp()[..., None]
-                own = joint
-            out[:, :, at], total[:, :, at] = found, own
+                joint = torch.logaddexp(before, own_total)
+                kept, added = (before - joint).exp()[..., None], (own_total - joint).exp()[..., None]
+                found, own_total = out[:, :, at] * kept + found * added, joint
+            out[:, :, at], total[:, :, at] = found, own_total
         ctx.save_for_backward(query, key, value, out, total)
-        ctx.tiles, ctx.scale = tiles, scale
+        ctx.rectangles, ctx.scale = rectangles, scale
         return out.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        given = grads[0].float()
+        grad_out = grads[0].float()
         query, key, value, out, total = ctx.saved_tensors
         q, k, v = query.float(), key.float(), value.float()
         sums = tuple(torch.zeros_like(tensor) for tensor in (q, k, v))
-        for tile in ctx.tiles:
-            at, seen = tile.query, tile.key
+        for own in ctx.rectangles:
+            at, seen = own.query, own.key
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # noqa: SLF001
-                given[:, :, at],
+                grad_out[:, :, at],
                 q[:, :, at],
                 k[:, :, seen],
                 v[:, :, seen],
                 out[:, :, at],
                 total[:, :, at],
                 0.0,
-                tile.causal,
-                attn_mask=tile.mask,
+                own.causal,
+                attn_mask=own.mask,
                 scale=ctx.scale,
             )
             for whole, rows, part in zip(sums, (at, seen, seen), parts, strict=True):

@@ -1,29 +1,23 @@
-"""What a frozen vision tower makes of a picture, in place of its pixels."""
+"""The features that a frozen vision tower makes of a picture, computed once and used in place of its pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from common.types import ImageFeatures
 
-if TYPE_CHECKING:
-    pass
-
-
-ENGINE_TAKES_FEATURES = frozenset(
-    {"qwen2_vl", "qwen2_5_vl"}
-)  # families whose engine takes features as its tower makes them
+ENGINE_TAKES_FEATURES = frozenset({"qwen2_vl", "qwen2_5_vl"})  # families whose engine can be given features
 
 
 def compute_features(model: Any, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
-    """What the tower of `model` makes of each prompt's pictures: image_embeds (image tokens, hidden), float32.
+    """Return the features of each prompt's pictures: image_embeds (image tokens, width), float32.
 
-    One prompt at a time: what else is new decides nothing, so a resumed run, which begins with no features, gets the
-    same bits.
+    Each prompt is computed alone. A resumed run, which has other pictures to compute at other times, gets the same
+    bits.
     """
     return [_compute(model, features) for features in images]
 
@@ -31,8 +25,8 @@ def compute_features(model: Any, images: Sequence[ImageFeatures]) -> list[ImageF
 def _compute(model: Any, features: ImageFeatures) -> ImageFeatures:
     pixels, grid = features.values["pixel_values"], features.values["image_grid_thw"]
     with torch.no_grad():
-        made = model.get_image_features(
+        outputs = model.get_image_features(
             torch.from_numpy(np.array(pixels)).to(model.device), torch.from_numpy(np.array(grid)).to(model.device)
         )
-    embeds = torch.cat(list(made.pooler_output)).float().cpu().numpy()
+    embeds = torch.cat(list(outputs.pooler_output)).float().cpu().numpy()
     return ImageFeatures(digest=f"{features.digest}-tower", values={"image_embeds": embeds, "image_grid_thw": grid})

@@ -1,4 +1,4 @@
-"""The vision tower of the Qwen families, run faster than it is written and to the same numbers."""
+"""Faster forms of parts of the Qwens' vision towers, with the same numbers. `learner.model.patches` lists them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-PACKED_TOWERS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})  # families whose tower takes images end to end
-LONGEST_PRODUCT = 1024  # patches of an image whose whole attention matrix is kept
-SLOPE = 1.702  # of QuickGELU: x * sigmoid(SLOPE x), which is silu(SLOPE x) / SLOPE
+PACKED_TOWERS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})  # families whose tower takes pictures end to end
+LONGEST_PRODUCT = 1024  # most patches of a picture whose whole attention matrix is made
+STEEPNESS = 1.702  # of QuickGELU: x * sigmoid(1.702 x), which is silu(1.702 x) / 1.702
 
 
 class PatchProjection(nn.Conv3d):
-    """A convolution over patches that are as large as its kernel, which is a matrix product: three times as fast."""
+    """A convolution over patches as large as its kernel, as the matrix product it is: three times as fast."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Conv3d's name
         if input.shape[2:] != self.weight.shape[2:]:
@@ -24,8 +24,7 @@ class PatchProjection(nn.Conv3d):
 
 
 class QuickGELU(nn.Module):
-    """As transformers' activation of that name, in two passes over memory where that takes six, and keeping its input
-    alone for the backward."""
+    """transformers' QuickGELUActivation in two passes over memory instead of six, keeping only its input."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as transformers has it
         return cast("Tensor", cast("Any", _QuickGELU.apply)(input))
@@ -35,15 +34,15 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: Tensor) -> Tensor:
         ctx.save_for_backward(given)
-        return nn.functional.silu(given * SLOPE, inplace=True).mul_(1 / SLOPE)
+        return nn.functional.silu(given * STEEPNESS, inplace=True).mul_(1 / STEEPNESS)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (given,) = ctx.saved_tensors
-        return cast("Tensor", torch.ops.aten.silu_backward(grads[0], given * SLOPE))
+        return cast("Tensor", torch.ops.aten.silu_backward(grads[0], given * STEEPNESS))
 
 
-def quicken(model: Any) -> None:
+def speed_up_vision_tower(model: Any) -> None:
     """Make every 3-D convolution of `model` a PatchProjection, and QuickGELU ours. The weights stay where they are."""
     from transformers.activations import QuickGELUActivation
 
@@ -54,7 +53,7 @@ def quicken(model: Any) -> None:
             module.__class__ = cast("Any", QuickGELU)
 
 
-def attend_tower(
+def attend_pictures(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -66,7 +65,11 @@ def attend_tower(
     max_length_q: int,
     **rest: Any,
 ) -> Any:
-    """A layer: (1, H, S, D) of pictures, or windows, one after the other, each over itself -> ((1, S, H, D), None)."""
+    """Attend in a layer of the vision tower, each picture or window over itself.
+
+    Queries, keys and values are (1, heads, patches, D), picture after picture; `cu_seq_lens_q` says where each begins.
+    Returns ((1, patches, heads, D), None).
+    """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
@@ -83,7 +86,10 @@ def attend_tower(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(images, H, L, D). In bfloat16 a CPU multiplies matrices three times as fast as its attention kernel does."""
+    """Attend within each of some pictures of equal size: (pictures, heads, L, D) -> the same.
+
+    In bfloat16 a CPU multiplies matrices three times as fast as its attention kernel does.
+    """
     if query.is_cuda or query.dtype == torch.float32 or query.shape[2] > LONGEST_PRODUCT:
         return nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
     centred = key - key.mean(2, keepdim=True)  # the softmax does not change, its rounded scores are smaller
@@ -91,6 +97,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def _split(rows: Tensor, count: int) -> Tensor:
-    """(H, count * L, D) -> (count, H, L, D)."""
+    """Split (heads, count * L, D) into (count, heads, L, D)."""
     heads, size, width = rows.shape
     return rows.view(heads, count, size // count, width).transpose(0, 1)

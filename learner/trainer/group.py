@@ -1,10 +1,9 @@
-"""W ranks called as one."""
+"""The learner as the driver calls it: all ranks as one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -17,8 +16,9 @@ from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.trainer.given_answers import given_unscored
 from learner.trainer.loss_terms import LossTerm, split_by_loss
-from learner.trainer.microbatches import Micro, deal, packed_cost, packed_length
-from learner.trainer.rank import LearnerRank, RankPack
+from learner.trainer.microbatches import Microbatch, deal, packed_cost, packed_length
+from learner.trainer.rank import LearnerRank
+from learner.trainer.rank_pack import RankPack, without_picture
 from learner.trainer.stats import combine
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def call(
 
 
 class LearnerGroup:
-    """The learner as the loop sees it. Starts at once and does not wait: call `ready` before anything else.
+    """All ranks of the learner. It starts them and does not wait: call `ready` before anything else.
 
     Any error of `step`, and any wait past its deadline, leaves the ranks out of step with each other: close the group.
     A failed `save` does not.
@@ -49,13 +49,13 @@ class LearnerGroup:
     def __init__(
         self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool = True
     ) -> None:
-        """Reserve the ranks' places, or PlacementError.
+        """Reserve a place for every rank and start them. Raises PlacementError where there is none.
 
         Args:
             model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
             banned: ids that no completion may hold; engines have the same list.
             steps: optimizer steps of the whole run, the schedule's length; with 0 it only scores, without an optimizer.
-            tower_runs: prompts come with pixels; False where all come with features of `embed`.
+            tower_runs: prompts come with pixels; False where all come with features of a frozen vision tower.
         """
         self._config = config
         learner = config.learner
@@ -81,11 +81,9 @@ class LearnerGroup:
         get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
 
     def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
-        """One optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
+        """Take one optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
         begin = time.monotonic()
-        dealt = [
-            self._packs(own, self._deal(own), portion) for portion, own in split_by_loss(scored, self._config.loss)
-        ]
+        dealt = [self._packs(own, self._deal(own), term) for term, own in split_by_loss(scored, self._config.loss)]
         refs = [
             call(rank, LearnerRank.step, list(chain.from_iterable(packs)))
             for rank, *packs in zip(self._ranks, *dealt, strict=True)
@@ -94,15 +92,15 @@ class LearnerGroup:
         return combine(stats, seconds=time.monotonic() - begin)
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
-        """The policy's log-probs of every token, by group and completion, under the sampling settings."""
+        """Return the policy's log-probs of every token, by group and completion, under the sampling settings."""
         return self._logprobs(scored, cut=True)
 
     def candidate_logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]
     ) -> list[list[tuple[float, ...]]]:
-        """The policy's log-probs of every token of given answers, by prompt and answer: each prompt is read once.
+        """Return the policy's log-probs of every token of given answers, by prompt and answer.
 
-        They are of the whole distribution at `rollout.temperature`: neither top-k nor top-p leaves anything out.
+        Each prompt is read once. Top-k and top-p are left out; `rollout.temperature` is not.
 
         Args:
             answers: of each prompt, as `common.labels.closed_set` writes them; the last token is the end of turn.
@@ -120,6 +118,8 @@ class LearnerGroup:
             for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
         ]
         answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
+
+        # Each micro-batch comes back as one flat list: cut it into groups and completions again.
         by_group: dict[int, list[tuple[float, ...]]] = {}
         for micros, flats in zip(dealt, answers, strict=True):
             for micro, flat in zip(micros, flats, strict=True):
@@ -130,21 +130,21 @@ class LearnerGroup:
         return [by_group[index] for index in range(len(scored))]
 
     def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
-        """What the vision tower makes of each prompt's pictures, in order, as `learner.model.vision_features` says."""
+        """Return the features of each prompt's pictures, in order; see `learner.model.vision_features`."""
         ranks = len(self._ranks)
-        most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the tower equally often
+        most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the vision tower equally often
         shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
         refs = [call(rank, LearnerRank.vision_features, share) for rank, share in zip(self._ranks, shares, strict=True)]
         made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
         return [made[index % ranks][index // ranks] for index in range(len(images))]
 
     def publish(self, version: int) -> WeightManifest:
-        """The full set of weights as they are now, as an immutable version."""
+        """Return the full set of weights as they are now, as an immutable version."""
         manifests = self._all("weights to publish", self._config.weights.timeout_s, LearnerRank.publish, version)
         return cast("WeightManifest", manifests[0])  # only rank 0 has one
 
     def copy(self, version: int) -> WeightManifest:
-        """The same weights as bytes in the object store: for an engine that came after a broadcast."""
+        """Return the same weights as bytes in the object store, for an engine that came after a broadcast."""
         manifests = self._all("weights to copy", self._config.weights.timeout_s, LearnerRank.copy, version)
         return cast("WeightManifest", manifests[0])
 
@@ -173,16 +173,18 @@ class LearnerGroup:
         self._all(f"the broadcast of weights version {version}", timeout_s, LearnerRank.broadcast)
 
     def start_profile(self) -> None:
-        """Every rank records what it does from now on."""
+        """Make every rank record what it does from now on."""
         self._all("profiles to begin", self._config.learner.step_timeout_s, LearnerRank.start_profile)
 
     def stop_profile(self, folder: Path) -> None:
-        """Every rank writes it into `folder`; see `common.recorder`."""
+        """Make every rank write its record into `folder`; see `common.recorder`."""
         self._all("profiles to be written", self._config.learner.step_timeout_s, LearnerRank.stop_profile, folder)
 
     def save(self, folder: Path) -> None:
-        """Everything `load` needs, as one file or more a rank. Raises CheckpointError naming what was not written;
-        training can go on."""
+        """Write everything `load` needs, one file or more a rank.
+
+        Raises CheckpointError naming what was not written; training can go on.
+        """
         failures = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, folder)
         errors = [f"rank {rank}: {error}" for rank, error in enumerate(failures) if error]
         if errors:
@@ -201,7 +203,7 @@ class LearnerGroup:
         self._all("a checkpoint to be loaded", self._config.learner.step_timeout_s, LearnerRank.load, folder)
 
     def export(self, folder: Path) -> None:
-        """The policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
+        """Write the policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
         self._all("the export of the weights", self._config.learner.step_timeout_s, LearnerRank.export, folder)
 
     def close(self) -> None:
@@ -214,6 +216,7 @@ class LearnerGroup:
         remove_placement_group(self._place)
 
     def _actor(self, index: int) -> Any:
+        """Return the actor class of one rank, bound to its place and environment."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -244,26 +247,19 @@ class LearnerGroup:
         """Run `method` on every rank and return its values in rank order; `what` names the wait."""
         return get([call(rank, method, *args, **kwargs) for rank in self._ranks], what=what, timeout_s=timeout_s)
 
-    def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Micro, ...], ...]:
+    def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Microbatch, ...], ...]:
+        """Return the micro-batches of each rank; see `learner.trainer.microbatches`."""
         learner = self._config.learner
         lengths, costs = [packed_length(g) for g in scored], [packed_cost(g) for g in scored]
         return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
 
     @staticmethod
     def _packs(
-        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Micro, ...], ...], portion: LossTerm | None = None
+        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Microbatch, ...], ...], term: LossTerm | None = None
     ) -> list[list[RankPack]]:
-        slim = [_without_picture(group) for group in scored]
+        """Return the packs of each rank, as they are sent to it."""
+        slim = [without_picture(group) for group in scored]
         return [
-            [
-                RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, portion=portion)
-                for micro in micros
-            ]
+            [RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, term=term) for micro in micros]
             for micros in dealt
         ]
-
-
-def _without_picture(scored: ScoredGroup) -> ScoredGroup:
-    """What a rank needs of a group: the features are there, the picture and the row's columns are not."""
-    example = replace(scored.prompt.example, image=None, columns={})
-    return replace(scored, prompt=replace(scored.prompt, example=example))

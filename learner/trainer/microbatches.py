@@ -1,8 +1,14 @@
-"""Groups -> micro-batches under a token budget, dealt to ranks. Pure Python over lengths and costs.
+"""Deal groups to ranks, and pack them into micro-batches under a token budget. Pure Python over lengths and costs.
 
-ZeRO's collectives pair up by order, so every rank runs the same number of packs and waits for the slowest: ranks get
-equal work, and one that would run fewer packs cuts one in two. Only a rank with too few groups repeats the cheapest
-group with weight 0. Order decides the last bits of a sum, so it is prompt order, whatever came in first.
+ZeRO's collectives pair up by order: every rank must run the same number of packs, and waits for the slowest. So ranks
+get equal work, and a rank that would run fewer packs cuts one in two. Only a rank with too few groups repeats the
+cheapest group, with weight 0. Packs are in prompt order, whatever came in first: order decides the last bits of a sum.
+
+Five groups of 20, 15, 10, 10 and 10 tokens, two ranks, 30 tokens a pack:
+
+    dearest first, to the rank with the least    rank 0: 0 3 (30 tokens)    rank 1: 1 2 4 (35)
+    packed in prompt order                       rank 0: (0 3)              rank 1: (1 2) (4)
+    rank 0 cuts one, to run as many              rank 0: (0) (3)            rank 1: (1 2) (4)
 """
 
 from __future__ import annotations
@@ -12,56 +18,63 @@ from dataclasses import dataclass
 
 from common.types import ScoredGroup
 
-TOWER_COST = 1.5  # of one visual token: four patches through a tower of a third to half the language model's size
-PAIRS_PER_TOKEN = 4000  # pairs of attending tokens that cost what one token's matrix products do: 512 wide and up
+VISION_TOKEN_COST = (
+    1.5  # of one visual token: four patches through a tower of a third to half the language model's size
+)
+PAIRS_PER_TOKEN = 4000  # attending pairs that cost what the matrix products of one token do, from width 512 on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Micro:
+class Microbatch:
     """One forward and backward of one rank."""
 
-    groups: tuple[int, ...]  # indices into the step's groups, rising
-    real: bool  # False: only there to keep the rank in step; its weight is 0
+    groups: tuple[int, ...]  # indices into the groups of the step, rising
+    real: bool  # False: a filler with weight 0, which keeps the rank in step with the others
 
 
 def packed_length(scored: ScoredGroup) -> int:
-    """S, tokens the group takes in a pack: the prompt once, and every completion but its last token, which is only
-    predicted."""
+    """Count the positions a group takes in a pack: its prompt once, and every completion without its last token."""
     return len(scored.prompt.token_ids) + sum(len(c.token_ids) - 1 for c in scored.group.completions)
 
 
 def packed_cost(scored: ScoredGroup) -> float:
-    """Work of the group in a pack, in tokens of the language model: its own, its pictures', and its attention's."""
+    """Estimate the work of a group in a pack, in tokens of the language model: positions, pictures and attention."""
     prompt, fed = len(scored.prompt.token_ids), [len(c.token_ids) - 1 for c in scored.group.completions]
     pairs = prompt * (prompt / 2 + sum(fed)) + sum(length**2 for length in fed) / 2
     visual = prompt - len(scored.prompt.text_ids)
-    return packed_length(scored) + TOWER_COST * visual + pairs / PAIRS_PER_TOKEN
+    return packed_length(scored) + VISION_TOKEN_COST * visual + pairs / PAIRS_PER_TOKEN
 
 
-def deal(lengths: Sequence[int], costs: Sequence[float], *, ranks: int, budget: int) -> tuple[tuple[Micro, ...], ...]:
-    """The packs of each rank, equally many for all.
+def deal(
+    lengths: Sequence[int], costs: Sequence[float], *, ranks: int, budget: int
+) -> tuple[tuple[Microbatch, ...], ...]:
+    """Return the micro-batches of each rank, equally many for all.
 
-    The dearest group first, each goes to the rank with the least to do; each rank packs its own in prompt order, at
-    most `budget` tokens a pack. A group that is larger stands alone: groups are never split. Raises ValueError when
-    there is nothing to deal.
+    A group larger than `budget` tokens stands alone: groups are never split. Raises ValueError without groups.
     """
     if not lengths:
         raise ValueError("a step needs at least one group")
+
+    # The dearest group first, each to the rank with the least to do.
     shares: list[list[int]] = [[] for _ in range(ranks)]
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         min(shares, key=lambda share: (sum(costs[i] for i in share), len(share))).append(index)
-    filled = [_fill(sorted(share), lengths, budget) for share in shares]
+
+    filled = [_fill_packs(sorted(share), lengths, budget) for share in shares]
     most = max(len(packs) for packs in filled)
-    filler = Micro(groups=(min(range(len(costs)), key=costs.__getitem__),), real=False)
+
+    # As many packs for every rank: by cutting, then by fillers.
+    filler = Microbatch(groups=(min(range(len(costs)), key=costs.__getitem__),), real=False)
     dealt = []
     for packs in filled:
         whole = _split_dearest(packs, costs, most)
-        real = [Micro(groups=tuple(pack), real=True) for pack in whole]
+        real = [Microbatch(groups=tuple(pack), real=True) for pack in whole]
         dealt.append((*real, *[filler] * (most - len(real))))
     return tuple(dealt)
 
 
-def _fill(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+def _fill_packs(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Pack groups in order, each pack up to `budget` tokens."""
     packs: list[list[int]] = []
     room = 0
     for index in indices:
@@ -74,7 +87,7 @@ def _fill(indices: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
 
 
 def _split_dearest(packs: list[list[int]], costs: Sequence[float], most: int) -> list[list[int]]:
-    """As many packs as `most`, or as there are groups: the dearest one is cut in two, again and again."""
+    """Cut the dearest pack in two, again and again, until there are `most` packs or one a group."""
     packs = list(packs)
     while len(packs) < most and any(len(pack) > 1 for pack in packs):
         place = max(range(len(packs)), key=lambda place: (len(packs[place]) > 1, sum(costs[i] for i in packs[place])))

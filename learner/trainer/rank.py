@@ -6,7 +6,7 @@ import math
 import random
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,21 @@ from common.errors import LearnerError
 from common.models.families import family_of
 from common.object_store import fetch_features, share_features
 from common.recorder import Recorder
-from common.types import ImageFeatures, ScoredGroup, SharedFeatures, WeightManifest
+from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
-from learner.model.load import base_identity, export_model, freeze_towers, load_model, require_base
+from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model, require_base
 from learner.model.logprobs import packed_logprobs
-from learner.model.lora import add_adapters, export_adapter, switch_off
+from learner.model.lora import add_adapters, export_adapter, switch_off_adapters
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
 from learner.model.vision_features import compute_features
 from learner.objective import LOSSES
 from learner.trainer.loss_terms import LossTerm
-from learner.trainer.rng import random_states, set_random_states
+from learner.trainer.rank_pack import RankPack, fetch_images
+from learner.trainer.rng import read_random_states, set_random_states
 from learner.trainer.schedule import learning_rate
 from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPack:
-    """The groups of one forward and backward; not real when only there to keep the ranks in step."""
-
-    groups: tuple[ScoredGroup, ...]
-    real: bool
-    portion: LossTerm | None = None  # that they are learnt as; None: they are only scored
 
 
 class LearnerRank:
@@ -58,38 +50,46 @@ class LearnerRank:
         self._spec = ScoringSpec.of(config, banned=banned)
 
     def open_store(self) -> tuple[str, int]:
-        """Where the ranks meet. It is held open: a port that was only found free is another's by the time all come."""
+        """Open the store where the ranks meet and return its address and port.
+
+        It stays open: a port that was only found free could be taken by the time all ranks come.
+        """
         address = _own_address()
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self._store.port
 
     def free_port(self) -> tuple[str, int]:
-        """Address and a port of this node that is free now."""
+        """Return the address of this node and a port that is free now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return _own_address(), probe.getsockname()[1]
 
     def start(self, store: tuple[str, int]) -> None:
-        """Join the others at `open_store`'s address, load the model, partition it."""
+        """Join the other ranks at the store, load the model, partition it."""
         from learner.trainer import zero
 
         config = self._config
+
+        # Everything that could make two runs differ.
         torch.set_num_threads(config.cluster.threads)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
         torch.manual_seed(config.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costly, no use here
+
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.join_ranks(config, rank=self._rank, store=self._store)
-        policy = self._policy()
-        self._base = base_identity(policy, config)
+
+        policy = self._load_policy()
+        self._base = identify_base(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
         self._engine = (
             zero.build_training_engine(policy, config) if self._steps else zero.build_scoring_engine(policy, config)
         )
         self._reference = self._make_reference()
+
         self._gathered = zero.make_gatherer(config)
         self._source = WeightSource(
             self._engine.module,
@@ -100,16 +100,16 @@ class LearnerRank:
         self._sender = self._make_sender()
 
     def step(self, packs: Sequence[RankPack]) -> RankStats:
-        """One optimizer step on packs that are portions of it.
+        """Take one optimizer step on packs, each with the loss term it belongs to.
 
         Raises LearnerError, on every rank, when the loss or gradient is not finite.
         """
         from learner.trainer import zero
 
         at = self._engine.global_steps
-        packs = self._fetch(packs)
-        seen = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
-        self._insist_finite(torch.stack([pack.sums for pack in seen]).isfinite().all(), at, "loss")
+        packs = fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
+        measured = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
+        self._insist_finite(torch.stack([pack.sums for pack in measured]).isfinite().all(), at, "loss")
         lr = learning_rate(
             at,
             peak=self._config.learner.lr,
@@ -119,25 +119,32 @@ class LearnerRank:
         )
         norm = zero.optimizer_step(self._engine, lr=lr, clip=self._config.learner.grad_clip)
         self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
-        return add_up(seen, grad_norm=norm, lr=lr)
+        return add_up(measured, grad_norm=norm, lr=lr)
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
-        """The policy's log-prob of every completion token, one flat list a pack; `cut` by top-k and top-p, or not."""
+        """Return the policy's log-prob of every completion token, one flat list a pack.
+
+        Args:
+            cut: apply top-k and top-p, as engines do for sampled completions.
+        """
         spec = self._spec if cut else self._spec.uncut()
         with torch.no_grad():
-            return [packed_logprobs(self._engine, self._pack(pack), spec).logp.tolist() for pack in self._fetch(packs)]
+            return [
+                packed_logprobs(self._engine, self._build(pack), spec).logp.tolist()
+                for pack in fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
+            ]
 
     def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
-        """What the tower makes of each prompt's pictures."""
+        """Return the vision tower's features of each prompt's pictures, in the object store."""
         pixels = fetch_features(images, timeout_s=self._config.learner.step_timeout_s)
         return [share_features(made) for made in compute_features(self._engine.module, [one for one in pixels if one])]
 
     def publish(self, version: int) -> WeightManifest | None:
-        """The manifest from rank 0, None from the others."""
+        """Publish the weights; return the manifest from rank 0, None from the others."""
         return self._sender.publish(version)
 
     def copy(self, version: int) -> WeightManifest | None:
-        """The same weights as bytes in the object store, whatever the transport."""
+        """Publish the same weights as bytes in the object store, whatever the transport."""
         return ObjectStoreSender(self._source, rank=self._rank).publish(version)
 
     def join_engines(self, address: str, port: int, world_size: int) -> None:
@@ -153,14 +160,17 @@ class LearnerRank:
         self._recorder.start()
 
     def stop_profile(self, folder: Path) -> None:
-        """Write it down as rank-N."""
+        """Write the record as rank-N."""
         self._recorder.stop(folder / f"rank-{self._rank}")
 
     def save(self, folder: Path) -> OSError | None:
-        """What trains, its optimizer, the step counter and random states into `folder`; what could not be written."""
+        """Write what trains, its optimizer, the step counter and random states into `folder`.
+
+        Returns the error of a write that failed, None where all is written.
+        """
         from learner.trainer import zero
 
-        own = {"base": self._base, "random": random_states()}
+        own = {"base": self._base, "random": read_random_states()}
         return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
 
     def checkpoint_bytes(self) -> int:
@@ -182,7 +192,7 @@ class LearnerRank:
         set_random_states(own["random"])
 
     def export(self, folder: Path) -> None:
-        """Rank 0 writes the whole model in Hugging Face layout, or the adapter alone; the gathering takes all ranks."""
+        """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""
         if self._config.checkpoint.export == "adapter":
             self._export_adapter(folder)
             return
@@ -200,16 +210,16 @@ class LearnerRank:
             if self._rank == 0:
                 export_adapter(tensors, module, self._config.lora, self._config.model.path, folder)
 
-    def _policy(self) -> Any:
+    def _load_policy(self) -> Any:
         model = load_model(self._model_path, self._config)
         if self._config.model.freeze_vision:
-            freeze_towers(model)
+            freeze_vision_tower(model)
         if self._config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
     def _make_reference(self) -> Any:
-        """The policy as it was in the beginning: a model of its own, or the policy's without its adapters."""
+        """Return the policy as it was at the start: a second model, or the policy itself, whose adapters are off."""
         from learner.trainer import zero
 
         if not self._config.learner.beta:
@@ -227,21 +237,8 @@ class LearnerRank:
         assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
         return self._sender
 
-    def _fetch(self, packs: Sequence[RankPack]) -> list[RankPack]:
-        """The same packs with the image features behind their handles."""
-        handles = [scored.prompt.images for pack in packs for scored in pack.groups]
-        images = iter(fetch_features(handles, timeout_s=self._config.learner.step_timeout_s))
-        return [
-            replace(
-                pack,
-                groups=tuple(
-                    replace(scored, prompt=replace(scored.prompt, images=next(images))) for scored in pack.groups
-                ),
-            )
-            for pack in packs
-        ]
-
-    def _pack(self, pack: RankPack) -> Pack:
+    def _build(self, pack: RankPack) -> Pack:
+        """Return the tensors of a pack: prompts shared where the family allows it."""
         model = self._engine.module
         build = build_pack if family_of(model.config).shared_prefix else build_rows
         return build(
@@ -263,26 +260,33 @@ class LearnerRank:
         return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
 
     def _forward_backward(self, rank_pack: RankPack, *, last: bool) -> PackStats:
-        """Add the pack's gradient, and say what was seen: nothing where it is not real."""
-        pack, portion, learner = self._pack(rank_pack), rank_pack.portion, self._config.learner
-        assert portion is not None, "a pack to learn from is a portion of its step"
-        spec = self._spec_of(portion)
+        """Add the gradient of a pack and return its figures, all 0 where it is a filler."""
+        pack, term, learner = self._build(rank_pack), rank_pack.term, self._config.learner
+        assert term is not None, "a pack to learn from has a loss"
+
+        # Log-probs of policy and reference, on one support.
+        spec = self._spec_of(term)
         scores = packed_logprobs(self._engine, pack, spec)
         ref_logp = None
         if self._reference is not None:
-            with torch.no_grad(), switch_off(self._adapters):
+            with torch.no_grad(), switch_off_adapters(self._adapters):
                 ref_logp = packed_logprobs(self._reference, pack, spec, kept=scores.kept).logp
-        counts = {"sequences": portion.sequences, "groups": portion.groups}
-        outputs = LOSSES[portion.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
-        loss, kl = outputs.loss * portion.share, outputs.kl * portion.share
+
+        # This pack's share of the loss of the step.
+        counts = {"sequences": term.sequences, "groups": term.groups}
+        outputs = LOSSES[term.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
+        loss, kl = outputs.loss * term.share, outputs.kl * term.share
+
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
         if not last:
             self._engine.step()  # only counts
-        names = [scored.prompt.id for scored in rank_pack.groups] if not portion.sampled else []
-        return measure_pack(pack, scores, loss.detach(), kl, written=names, counts=rank_pack.real)
+
+        given = [scored.prompt.id for scored in rank_pack.groups] if not term.sampled else []
+        return measure_pack(pack, scores, loss.detach(), kl, given=given, counts=rank_pack.real)
 
     def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
+        """Raise LearnerError on every rank unless `finite` holds on all of them."""
         worst = (~finite).to(torch.int32)
         torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
         if worst:

@@ -1,4 +1,4 @@
-"""The random states of a process, as a checkpoint keeps them."""
+"""Save and restore the random states of a process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 
-def random_states() -> dict[str, Any]:
-    """Of torch, Python and numpy, in types that load without running anybody's code."""
+def read_random_states() -> dict[str, Any]:
+    """Return the states of torch, Python and numpy, in types that load without running code from the file."""
     name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),

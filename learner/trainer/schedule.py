@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def learning_rate(
     warmup_steps: int,
     schedule: Literal["linear", "cosine", "constant"],
 ) -> float:
-    """Rate of optimizer step `step` (from 0) of `steps`.
+    """Return the rate of optimizer step `step` (from 0) of `steps`.
 
-    It climbs over `warmup_steps` without ever wasting a step at 0, is `peak` at step `warmup_steps`, and then stays or
-    falls so that it would reach 0 at step `steps`, one past the last.
+    It climbs over `warmup_steps`, never 0, is `peak` at step `warmup_steps`, and then stays or falls so that it would
+    reach 0 at step `steps`, one past the last. Linear, 4 steps, 2 of warm-up: 1/3, 2/3, 1 and 1/2 of `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)

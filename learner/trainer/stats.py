@@ -1,4 +1,4 @@
-"""What a step measured: of a pack, of a rank, of all."""
+"""The figures of a step: of a pack, of a rank, of all ranks."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackStats:
-    """What one forward and backward saw."""
+    """The figures of one forward and backward, left on the device."""
 
-    sums: Tensor  # (7,) float64: the first of RankStats, in its order
+    sums: Tensor  # (7,) float64: loss to sampled of RankStats, in its order
     gap_max: Tensor  # ()
     probabilities: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStats:
-    """What one rank saw in a step: sums over its tokens, shares of the loss."""
+    """The figures of one rank in a step: sums over its tokens, and its shares of loss and KL."""
 
     loss: float
     kl: float
     entropy: float
-    gap: float
-    clipped: float
+    gap: float  # |learner - engine log-prob|, over sampled tokens
+    clipped: float  # sampled tokens whose ratio left CLIP_RANGE
     tokens: float
-    sampled: float  # of these tokens
+    sampled: float  # tokens that engines sampled
     gap_max: float
     grad_norm: float  # of all ranks
     lr: float
-    probabilities: Mapping[str, tuple[float, ...]]  # of its written completions, by prompt id
+    probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
 
 
 def measure_pack(
-    pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, written: Sequence[str], counts: bool
+    pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, given: Sequence[str], counts: bool
 ) -> PackStats:
-    """Of a pack and what a model made of it.
+    """Return the figures of a pack from its scores and its shares of loss and KL.
 
     Args:
-        written: prompt ids of its groups, if their completions were written down; none where engines sampled them.
-        counts: False for a pack that is not real, of which all is 0.
+        given: prompt ids of its groups, if their completions are given answers; empty where engines sampled them.
+        counts: False for a filler: all its figures are 0.
     """
-    difference = (scores.logp.detach() - pack.engine_logp) * (not written)
+    difference = (scores.logp.detach() - pack.engine_logp) * (not given)
     ratio, gap = difference.exp(), difference.abs()
     clipped = (ratio < CLIP_RANGE[0]) | (ratio > CLIP_RANGE[1])
-    tokens = torch.tensor([len(gap), len(gap) * (not written)], device=gap.device)
+    tokens = torch.tensor([len(gap), len(gap) * (not given)], device=gap.device)
     sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), *tokens]
     return PackStats(
         sums=torch.stack([value.double() for value in sums]) * counts,
         gap_max=gap.max() * counts,
-        probabilities=_probabilities(pack, scores, written) if counts else {},
+        probabilities=_completion_probabilities(pack, scores, given) if counts else {},
     )
 
 
 def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankStats:
-    """The figures of a rank from its packs'."""
+    """Return the figures of a rank from those of its packs."""
     loss, kl, entropy, gap, clipped, tokens, sampled = torch.stack([pack.sums for pack in packs]).sum(0).tolist()
     return RankStats(
         loss=loss,
@@ -83,8 +83,10 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankSt
 
 
 def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
-    """The step's figures from its ranks': shares add up, means are over all tokens or, of what compares with engines,
-    all sampled ones; the gap's maximum is a maximum."""
+    """Return the figures of a step from those of its ranks.
+
+    Shares of loss and KL add up. The entropy is a mean over all tokens, gap and clip share over all sampled ones.
+    """
     tokens, sampled = sum(rank.tokens for rank in stats), max(1.0, sum(rank.sampled for rank in stats))
     return StepResult(
         loss=sum(rank.loss for rank in stats),
@@ -101,8 +103,8 @@ def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
     )
 
 
-def _probabilities(pack: Pack, scores: Scores, written: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Of each completion under the policy, by prompt."""
+def _completion_probabilities(pack: Pack, scores: Scores, given: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return the probability of each given answer under the policy, by prompt."""
     shares = iter(sequence_logp(scores.logp.detach(), pack.row, len(pack.reward)).exp().tolist())
     sizes = pack.group.bincount().tolist()
-    return {name: tuple(islice(shares, size)) for name, size in zip(written, sizes, strict=True)} if written else {}
+    return {name: tuple(islice(shares, size)) for name, size in zip(given, sizes, strict=True)} if given else {}

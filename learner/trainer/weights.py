@@ -1,7 +1,7 @@
-"""Sending half of weight transfer: the full set of weights, under their Hugging Face names, out of the ranks.
+"""The sending half of weight transfer: the full set of weights leaves the ranks under its Hugging Face names.
 
-Two senders, one seam: `publish` on every rank makes a version, rank 0's manifest describes it. Bytes lie in Ray's
-object store, or go by NCCL when `broadcast` is called beside the engines' receive.
+There are two senders. `publish` on every rank makes a version, which the manifest of rank 0 describes. The bytes lie
+in Ray's object store, or go by NCCL when `broadcast` runs at the same time as the engines' receive.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from common.checksum import checksum
 from common.types import BucketKind, WeightBucket, WeightEntry, WeightManifest
-from learner.model.load import tower_names
-from learner.model.lora import factors, merge, remove_adapters
+from learner.model.load import vision_tower_names
+from learner.model.lora import list_factors, merge, remove_adapters
 
 Arrays = list[np.ndarray[Any, np.dtype[np.uint8]]]
 
 
 class Meta(NamedTuple):
-    """A tensor as it will be sent."""
+    """The name, type and shape of a tensor that will be sent."""
 
     name: str
     dtype: torch.dtype
@@ -44,11 +44,10 @@ class Batch:
 
 
 class WeightSource:
-    """Every tensor of a model that ZeRO-3 may have partitioned, whole and with its adapter merged into it, under the
-    names the model has without adapters.
+    """All tensors of a model, made whole where ZeRO-3 split them, with their adapters merged.
 
-    A tied head is named a second time: an engine keeps its own copy of it. Iterating is a collective: all ranks do it
-    alike, each batch gathered at once.
+    They have the names of a model without adapters. A tied head comes a second time: an engine keeps its own copy.
+    Iterating is a collective: all ranks must do it, each batch is gathered at once.
     """
 
     def __init__(
@@ -59,27 +58,34 @@ class WeightSource:
         bucket_bytes: int,
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        """`adapters`: the LoRA layers of `learner.model.lora.adapters`, none by default."""
+        """Read the names and sort them into batches.
+
+        Args:
+            gathered: makes the context in which tensors are whole; see `zero.make_gatherer`.
+            bucket_bytes: most bytes of a batch.
+            adapters: LoRA layers by name, as `learner.model.lora.find_adapters` returns them.
+        """
         self._adapters = dict(adapters or {})
         self._tensors = remove_adapters(module.state_dict(keep_vars=True))
         self._gathered = gathered
-        self._towers = tower_names(module)
+        self._towers = vision_tower_names(module)
         self.towers_fixed = not any(self._changes(name) for name in self._towers)
         self.batches = self._batches(bucket_bytes)
 
     def metadata(self) -> list[Meta]:
-        """What iterating yields, in order, without gathering anything."""
+        """List what iterating yields, in order, without gathering anything."""
         return [meta for batch in self.batches for meta in batch.metas]
 
     def whole(self, metas: Sequence[Meta]) -> AbstractContextManager[Any]:
-        """Within it `tensor` gives the tensors of `metas`."""
+        """Make the context in which `tensor` returns the tensors of `metas` whole."""
         parts = [self._tensors[meta.name] for meta in metas]
         for meta in metas:
             if layer := self._adapters.get(meta.name):
-                parts += factors(layer)
+                parts += list_factors(layer)
         return self._gathered(parts)
 
     def tensor(self, name: str) -> Tensor:
+        """Return one tensor, its adapter merged; whole inside `whole` only."""
         layer = self._adapters.get(name)
         return self._tensors[name].detach() if layer is None else merge(self._tensors[name], layer)
 
@@ -98,7 +104,7 @@ class WeightSource:
         return "towers" if name in self._towers and self.towers_fixed else "fixed"
 
     def _batches(self, bucket_bytes: int) -> list[Batch]:
-        """One kind a batch, at most `bucket_bytes`; a larger tensor stands alone."""
+        """Sort all tensors into batches of one kind and at most `bucket_bytes`; a larger tensor stands alone."""
         tied: dict[int, list[Meta]] = {}
         for name, tensor in self._tensors.items():
             meta = Meta(name, tensor.dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
@@ -107,11 +113,14 @@ class WeightSource:
         for metas in tied.values():
             kinds.setdefault(self._kind(metas[0].name), []).append(metas)
         return [
-            Batch(kind=kind, metas=tuple(run)) for kind, parts in kinds.items() for run in _runs(parts, bucket_bytes)
+            Batch(kind=kind, metas=tuple(run))
+            for kind, parts in kinds.items()
+            for run in _split_runs(parts, bucket_bytes)
         ]
 
 
-def _runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]:
+def _split_runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]:
+    """Split tensors into runs of at most `limit` bytes; tied ones, which share theirs, stay together."""
     run: list[Meta] = []
     size = 0
     for part in parts:
@@ -123,14 +132,17 @@ def _runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]:
 
 
 class WeightSender(Protocol):
-    """One per rank. Rank 0's `publish` returns the manifest, the others' None."""
+    """One per rank. `publish` returns the manifest on rank 0 and None on the others."""
 
     def publish(self, version: int) -> WeightManifest | None: ...
 
 
 class ObjectStoreSender:
-    """Buckets of bytes in Ray's object store: readable in place by every engine of a node, by any number of engines,
-    at any time while the manifest lives. What no step changes is gathered and put once."""
+    """Puts the weights into Ray's object store, in buckets of bytes.
+
+    Any number of engines can read them, at any time while the manifest lives, in place on the same node. Weights that
+    no step changes are gathered and put once.
+    """
 
     def __init__(self, source: WeightSource, *, rank: int) -> None:
         self._source, self._rank = source, rank
@@ -160,16 +172,16 @@ class ObjectStoreSender:
 
 
 def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple[WeightEntry, ...], Arrays]:
-    """Table and bytes of whole tensors, bit for bit, in place where they are contiguous and on the CPU.
+    """Return the table and the bytes of whole tensors, bit for bit, not copied where contiguous and on the CPU.
 
-    Tied tensors share their bytes. What lies side by side, as parameters do that DeepSpeed has flattened, is one array:
-    Ray copies it several times as fast as its parts.
+    Tied tensors share their bytes. Tensors that lie side by side, as parameters do that DeepSpeed has flattened, become
+    one array, which Ray copies several times as fast as its parts.
     """
     runs: list[_Run] = []
     at: dict[Any, tuple[int, int]] = {}
     entries = []
     for meta, tensor in zip(metas, tensors, strict=True):
-        if tuple(tensor.shape) != meta.shape:  # fault 7 of the seed: a partitioned tensor is empty
+        if tuple(tensor.shape) != meta.shape:  # fault 7: a partitioned tensor is empty
             raise RuntimeError(f"{meta.name} was not gathered: {tuple(tensor.shape)} instead of {meta.shape}")
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if key not in at:
@@ -178,18 +190,18 @@ def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple
             if start is None:
                 runs.append(_Run(flat))
             at[key] = (len(runs) - 1, start or 0)
-        entries.append(_entry(meta, *at[key]))
+        entries.append(_describe(meta, *at[key]))
     return tuple(entries), [run.array() for run in runs]
 
 
 class _Run:
-    """Tensors of one type that follow each other in one piece of memory."""
+    """Tensors of one type that lie side by side in one piece of memory."""
 
     def __init__(self, first: Tensor) -> None:
         self._first, self._nbytes = first, first.nbytes
 
     def grow(self, tensor: Tensor) -> int | None:
-        """With `tensor` at its end, at this byte; None if it is not what comes next."""
+        """Add `tensor` at the end and return its first byte; None if it does not lie there."""
         first, nbytes = self._first, self._nbytes
         same = tensor.dtype == first.dtype and (
             tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
@@ -205,16 +217,16 @@ class _Run:
         return whole.view(torch.uint8).numpy()
 
 
-def _entry(meta: Meta, index: int, start: int) -> WeightEntry:
+def _describe(meta: Meta, index: int, start: int) -> WeightEntry:
     dtype = str(meta.dtype).removeprefix("torch.")
     return WeightEntry(name=meta.name, dtype=dtype, shape=meta.shape, index=index, start=start)
 
 
 class NcclSender:
-    """vLLM's own packed NCCL weight transfer, trainer side: rank 0 broadcasts, the others only help to gather.
+    """The trainer's side of vLLM's packed NCCL weight transfer: rank 0 broadcasts, the others only help to gather.
 
-    `publish` describes a version, `join` and `broadcast` meet the engines' `init_weight_transfer_engine` and
-    `update_weights`, so each must run while the fleet makes its engines do theirs.
+    `join` waits for the engines' `init_weight_transfer_engine`, and `broadcast` for their `update_weights`: the fleet
+    must call those at the same time.
     """
 
     def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int) -> None:
@@ -222,7 +234,7 @@ class NcclSender:
         self._engine: Any = None
 
     def join(self, address: str, port: int, world_size: int) -> None:
-        """Open the group of rank 0 and all engine workers (`world_size` in all); blocks until they are in it."""
+        """Open the NCCL group of rank 0 and all engine workers, `world_size` in all; return when all are in it."""
         # The one place outside rollout/ that reads vLLM: its wire format has two ends, and this is the other one.
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
@@ -242,7 +254,7 @@ class NcclSender:
     def publish(self, version: int) -> WeightManifest | None:
         if self._rank:
             return None
-        entries = tuple(_entry(meta, number, 0) for number, meta in enumerate(self._source.metadata()))
+        entries = tuple(_describe(meta, number, 0) for number, meta in enumerate(self._source.metadata()))
         bucket = WeightBucket(entries=entries, xxh3=0, payload=None, kind="changing")  # NCCL checks what it carries
         return WeightManifest(version=version, buckets=(bucket,), vision_unchanged=self._source.towers_fixed)
 

@@ -24,13 +24,13 @@ from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
 from common.errors import CheckpointError
+from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
-LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; a small model needs no such buffer
 
 
 def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
-    """Join the process group of all ranks; the device this one computes on. One GPU a rank: Ray shows it no other."""
+    """Join the process group of all ranks and return the device of this one. Ray shows a rank one GPU only."""
     deepspeed.utils.logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
     os.environ |= {
@@ -54,24 +54,10 @@ def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
 
 
 def build_training_engine(model: Any, config: Config) -> Any:
-    """The engine that trains whatever of `model` requires a gradient."""
+    """Return the engine that trains every parameter of `model` that requires a gradient."""
     learner = config.learner
-    settings = _settings(model, config) | {
-        "gradient_clipping": learner.grad_clip if learner.zero_stage else 0.0,  # at stage 0 it is ours: see below
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": learner.lr,
-                "betas": learner.betas,
-                "eps": learner.eps,
-                "weight_decay": learner.weight_decay,
-                "torch_adam": True,  # DeepSpeed's own would be compiled first, offloaded or not, and is no faster
-                "fused": True,
-            },
-        },
-    }
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=settings)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=training_config(model, config))
     engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
     if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
         engine.enable_backward_allreduce = False
@@ -81,25 +67,24 @@ def build_training_engine(model: Any, config: Config) -> Any:
 
 
 def build_reference(model: Any, config: Config, device: torch.device) -> Any:
-    """The reference: partitioned like the policy under ZeRO-3, plain otherwise."""
+    """Return the frozen reference: partitioned like the policy under ZeRO-3, a plain model otherwise."""
     model.requires_grad_(False).eval()
     if config.learner.zero_stage < 3:
         return model.to(device)
-    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, config))
+    engine, *_ = deepspeed.initialize(model=model, config=partition_config(model, config, stage=3))
     return engine
 
 
 def build_scoring_engine(model: Any, config: Config) -> Any:
-    """An engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
+    """Return an engine that trains nothing: partitioned under ZeRO-3, whole on every rank otherwise."""
     model.requires_grad_(False).eval()
     stage = 3 if config.learner.zero_stage == 3 else 0
-    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": stage})})
-    engine, *_ = deepspeed.initialize(model=model, config=_settings(model, whole))
+    engine, *_ = deepspeed.initialize(model=model, config=partition_config(model, config, stage=stage))
     return engine
 
 
 def make_gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextManager[Any]]:
-    """Makes the context within which the given parameters are whole on every rank."""
+    """Return a function that makes the context in which given parameters are whole on every rank."""
 
     def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
@@ -111,7 +96,10 @@ def make_gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextMan
 
 
 def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
-    """Clip to norm `clip`, step at rate `lr`; norm of the whole gradient before, NaN when there was no valid step."""
+    """Clip the gradient to norm `clip` and step at rate `lr`.
+
+    Returns the norm of the whole gradient before clipping, NaN when there was no valid step.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     norm = _clip(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
@@ -124,8 +112,10 @@ def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
 
 
 def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | None:
-    """Write this rank's share of what trains, and files `besides` it. A collective: what failed comes back instead of
-    being raised past the other ranks."""
+    """Write this rank's share of what trains, and the files `besides` it.
+
+    A collective: the error of a failed write is returned, not raised past the other ranks.
+    """
     engine.checkpoint_engine.error = None
     engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     for name, state in besides.items():
@@ -147,7 +137,7 @@ def checkpoint_bytes(engine: Any) -> int:
 
 
 def load(engine: Any, folder: Path) -> None:
-    """Trained weights, optimizer state and step counter as they were saved, by as many ranks at the same stage."""
+    """Load trained weights, optimizer state and step counter, saved by as many ranks at the same stage."""
     path, _ = engine.load_checkpoint(
         str(folder), tag=TAG, load_lr_scheduler_states=False, custom_load_fn=_load_trained_state
     )
@@ -158,7 +148,7 @@ def load(engine: Any, folder: Path) -> None:
 
 
 def _trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of the model: the rest is the base's, which is not ours to copy."""
+    """Return the parameters a checkpoint holds: those that train. The others are in the base model."""
     return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
 
 
@@ -173,7 +163,7 @@ def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> N
 
 
 class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
-    """Remembers the first failed write and goes on, so that no rank waits for ever in a barrier for this one."""
+    """Remembers the first failed write and goes on, so that no other rank waits in a barrier for ever."""
 
     def __init__(self, engine: Any) -> None:
         self.name = engine.name
@@ -198,34 +188,8 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
         self.error = self.error or OSError(error.errno, error.strerror, path)
 
 
-def _settings(model: Any, config: Config) -> dict[str, Any]:
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    bucket = min(LARGEST_BUCKET, elements)
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # boundaries are set by hand: the number of packs varies
-        "steps_per_print": 1_000_000_000,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "zero_optimization": {
-            "stage": config.learner.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_param_persistence_threshold": 10 * model.config.get_text_config().hidden_size,  # norms and biases
-            **_OFFLOADED[config.learner.offload],
-        },
-    }
-
-
-_HOST = {"device": "cpu", "pin_memory": True}
-_OFFLOADED: Mapping[str, Mapping[str, Any]] = {
-    "none": {},
-    "optimizer": {"offload_optimizer": _HOST},
-    "optimizer_and_parameters": {"offload_optimizer": _HOST, "offload_param": _HOST},
-}
-
-
 def _clip(module: torch.nn.Module, limit: float) -> float:
-    """Clip averaged gradients that every rank holds whole; their norm before, which DeepSpeed would keep to itself."""
+    """Clip averaged gradients that every rank holds whole, and return their norm before: DeepSpeed would not."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     return float(norm)

@@ -96,6 +96,7 @@ def measured(config: Config) -> dict[str, float]:
     from learner.trainer import rank as ranks
     from learner.trainer import zero
     from learner.trainer.loss_terms import split_by_loss
+    from learner.trainer.rank_pack import RankPack
     from tests.benchmarks.cells import Cell, group
 
     ranks._own_address = lambda: "127.0.0.1"  # noqa: SLF001  # there is no Ray
@@ -104,8 +105,8 @@ def measured(config: Config) -> dict[str, float]:
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
     rank.start(rank.open_store())
-    ((portion, _),) = split_by_loss([scored, scored], config.loss)
-    pack = ranks.RankPack(groups=(featured(rank, scored),), real=True, portion=portion)
+    ((term, _),) = split_by_loss([scored, scored], config.loss)
+    pack = RankPack(groups=(featured(rank, scored),), real=True, term=term)
     update = zero.optimizer_step
     seen: dict[str, float] = {}
 

@@ -16,7 +16,7 @@ from common.models.processor import banned_token_ids, eos_token_ids, load_model_
 from common.models.prompts import PromptEncoder
 from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
 from learner.model.head import ScoringSpec
-from learner.model.load import freeze_towers
+from learner.model.load import freeze_vision_tower
 from learner.trainer.weights import ObjectStoreSender, WeightSource
 from tests.helpers.oracle import row_logprobs
 
@@ -50,7 +50,7 @@ class Policy:
         """Publish the weights as they are and load them into every engine."""
         self.model.requires_grad_(True)
         if vision_unchanged:
-            freeze_towers(self.model)
+            freeze_vision_tower(self.model)
         manifest = self.sender().publish(version)
         assert manifest is not None
         fleet.load(manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from common.config.schema import Config, ModelConfig
 from learner.main import main
 from learner.memory import plan as plans
-from learner.memory.plan import Counts, plan, rank_share, show_plan
-from tests.helpers import jobs, models, tiny
+from learner.memory.plan import Counts, plan, plan_rank, show_plan
+from tests.helpers import models, tiny
 
 
 def settings(*, dtype: str = "float32", data: dict[str, Any] | None = None, **learner: Any) -> Config:
@@ -35,7 +34,7 @@ def test_weights_gradients_and_moments_are_counted_exactly() -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    share = {part.name: part.nbytes for part in rank_share(Counts.of(model), 0, settings(zero_stage=0)).parts}
+    share = {part.name: part.nbytes for part in plan_rank(Counts.of(model), 0, settings(zero_stage=0)).parts}
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert (share["weights"], share["gradients"], share["reference"]) == (weights, weights, weights)
     assert share["optimizer"] == sum(moment.nbytes for moment in moments)
@@ -57,28 +56,22 @@ def test_weights_gradients_and_moments_are_counted_exactly() -> None:
 def test_what_each_zero_stage_splits(stage: int, dtype: str, ranks: int, held: tuple[float, ...]) -> None:
     size = torch.float32.itemsize if dtype == "float32" else torch.bfloat16.itemsize
     counts = Counts(total=4000, vision=1000, trained=4000, largest=400, itemsize=size)
-    parts = rank_share(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks)).parts
+    parts = plan_rank(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks)).parts
     assert [part.nbytes / 16000 for part in parts[:3]] == list(held)
 
 
 def test_no_reference_without_beta() -> None:
     counts = Counts.of(tiny.model())
-    names = [part.name for part in rank_share(counts, 0, settings(beta=0)).parts]
+    names = [part.name for part in plan_rank(counts, 0, settings(beta=0)).parts]
     assert "reference" not in names
 
 
 def test_a_rank_is_as_large_as_its_largest_moment() -> None:
     counts = Counts.of(tiny.model())
     config = settings(zero_stage=1)
-    low, high = rank_share(counts, 0, config), rank_share(counts, 10**9, config)
+    low, high = plan_rank(counts, 0, config), plan_rank(counts, 10**9, config)
     assert low.nbytes - sum(part.nbytes for part in low.parts) == max(part.nbytes for part in low.passing[1:])
     assert high.nbytes - sum(part.nbytes for part in high.parts) == 10**9
-
-
-def test_the_bucket_is_the_learners() -> None:
-    source = (jobs.ROOT / "learner/trainer/zero.py").read_text()
-    (found,) = re.findall(r"^LARGEST_BUCKET = ([\d_]+)", source, re.MULTILINE)
-    assert int(found) == plans.BUCKET
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +86,11 @@ def test_longer_completions_and_larger_pictures_take_more(model: ModelConfig) ->
     assert plan(settings(data={"max_prompt_tokens": 640}), model).rank.nbytes > least
 
 
-def test_a_family_that_cannot_be_rehearsed_is_planned_without(
-    model: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_family_that_cannot_be_traced_is_planned_without(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> int:
         raise RuntimeError("Tensor.item() cannot be called on meta tensors")
 
-    monkeypatch.setattr(plans, "learning_peak", fails)
+    monkeypatch.setattr(plans, "trace_learning_peak", fails)
     made = plan(settings(), model)
     assert "not counted" in made.pack
     assert made.rank.nbytes > sum(part.nbytes for part in made.rank.parts)

@@ -1,4 +1,4 @@
-"""What a rehearsal counts is what autograd keeps of the real thing."""
+"""A trace counts what autograd keeps of the real forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.config.schema import Config
-from learner.memory.trace import learning_peak, made_up_group, weightless
+from learner.memory.trace import build_weightless_model, make_up_group, trace_learning_peak
 from learner.model.attention import install
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
@@ -59,10 +59,12 @@ def kept(wanted: Any, groups: list[Any]) -> int:
 
 
 @pytest.mark.parametrize("text", [{}, {"intermediate_size": 256}, {"num_key_value_heads": 4}])
-def test_a_rehearsal_holds_what_autograd_saves(text: dict[str, int]) -> None:
+def test_a_trace_holds_what_autograd_saves(text: dict[str, int]) -> None:
     wanted, groups = model_config(**text), [*tiny.ragged(), *tiny.ragged()]
     config = settings()
-    assert learning_peak(weightless(wanted, config), groups, config) == pytest.approx(kept(wanted, groups), rel=0.15)
+    assert trace_learning_peak(build_weightless_model(wanted, config), groups, config) == pytest.approx(
+        kept(wanted, groups), rel=0.15
+    )
 
 
 def test_checkpointing_keeps_less_and_a_frozen_tower_too() -> None:
@@ -70,21 +72,21 @@ def test_checkpointing_keeps_less_and_a_frozen_tower_too() -> None:
     peaks = {}
     for name in ("none", "gradient_checkpointing", "freeze_vision"):
         config = settings(**({} if name == "none" else {name: True}))
-        peaks[name] = learning_peak(weightless(model_config(), config), groups, config)
+        peaks[name] = trace_learning_peak(build_weightless_model(model_config(), config), groups, config)
     assert peaks["gradient_checkpointing"] < peaks["none"] / 2
     assert peaks["freeze_vision"] < peaks["none"]
 
 
 def test_it_takes_no_memory_and_leaves_no_gradient() -> None:
     config = settings()
-    model = weightless(model_config(), config)
-    learning_peak(model, tiny.ragged(), config)
+    model = build_weightless_model(model_config(), config)
+    trace_learning_peak(model, tiny.ragged(), config)
     assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_made_up_group_has_the_shape_asked_for() -> None:
     prompt = tiny.ragged()[0].prompt
-    group = made_up_group(prompt, tokens=40, completions=3, length=5)
+    group = make_up_group(prompt, tokens=40, completions=3, length=5)
     assert len(group.prompt.token_ids) == 40
     assert [len(completion.token_ids) for completion in group.group.completions] == [5, 5, 5]
     assert build_pack([group], tiny.model(), banned=()).ids.shape == (1, 40 + 3 * 4)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ModelError
-from learner.model import attention
-from learner.model import sparse_attention as tiles
-from learner.model.attention import Blocks, Segments, install, way_of
+from learner.model import attention, sparse_attention
+from learner.model.attention import FlashAttention, FlexAttention, install, way_of
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
@@ -44,7 +43,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, *lon
 def test_segments_are_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
     q, k, v = inputs(RAGGED.size)
-    found, wanted = Segments(RAGGED, CPU)(q, k, v, 0.3), dense(q, k, v, RAGGED)
+    found, wanted = FlashAttention(RAGGED, CPU)(q, k, v, 0.3), dense(q, k, v, RAGGED)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     for one, other in zip(
         *(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, wanted)), strict=True
@@ -56,7 +55,7 @@ def test_segments_are_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_are_dense_attention() -> None:
     """The kernel is compiled for GPUs only; its mask and values are the same without."""
     q, k, v = (tensor.detach() for tensor in inputs(RAGGED.size))
-    torch.testing.assert_close(Blocks(RAGGED, CPU)(q, k, v, 0.3), dense(q, k, v, RAGGED), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(FlexAttention(RAGGED, CPU)(q, k, v, 0.3), dense(q, k, v, RAGGED), rtol=1e-5, atol=1e-5)
 
 
 def lora(model: Any) -> Any:
@@ -70,7 +69,7 @@ def lora(model: Any) -> Any:
 @pytest.mark.parametrize("adapted", [False, True])
 def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout reaches a layer again when it is recomputed, and goes through PEFT's wrapper."""
-    monkeypatch.setattr(tiles, "CALL_COST", 0.0)  # as with a large model: as many tiles as there are
+    monkeypatch.setattr(sparse_attention, "CALL_COST", 0.0)  # as with a large model: as many rectangles as there are
     policy, reference = models("qwen2_vl")
     for model in (policy, reference):
         install(model, "sparse")
@@ -89,7 +88,7 @@ def test_sparse_is_naive_under_lora_and_checkpointing(adapted: bool, monkeypatch
 
 def test_long_ragged_groups_are_naive_however_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No, one and three pictures; completions of 1 to 64 tokens; logits in blocks of ten tokens."""
-    monkeypatch.setattr(tiles, "CALL_COST", 2e4)
+    monkeypatch.setattr(sparse_attention, "CALL_COST", 2e4)
     policy, reference = models("qwen2_vl")
     groups = [
         tiny.group(1, text=30, pictures=[(3, 4)], lengths=[64, 1, 17]),
@@ -159,7 +158,7 @@ def test_gpu_ways_are_dense_attention(way: str) -> None:
         torch.randn(1, where.size, heads, 64, device=device, dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
         for heads in (4, 2, 2)
     )
-    ways: dict[str, Any] = {"flash": Segments, "flex": Blocks}
+    ways: dict[str, Any] = {"flash": FlashAttention, "flex": FlexAttention}
     found, wanted = ways[way](where, device)(q, k, v, 0.125), dense(q, k, v, where, 0.125)
     slope = torch.randn_like(found)
     pairs = zip(*(torch.autograd.grad(out, (q, k, v), slope) for out in (found, wanted)), strict=True)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from learner.model.layout import PROMPT, Layout, Span, block_mask, tokens
+from learner.model.layout import PROMPT, Layout, Span, block_mask, index_tokens
 
 TWO = Layout(spans=(Span(start=0, fork=2, ends=(3, 3, 5)), Span(start=5, fork=6, ends=(7,))))
 CPU = torch.device("cpu")
 
 
 def seen(window: int | None = None) -> list[str]:
-    mask = block_mask(tokens(TWO, CPU), dtype=torch.float32, window=window)
+    mask = block_mask(index_tokens(TWO, CPU), dtype=torch.float32, window=window)
     assert mask.shape == (1, 1, TWO.size, TWO.size)
     return ["".join("x" if score == 0 else "." for score in row) for row in mask[0, 0].tolist()]
 
 
 def test_tokens_know_their_group_branch_and_place() -> None:
-    group, branch, place = (column.tolist() for column in tokens(TWO, CPU))
+    group, branch, place = (column.tolist() for column in index_tokens(TWO, CPU))
     assert group == [0, 0, 0, 0, 0, 1, 1]
     assert branch == [PROMPT, PROMPT, 0, 2, 2, PROMPT, 3]
     assert place == [0, 1, 2, 2, 3, 0, 1]

@@ -112,7 +112,7 @@ def test_packed_is_naive_in_bfloat16(family: tiny.Family, way: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "grpo"])
-def test_losses_of_written_groups_follow_the_brute_force_gradient(loss: str) -> None:
+def test_losses_of_given_groups_follow_the_brute_force_gradient(loss: str) -> None:
     """Expected reward, KL and likelihood over naive rows, however packed, with a shared prefix or without; at any
     temperature."""
     policy, reference = models("qwen2_vl")
@@ -245,6 +245,18 @@ def test_banned_tokens_have_no_probability() -> None:
     free = packed_logprobs(policy, build_pack(groups, policy, banned=()), ScoringSpec())
     barred = packed_logprobs(policy, build_pack(groups, policy, banned=tiny.BANNED), PLAIN)
     assert (barred.logp > free.logp).all()
+
+
+def test_the_worked_example_of_a_pack() -> None:
+    """Of the docstring of `learner.model.pack`."""
+    pack = build_pack(
+        [tiny.group(1, text=2, pictures=[], lengths=[2, 1, 3])], tiny.model(), banned=(), tower_runs=False
+    )
+    assert pack.ids.shape == (1, 5)
+    assert pack.positions is not None
+    assert pack.positions[0, 0].tolist() == [0, 1, 2, 2, 3]
+    assert pack.source.tolist() == [1, 2, 1, 1, 3, 4]
+    assert pack.row.tolist() == [0, 0, 1, 2, 2, 2]
 
 
 def test_engine_log_probs_and_advantages_line_up() -> None:

@@ -15,7 +15,7 @@ from common.config.schema import LoraConfig
 from learner.model.head import ScoringSpec
 from learner.model.last_layer import shorten
 from learner.model.logprobs import packed_logprobs
-from learner.model.lora import add_adapters, export_adapter, switch_off
+from learner.model.lora import add_adapters, export_adapter, switch_off_adapters
 from learner.model.pack import build_pack
 from learner.objective import LOSSES
 from learner.trainer.weights import WeightSource
@@ -60,7 +60,7 @@ def test_a_fresh_adapter_and_one_switched_off_are_the_base_bit_for_bit() -> None
     assert torch.equal(logprobs(fresh), plain)
     model, layers = adapted()
     assert not torch.equal(logprobs(model), plain)
-    with switch_off(layers):
+    with switch_off_adapters(layers):
         assert torch.equal(logprobs(model), plain)
     assert not torch.equal(logprobs(model), plain)
 
@@ -75,7 +75,7 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
     groups = tiny.ragged()
     pack = build_pack(groups, model, banned=tiny.BANNED)
     scores = packed_logprobs(model, pack, SPEC)
-    with torch.no_grad(), switch_off(layers):
+    with torch.no_grad(), switch_off_adapters(layers):
         reference = packed_logprobs(model, pack, SPEC, kept=scores.kept)
     sequences = sum(len(scored.rewards) for scored in groups)
     record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)

@@ -1,4 +1,4 @@
-"""Attention in tiles is attention under the dense mask, in value and gradient."""
+"""Attention by rectangles is attention under the dense mask, in value and gradient."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.model import sparse_attention as tiles
-from learner.model.layout import Layout, Span, block_mask, tokens
-from learner.model.sparse_attention import Tile, Tiles, plan
+from learner.model import sparse_attention
+from learner.model.layout import Layout, Span, block_mask, index_tokens
+from learner.model.sparse_attention import Rectangle, SparseAttention, build_sparse_attention
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 GROUPS = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 12), max_size=5)), min_size=1, max_size=5)
@@ -30,7 +30,7 @@ def layout(groups: Sequence[tuple[int, Sequence[int]]]) -> Layout:
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, where: Layout, scale: float = 0.3) -> Tensor:
-    mask = block_mask(tokens(where, query.device), dtype=query.dtype)
+    mask = block_mask(index_tokens(where, query.device), dtype=query.dtype)
     wide = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(wide, 1), value.repeat_interleave(wide, 1)
     found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
@@ -46,7 +46,9 @@ def inputs(size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tenso
     return made(HEADS), made(SHARED), made(SHARED)
 
 
-def compare(found: Tiles, where: Layout, *, dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> None:
+def compare(
+    found: SparseAttention, where: Layout, *, dtype: torch.dtype = torch.float32, tolerance: float = 1e-5
+) -> None:
     q, k, v = inputs(where.size, dtype)
     outs = [found(q, k, v, 0.3), dense(q, k, v, where)]
     slope = torch.randn(outs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -59,37 +61,49 @@ def compare(found: Tiles, where: Layout, *, dtype: torch.dtype = torch.float32, 
 @settings(max_examples=30, deadline=None)
 @given(groups=GROUPS, call=st.sampled_from([0.0, 3e3, 1e6]))
 def test_any_plan_is_dense_attention(groups: list[tuple[int, list[int]]], call: float) -> None:
-    """Calls that cost nothing, something, everything: all parts apart, some together, one masked tile."""
+    """Calls that cost nothing, something, everything: all parts apart, some together, one masked rectangle."""
     where = layout(groups)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "CALL_COST", call)
-        compare(plan(where, width=HEADS * WIDTH), where)
+        patch.setattr(sparse_attention, "CALL_COST", call)
+        compare(build_sparse_attention(where, width=HEADS * WIDTH), where)
 
 
 def test_bfloat16_is_close() -> None:
     where = layout([(30, [3, 0, 8]), (7, [1, 1])])
-    compare(plan(where, width=10**6), where, dtype=torch.bfloat16, tolerance=3e-2)
+    compare(build_sparse_attention(where, width=10**6), where, dtype=torch.bfloat16, tolerance=3e-2)
 
 
 def test_long_branches_never_meet() -> None:
-    """What tiles are for: 4 branches of 1,000 over a prompt of 300 compute a seventh of S x S."""
+    """What rectangles are for: 4 branches of 1,000 over a prompt of 300 compute a seventh of S x S."""
     where = layout([(300, [1000] * 4), (300, [1000] * 4)])
-    found = plan(where, width=512).tiles
+    found = build_sparse_attention(where, width=512).rectangles
     pairs = sum((t.query.stop - t.query.start) * (t.key.stop - t.key.start) / (1 + t.causal) for t in found)
     assert pairs < where.size**2 / 10
-    assert not any(tile.blocked for tile in found)
+    assert not any(own.masked for own in found)
 
 
-def test_tiny_groups_share_a_tile() -> None:
+def test_the_worked_example() -> None:
+    """Of the module's docstring."""
+    found = build_sparse_attention(layout([(300, [100, 100])]), width=512).rectangles
+    prompt, first, second = slice(0, 300), slice(300, 400), slice(400, 500)
+    assert [(own.query, own.key, own.causal, own.joins) for own in found] == [
+        (prompt, prompt, True, False),
+        (slice(300, 500), prompt, False, False),
+        (first, first, True, True),
+        (second, second, True, True),
+    ]
+
+
+def test_tiny_groups_share_a_rectangle() -> None:
     where = layout([(17, [1] * 16)] * 8)
-    assert 1 < len(plan(where, width=128).tiles) < 8
-    assert plan(where, width=1).tiles[0][:2] == (slice(0, where.size), slice(0, where.size))
+    assert 1 < len(build_sparse_attention(where, width=128).rectangles) < 8
+    assert build_sparse_attention(where, width=1).rectangles[0][:2] == (slice(0, where.size), slice(0, where.size))
 
 
-def test_a_tile_too_few_shows() -> None:
+def test_a_rectangle_too_few_shows() -> None:
     """The comparison above can fail: without a branch over itself the numbers differ."""
     where = layout([(10, [5])])
-    found = Tiles([tile for tile in plan(where, width=10**6).tiles if not tile.joins])
+    found = SparseAttention([own for own in build_sparse_attention(where, width=10**6).rectangles if not own.joins])
     with pytest.raises(AssertionError):
         compare(found, where)
-    assert isinstance(found.tiles[0], Tile)
+    assert isinstance(found.rectangles[0], Rectangle)

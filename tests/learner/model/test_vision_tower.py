@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 
 from learner.model.attention import install
-from learner.model.vision_tower import PatchProjection, QuickGELU, attend_tower, quicken
+from learner.model.vision_tower import PatchProjection, QuickGELU, attend_pictures, speed_up_vision_tower
 from tests.helpers import tiny
 
 ENDS = (0, 4, 8, 9, 20, 31, 33)  # two alike, one alone, two alike, one more
@@ -23,7 +23,7 @@ def test_patches_are_projected_as_by_the_convolution() -> None:
     wanted = model(patches)
     slope = torch.randn_like(wanted)
     (of_weight,) = torch.autograd.grad(wanted, list(model.parameters()), slope)
-    quicken(model)
+    speed_up_vision_tower(model)
     assert isinstance(model[0], PatchProjection)
     found = model(patches)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -34,7 +34,7 @@ def test_patches_are_projected_as_by_the_convolution() -> None:
 
 def test_quick_gelu_and_its_slope() -> None:
     plain, model = QuickGELUActivation(), nn.Sequential(QuickGELUActivation())
-    quicken(model)
+    speed_up_vision_tower(model)
     assert isinstance(model[0], QuickGELU)
     given = torch.linspace(-30, 30, 601, requires_grad=True)
     wanted, found = plain(given), model(given)
@@ -55,7 +55,7 @@ def test_pictures_of_any_sizes_are_each_over_themselves(dtype: torch.dtype, tole
     wanted = nn.functional.scaled_dot_product_attention(
         query.float(), key.float(), value.float(), attn_mask=mask, scale=0.4
     ).transpose(1, 2)
-    found, _ = attend_tower(
+    found, _ = attend_pictures(
         None, query, key, value, scaling=0.4, cu_seq_lens_q=torch.tensor(ENDS), max_length_q=11, dropout=0.0
     )
     assert found.dtype == dtype

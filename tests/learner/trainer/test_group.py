@@ -419,11 +419,9 @@ def test_a_learner_without_steps_only_scores(ray_session: None, model_path: Path
 
 
 @pytest.mark.parametrize("method", ["exact", "sft"])
-def test_written_groups_are_learnt_by_two_ranks_as_by_one_twin(
-    ray_session: None, model_path: Path, method: str
-) -> None:
+def test_given_groups_are_learnt_by_two_ranks_as_by_one_twin(ray_session: None, model_path: Path, method: str) -> None:
     """Laws 2 and 3: exact beside two groups that were sampled, each loss the mean over its own groups, by their shares;
-    what is written is never cut, and says nothing of a gap to engines."""
+    what is given is never cut, and says nothing of a gap to engines."""
     config = settings(model_path, ranks=2, stage=2).model_copy(update={"method": method})
     if method == "sft":
         config = config.model_copy(update={"learner": config.learner.model_copy(update={"beta": 0.0})})

@@ -72,6 +72,13 @@ def test_ranks_differ_by_one_group_at_most_when_all_cost_the_same() -> None:
     assert sorted(sum(len(m.groups) for m in share if m.real) for share in dealt) == [2, 2, 3]
 
 
+def test_the_worked_example() -> None:
+    """Of the module's docstring: the second rank needs two packs, so the first cuts its one."""
+    lengths = [20, 15, 10, 10, 10]
+    dealt = deal(lengths, lengths, ranks=2, budget=30)
+    assert [[micro.groups for micro in share] for share in dealt] == [[(0,), (3,)], [(1, 2), (4,)]]
+
+
 def test_nothing_to_deal() -> None:
     with pytest.raises(ValueError, match="at least one group"):
         deal([], [], ranks=2, budget=10)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.types import WeightEntry
-from learner.model.load import freeze_towers
+from learner.model.load import freeze_vision_tower
 from learner.trainer.weights import Meta, NcclSender, WeightSource, pack_bucket
 from rollout.weights import cut_entry
 from tests.helpers import tiny
@@ -32,7 +32,7 @@ def meta(name: str, tensor: Tensor) -> Meta:
 def test_batches_hold_every_name_once_and_one_kind_of_tensor(bucket_bytes: int, frozen: bool) -> None:
     model = tiny.model()
     if frozen:
-        freeze_towers(model)
+        freeze_vision_tower(model)
         model.model.language_model.norm.requires_grad_(False)
     batches = source(model, bucket_bytes).batches
     names = {batch.kind: [] for batch in batches}  # type: dict[str, list[str]]
