@@ -68,7 +68,7 @@ def _summarise_run(run: RunData) -> dict[str, float]:
 
 
 def _measure_spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
-    """Yield mean and standard deviation of every measure over two or more runs that differ in the seed alone."""
+    """Yield mean and standard deviation of every measure over two or more runs that differ in `seed` alone."""
     alike: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         alike.setdefault(json.dumps(run.recipe, sort_keys=True, default=str), []).append(place)
