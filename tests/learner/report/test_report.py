@@ -389,7 +389,7 @@ print("matplotlib.pyplot" in sys.modules, {key for key in before if matplotlib.r
 
 @pytest.fixture(scope="module")
 def tab() -> Any:
-    with browser.opened() as tab:
+    with browser.open_browser() as tab:
         yield tab
 
 
