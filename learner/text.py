@@ -1,20 +1,21 @@
-"""Words and numbers as a person reads them: on a console, in a report, in an error."""
+"""Format words and numbers for people: on a console, in a report, in an error."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Text with every control, invisible and line-breaking character escaped: it may come from a model."""
+    """Escape every control, invisible and line-breaking character, since text may come from a model: `a\\nb`."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def shorten(text: str, limit: int) -> str:
+    """Make text printable, and cut it to `limit` characters with `…` at the end."""
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def clock(seconds: float) -> str:
-    """93 -> `1:33`, 7384 -> `2:03:04`."""
+    """Format seconds as a clock does: 93 -> `1:33`, 7384 -> `2:03:04`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

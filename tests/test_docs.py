@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("common", "rollout", "learner", "deploy", "tests", ".github")
@@ -122,3 +123,26 @@ def test_each_of_seven_things_to_change_is_at_one_path() -> None:
     for what, word in promised.items():
         path = ROOT / rows[what]
         assert word in (path / "__init__.py" if path.is_dir() else path).read_text(), what
+
+
+def test_the_license_is_the_one_of_the_package() -> None:
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License\n" in text and "Version 2.0, January 2004" in text and len(text) > 11_000
+
+
+def test_the_workflow_runs_the_script_that_everyone_can_run() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert "://" not in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
+def test_commit_hooks_run_the_tools_of_make_lint_and_fetch_nothing() -> None:
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert hooks["repo"] == "local"
+    entries = [hook["entry"] for hook in hooks["hooks"]]
+    assert all(hook["language"] == "system" for hook in hooks["hooks"])
+    code = re.search(r"^CODE = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert code and entries[-1] == f".venv/bin/mypy {code[1]}"
+    assert [entry.split()[:2] for entry in entries[:-1]] == [[".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]

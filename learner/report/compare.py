@@ -14,11 +14,11 @@ from learner.report.rows import as_number
 from learner.text import shorten
 
 _SETS = 6  # sets of a run in the table
-_FORMS = {"steps": "{:.0f}", "time (s)": "{:.0f}", "completions/s": "{:.0f}", "largest gap": "{:.1e}"}
+_FORMS = {"steps": "{:.0f}", "time (s)": "{:.0f}", "completions/s": "{:.0f}", "largest log-prob gap": "{:.1e}"}
 _SUMMARY_FIELDS = {
     "time (s)": "wall_seconds",
     "completions/s": "completions_per_second",
-    "largest gap": "max_logprob_gap",
+    "largest log-prob gap": "max_logprob_gap",
 }
 
 
@@ -59,16 +59,16 @@ def _summarise_run(run: RunData) -> dict[str, float]:
     if "reward" in run.curves:
         tail = run.curves["reward"][-max(1, run.steps // 10) :].tolist()
         known = [reward for reward in tail if not math.isnan(reward)]
-        values["reward, last tenth"] = fmean(known) if known else math.nan
+        values["mean reward, last 10 % of steps"] = fmean(known) if known else math.nan
     values["steps"] = float(run.steps)
     values |= {key: as_number(run.summary.get(field)) for key, field in _SUMMARY_FIELDS.items()}
     if not samples_answers(run.config):
-        del values["largest gap"]
+        del values["largest log-prob gap"]
     return {key: found for key, found in values.items() if not math.isnan(found)}
 
 
 def _measure_spreads(runs: Sequence[RunData], finals: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
-    """Yield mean and standard deviation of every measure over two or more runs that differ in the seed alone."""
+    """Yield mean and standard deviation of every measure over two or more runs that differ in `seed` alone."""
     alike: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         alike.setdefault(json.dumps(run.recipe, sort_keys=True, default=str), []).append(place)

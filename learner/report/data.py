@@ -93,13 +93,7 @@ def read_run(folder: Path, label: str) -> RunData:
     Raises:
         RunFolderError: there is no such folder, or nothing in it is of a run or of an evaluation.
     """
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not present & {*FILES, RESULTS}:
-        raise RunFolderError(
-            "no run to report on",
-            got=f"{folder}: {'none of a run is in it' if folder.is_dir() else 'no such folder'}",
-            remedy="name the folder of a run, as runs/latest, or one in which evaluation.json lies",
-        )
+    present = _list_files(folder)
 
     # A folder of `learner.evaluate` alone lacks a run's files, and that is no fault.
     of_results, of_run = Reader(folder), Reader(folder)
@@ -130,6 +124,17 @@ def read_run(folder: Path, label: str) -> RunData:
         matrix=read_matrix(results, found),
         faults=(*of_results.faults, *([] if only_results else of_run.faults)),
     )
+
+
+def _list_files(folder: Path) -> set[str]:
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not present & {*FILES, RESULTS}:
+        raise RunFolderError(
+            "no run to report on",
+            got=f"{folder}: {'no file of a run is in it' if folder.is_dir() else 'no such folder'}",
+            remedy="name the folder of a run, as runs/latest, or one that holds an evaluation.json",
+        )
+    return present
 
 
 def samples_answers(config: Mapping[str, Any]) -> bool:

@@ -176,38 +176,47 @@ def draw_matrix(
         shown: formats the number in a cell.
         unit: labels of the x and y axes.
     """
-    from matplotlib.collections import PatchCollection
-    from matplotlib.colors import to_rgba
-    from matplotlib.patches import Rectangle
-
     side = 4.0 if len(columns) <= 20 else 6.0
+    size = min(9.0, 0.55 * 72 * side * 0.75 / max(len(columns), len(rows), 1))  # points, of the labels
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = [(y, x) for y, x in np.argwhere(values > 0)]
-        cells = PatchCollection([Rectangle((x - 0.5, y - 0.5), 1, 1) for y, x in places], linewidth=0)
-        cells.set_facecolor(
-            [to_rgba(_choose_colour(0), 0.08 + 0.92 * min(1.0, float(values[y, x]))) for y, x in places]
-        )
-        axes.add_collection(cells)
+        _shade_cells(axes, values)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), [shorten(name, 18) for name in columns])
         axes.set_yticks(range(len(rows)), [shorten(name, 18) for name in rows])
-        size = min(9.0, 0.55 * 72 * side * 0.75 / max(len(columns), len(rows), 1))
-        across = max((len(name) for name in columns), default=0) > 3
-        axes.tick_params(axis="x", labelsize=size, labelrotation=90 if across else 0, length=0)
+        upright = any(len(name) > 3 for name in columns)
+        axes.tick_params(axis="x", labelsize=size, labelrotation=90 if upright else 0, length=0)
         axes.tick_params(axis="y", labelsize=size, length=0)
         axes.grid(visible=False)
         _name_axes(axes, *unit)
         if len(columns) <= 15:
-            for y, x in np.argwhere(~np.isnan(values)):
-                if said := shown(float(values[y, x])):
-                    ink = "white" if values[y, x] > 0.5 else _INK
-                    axes.text(x, y, said, ha="center", va="center", fontsize=size * 0.9, color=ink)
+            _number_cells(axes, values, shown, size=size * 0.9)
 
     height = 0.9 + (side - 0.9) * min(1.5, max(0.15, len(rows) / max(len(columns), 1)))
     return _render_svg("matrix", (side, height), draw, layout="constrained")
+
+
+def _shade_cells(axes: Axes, values: Values) -> None:
+    """Fill every cell above 0, the darker the nearer its value is to 1."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    places = np.argwhere(values > 0)
+    cells = PatchCollection([Rectangle((x - 0.5, y - 0.5), 1, 1) for y, x in places], linewidth=0)
+    shades = [0.08 + 0.92 * min(1.0, float(values[y, x])) for y, x in places]
+    cells.set_facecolor([to_rgba(_choose_colour(0), shade) for shade in shades])
+    axes.add_collection(cells)
+
+
+def _number_cells(axes: Axes, values: Values, shown: Callable[[float], str], *, size: float) -> None:
+    """Write the number of every known cell into it, in white on a dark shade."""
+    for y, x in np.argwhere(~np.isnan(values)):
+        if number := shown(float(values[y, x])):
+            ink = "white" if values[y, x] > 0.5 else _INK
+            axes.text(x, y, number, ha="center", va="center", fontsize=size, color=ink)
 
 
 def _draw_curves(axes: Axes, panel: Panel) -> None:

@@ -95,8 +95,8 @@ class Tab:
 
 
 @contextmanager
-def opened() -> Iterator[Tab]:
-    """A browser of its own, with an empty profile."""
+def open_browser() -> Iterator[Tab]:
+    """Start a browser of its own, with an empty profile, and open one tab."""
     assert BINARY is not None
     commands_in, commands_out = os.pipe()
     answers_in, answers_out = os.pipe()

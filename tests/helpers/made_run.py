@@ -126,10 +126,10 @@ def give_answers(row: dict[str, Any], method: str) -> dict[str, Any]:
     """Turn a sampled row into one that the method wrote down: all candidates, or the label alone."""
     texts = row["candidates"] if method == "exact" else [row["label"]]
     answers = [
-        {"text": text, "tokens": 2, "finish_reason": "stop", "reward": float(text == row["label"]), "advantage": 0.0}
+        {"text": text, "tokens": 2, "finish_reason": "stop", "reward": float(text == row["label"]), "advantage": None}
         for text in texts
     ]
-    return row | {"origin": "given", "completions": answers, "logprobs": [0.0] * len(answers)}
+    return row | {"origin": "given", "engine_id": None, "completions": answers, "logprobs": None}
 
 
 def add(folder: Path, name: str, row: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def test_runs_of_two_methods_are_compared_by_what_both_have(tmp_path: Path) -> N
     grpo = made_run(tmp_path / "grpo", settings=SAID["grpo"][0])
     sft = made_run(tmp_path / "sft", settings=SAID["sft"][0])
     text = read_text(page(grpo, sft))
-    assert "largest gap" in text and text.count("3.0e-06") == 1
+    assert "largest log-prob gap" in text and text.count("3.0e-06") == 1
 
 
 def read_text(found: Page) -> str:

@@ -128,6 +128,24 @@ def test_groups_are_the_best_the_worst_and_the_most_divided_of_the_later_half(ru
     assert re.search(r"answer 0\s*1\s*1\s*\+0\.50\s*-0\.50", found.text)  # times, reward, advantage, log-prob
 
 
+def test_a_short_run_shows_the_groups_of_its_first_steps(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", steps=4)
+    lines = (run / "samples.jsonl").read_text().splitlines(keepends=True)
+    (run / "samples.jsonl").write_text("".join(lines[:3]))  # all of step 0, and step 1 is where the later half begins
+    samples = read_run(run, "run").samples
+    assert (samples.seen, samples.after, samples.earlier) == (3, 0, 0)
+    assert "Chosen from 3 groups that the run kept from step 0 on." in page(run).text
+
+
+def test_a_group_without_a_known_reward_is_not_shown(run: Path) -> None:
+    row = sample(39, 1, "", list(CLASSES), str) | {"prompt_id": "nan"}
+    row["completions"][0]["reward"] = None
+    add(run, "samples.jsonl", row)
+    samples = read_run(run, "run").samples
+    assert samples.seen == 21 * 3 + 1
+    assert "nan" not in {one.prompt_id for one in (*samples.best, *samples.worst, *samples.divided)}
+
+
 def test_equal_answers_are_shown_once_and_an_open_question_says_so(run: Path) -> None:
     row = sample(39, 1, "", list(CLASSES), str) | {"prompt_id": "alone", "problem": "What is it?", "candidates": None}
     for one in row["completions"]:
@@ -389,7 +407,7 @@ print("matplotlib.pyplot" in sys.modules, {key for key in before if matplotlib.r
 
 @pytest.fixture(scope="module")
 def tab() -> Any:
-    with browser.opened() as tab:
+    with browser.open_browser() as tab:
         yield tab
 
 
