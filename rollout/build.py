@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
-from common.models.docstrings import leave_out_docstrings
+from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
 from rollout import vllm_patches
 from rollout.spec import EngineSpec
 
@@ -19,7 +19,22 @@ LONGEST_FOR_16 = 512  # tokens of prompt and completion up to which blocks of 16
 
 def build_engine(spec: EngineSpec) -> LLM:
     """Build an engine with the weights of the checkpoint. Raises whatever vLLM raises."""
-    leave_out_docstrings()
+    with pause_collector():
+        _import_vllm(spec)
+    with pause_collector():  # anew: vLLM collects while it builds, and looks through nothing that was imported
+        return _make_llm(spec)
+
+
+def _import_vllm(spec: EngineSpec) -> None:
+    """Import vLLM without what an engine never uses."""
+    if spec.device == "cpu":
+        leave_out_compiler()
+        vllm_patches.leave_out_server()
+    import_transformers()
+    vllm_patches.quicken_start()
+
+
+def _make_llm(spec: EngineSpec) -> LLM:
     from vllm import LLM
 
     for_device = _settings_on_cpu(spec) if spec.device == "cpu" else _settings_on_gpu(spec)

@@ -7,8 +7,13 @@ that test fails, the patch can go. `VLLM_VERSION` is the version they were last 
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+from common.lean_imports import do_nothing, leave_out
 
 VLLM_VERSION = "0.32.0"
 SMALL_WEIGHT = 1 << 16  # elements; a float32 weight of at most so many multiplies as fast unpacked
@@ -67,12 +72,21 @@ PATCHES = (
         test="test_a_reload_looks_up_every_tensor_again",
     ),
     Patch(
-        where="common.models.docstrings.leave_out_docstrings",
-        what="transformers puts its docstrings together at import, and imports scikit-learn and pandas for them",
-        why="it costs a second in the driver, and another in an engine, where vLLM imports hundreds of classes",
-        test="test_transformers_imports_scikit_learn_for_docstrings",
+        where="rollout.vllm_patches.leave_out_server",
+        what="an engine imports what only a server or torch's compiler uses, on a CPU",
+        why="it costs 3 s of CPU at every start of an engine",
+        test="test_an_engine_imports_a_server_and_the_compiler",
+    ),
+    Patch(
+        where="rollout.vllm_patches.quicken_start",
+        what="an engine logs its arguments, warms up a renderer, and looks for kernels in every module there is",
+        why="it costs 0.8 s of CPU at every start of an engine; nobody reads the log, or asks the renderer",
+        test="test_an_engine_does_at_its_start_what_it_need_not",
     ),
 )
+
+OF_A_SERVER = ("fastapi", "openai", "scipy", "vllm.parser", "vllm.reasoning")
+ENV_OVERRIDE = "vllm.env_override"  # repairs torch's compiler, for which it imports all of that
 
 
 @cache
@@ -140,3 +154,42 @@ def pack_heads_and_experts(model: Any) -> None:
             layer.quant_method.process_weights_after_loading(layer)
         elif type(layer).__name__ == "RoutedExperts" and current_platform.is_cpu():
             layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+
+@cache
+def leave_out_server() -> None:
+    """Leave out what vLLM answers HTTP requests with: OpenAI's types, readers of tool calls and of thoughts, sound: 2 s
+    of CPU. And its repair of torch's compiler: 1 s.
+
+    Call it before vLLM is imported, on a CPU, where nothing is compiled.
+    """
+    leave_out(*OF_A_SERVER, ENV_OVERRIDE)
+
+
+@cache
+def quicken_start() -> None:
+    """Leave out what an engine does at its start for others than us. Call it before an engine is made."""
+    entry_point: Any = import_module("vllm.entrypoints.llm")
+    entry_point.log_non_default_args = do_nothing  # imports the server's command line to find them: 0.2 s
+
+    renderers: Any = import_module("vllm.renderers.base")
+    renderers.BaseRenderer.warmup = do_nothing  # renders a chat and a picture, which come rendered here: 0.2 s
+
+    dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
+    dispatcher._rebind_kernels = _rebind_in_own_modules(dispatcher)  # noqa: SLF001
+
+
+def _rebind_in_own_modules(dispatcher: Any) -> Any:
+    """Wrap `_rebind_kernels`, which looks for Triton's kernels in every module of the process, to look in vLLM's, which
+    alone hold any: 0.4 s of CPU."""
+    rebind = dispatcher._rebind_kernels  # noqa: SLF001
+
+    def rebind_own(overrides: Any) -> None:
+        own = {name: module for name, module in sys.modules.items() if name.startswith("vllm.")}
+        dispatcher.sys = SimpleNamespace(modules=own)
+        try:
+            rebind(overrides)
+        finally:
+            dispatcher.sys = sys
+
+    return rebind_own

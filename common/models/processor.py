@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config.schema import ModelConfig
 from common.errors import ModelError
-from common.models.docstrings import leave_out_docstrings
+from common.lean_imports import import_transformers
 from common.models.families import FAMILIES, Family, family_of
 from common.models.hub import require_hub
 
@@ -23,9 +23,9 @@ def load_model_config(model: ModelConfig) -> PreTrainedConfig:
 
     Raises ModelError when it cannot be read (within seconds when the hub cannot be reached) or reads no pictures.
     """
+    import_transformers()
     from transformers import AutoConfig
 
-    leave_out_docstrings()
     config: PreTrainedConfig = _load(model, AutoConfig.from_pretrained)
     if config.model_type not in FAMILIES and not _answers_about_pictures(config):
         raise ModelError(

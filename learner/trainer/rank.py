@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config.schema import Config
 from common.errors import LearnerError
+from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
 from common.models.families import family_of
 from common.object_store import fetch_features, share_features
 from common.recorder import Recorder
@@ -66,6 +67,13 @@ class LearnerRank:
 
     def start(self, store: tuple[str, int]) -> None:
         """Join the other ranks at the store, load the model, partition it."""
+        if self._config.cluster.device == "cpu":  # on a GPU flex attention is compiled
+            leave_out_compiler()
+        with pause_collector():
+            import_transformers()
+            self._start(store)
+
+    def _start(self, store: tuple[str, int]) -> None:
         from learner.trainer import zero
 
         config = self._config

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,20 @@ class UnpatchedActor:
 
     def load(self, manifest: WeightManifest) -> None:
         self._engine.load(manifest)
+
+    def find_loaded(self, modules: Sequence[str]) -> set[str]:
+        """Return which of `modules` this process has imported."""
+        return set(modules) & sys.modules.keys()
+
+    def find_needless(self) -> dict[str, bool]:
+        """Return of what `quicken_start` leaves out whether vLLM does it."""
+        from vllm.triton_utils import dispatcher
+
+        return {
+            "looks for arguments to log": "vllm.entrypoints.launchers.cli_args" in sys.modules,
+            "warms up a renderer": self._engine._llm.renderer._mm_warmup_done,  # noqa: SLF001
+            "looks in every module": "in list(sys.modules.values())" in inspect.getsource(dispatcher._rebind_kernels),  # noqa: SLF001
+        }
 
     def find_packed(self) -> dict[str, bool]:
         """Return by layer whether its weight is packed."""

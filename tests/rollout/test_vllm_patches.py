@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,9 @@ from typing import Any
 import pytest
 import ray
 
+from common.lean_imports import COMPILER
 from rollout.requests import request
-from rollout.vllm_patches import PATCHES, VLLM_VERSION, Patch
+from rollout.vllm_patches import ENV_OVERRIDE, OF_A_SERVER, PATCHES, VLLM_VERSION, Patch
 from tests.helpers.models import build_random_model
 from tests.helpers.policy import SAMPLED
 from tests.helpers.unpatched import CHUNK, ENVIRONMENT, UnpatchedActor, UnpatchedEngine
@@ -36,18 +35,6 @@ def test_the_inventory_is_of_the_version_that_is_installed() -> None:
     assert importlib.metadata.version(name).partition("+")[0] == VLLM_VERSION
 
 
-def test_transformers_imports_scikit_learn_for_docstrings(digits_model: Path) -> None:
-    script = """
-import sys
-from transformers import AutoConfig
-AutoConfig.from_pretrained(sys.argv[1])
-print("sklearn" in sys.modules)
-"""
-    command = [sys.executable, "-c", script, str(digits_model)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "True"
-
-
 @pytest.fixture(scope="module")
 def actor(ray_session: None) -> Iterator[Any]:
     remote: Any = ray.remote(UnpatchedActor).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT})
@@ -65,6 +52,17 @@ def unpatched(actor: Any, random_qwen2vl: Path) -> UnpatchedEngine:
 @engine
 def test_a_small_layer_is_packed(unpatched: UnpatchedEngine) -> None:
     assert set(unpatched.ask("find_packed").values()) == {True}
+
+
+@engine
+def test_an_engine_imports_a_server_and_the_compiler(unpatched: UnpatchedEngine) -> None:
+    brought = {*OF_A_SERVER, ENV_OVERRIDE, *COMPILER}
+    assert unpatched.ask("find_loaded", sorted(brought)) == brought
+
+
+@engine
+def test_an_engine_does_at_its_start_what_it_need_not(unpatched: UnpatchedEngine) -> None:
+    assert set(unpatched.ask("find_needless").values()) == {True}
 
 
 @engine

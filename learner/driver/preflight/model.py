@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.config.schema import EMBEDDED_MODEL, Config, ModelConfig
 from common.labels.closed_set import ClosedSet
+from common.lean_imports import pause_collector, without_compiler
 from common.models.families import Family, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -61,8 +62,9 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
 
 def read_model(config: Config) -> ModelFiles:
     """Read configuration and processor of `model.path`. Raises ModelError when they cannot be read."""
-    model = make_embedded(config)
-    model_config, processor = load_model_config(model), load_processor(model)
+    with pause_collector(), without_compiler():
+        model = make_embedded(config)
+        model_config, processor = load_model_config(model), load_processor(model)
     family, ends = family_of(model_config), eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
     return ModelFiles(
