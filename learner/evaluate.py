@@ -1,7 +1,7 @@
 """Entry point: `python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] ... [--config RECIPE] [KEY=VALUE]...`
 
-Nothing is trained: engines serve each model's own weights, and where candidates are scored a learner only scores. The
-untrained model is the zero-shot baseline, and its closed-set column the closed-set one.
+Nothing is trained: engines serve each model's own weights, and a learner only scores candidates. An untrained model
+gives the zero-shot baseline, and in its closed-set column the closed-set baseline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from learner.driver.preflight.evaluation import EvaluationTarget
     from learner.storage.run_folder import RunFolder
 
-RELEASE_S = 30.0  # for what the model before held to be free again
+RELEASE_S = 30.0  # within which the resources of the model before are free again
 
 
 def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_file: Path | None) -> None:
@@ -42,7 +42,7 @@ def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_f
 
 @contextmanager
 def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
-    """Engines that serve the target's own weights, and a learner that scores if a set wants it."""
+    """Start engines that serve the target's own weights, and a learner where a set needs one to score candidates."""
     from learner.driver.cluster import require
     from learner.driver.evaluator import Evaluator
     from learner.driver.finish import close_undisturbed
@@ -73,7 +73,7 @@ def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
 
 
 def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
-    """`out`, or `runs/<date>-evaluate`."""
+    """Open `out`, or `runs/<date>-evaluate`, as a run folder."""
     from learner.storage.run_folder import RunFolder
 
     place = config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
@@ -81,23 +81,24 @@ def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[Run
 
 
 def _count_resources(target: EvaluationTarget) -> dict[str, float]:
+    """Add up what an evaluation reserves: a run's resources without reward workers, and ranks only where needed."""
     from learner.driver.cluster import count_resources
 
-    nobody: dict[str, Any] = {"reward": target.config.reward.model_copy(update={"workers": 0})}
+    left_out: dict[str, Any] = {"reward": target.config.reward.model_copy(update={"workers": 0})}
     if not target.needs_learner:
-        nobody["learner"] = target.config.learner.model_copy(update={"ranks": 0})
-    return count_resources(target.config.model_copy(update=nobody))
+        left_out["learner"] = target.config.learner.model_copy(update={"ranks": 0})
+    return count_resources(target.config.model_copy(update=left_out))
 
 
 def _print_event(kind: str, **fields: Any) -> None:
-    from learner.tracking.lines import QUIET, event_line
+    from learner.tracking.lines import QUIET, format_event
 
     if kind not in QUIET:
-        print("event " + event_line(kind, fields), flush=True)
+        print("event " + format_event(kind, fields), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by a signal."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with run_command() as command:
         from learner.driver.preflight.evaluation import read_target

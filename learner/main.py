@@ -1,6 +1,6 @@
 """Entry point: `python -m learner.main [--config recipe.yaml] [--a.b value | a.b=value]...`
 
-`train` is the system; the rest of this file opens its parts and turns whatever ends it into an exit code.
+`train` is the system. The rest of this file opens its parts and turns its end into an exit code.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(config: Config) -> None:
-    """Everything up to, but without, the cluster."""
+    """Run preflight, and say what the run would reserve of a cluster."""
     from learner.driver.cluster import count_resources
     from learner.driver.preflight.run_inputs import run_preflight
 
@@ -70,7 +70,7 @@ def _dry_run(config: Config) -> None:
 
 
 def _plan(config: Config) -> None:
-    """What it would take, from the model's configuration alone."""
+    """Print the memory a run would take, from the model's configuration alone."""
     from learner.driver.preflight.model import make_embedded
     from learner.memory.plan import device_memory, plan, show_plan
 
@@ -81,6 +81,7 @@ def _plan(config: Config) -> None:
 
 @contextmanager
 def _open_run(config: Config) -> Iterator[Run]:
+    """Open the run folder, check everything, start all parts; close all of it at the end."""
     started = time.monotonic()
     signal.signal(signal.SIGTERM, raise_terminated)
     from learner.driver.open_run import open_run

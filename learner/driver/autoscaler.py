@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from common.config.schema import Config
 
 
-def bundles(config: Config) -> list[dict[str, float]]:
-    """What each actor of a run reserves, one entry an actor; actors that reserve nothing are left out."""
+def list_bundles(config: Config) -> list[dict[str, float]]:
+    """List what each actor of a run reserves: {"CPU": 0.5} for every rank, engine and reward worker that reserves
+    anything."""
     learner, rollout, reward = config.learner, config.rollout, config.reward
     actors = [
         *[{"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}] * learner.ranks,
@@ -22,14 +23,14 @@ def bundles(config: Config) -> list[dict[str, float]]:
 
 @contextmanager
 def request_nodes(config: Config) -> Iterator[None]:
-    """While inside, the autoscaler of the cluster (if it has one) works towards nodes that hold the whole run.
+    """Ask the autoscaler, if the cluster has one, for nodes that hold the whole run, as long as the block lasts.
 
-    Waiting alone makes no node join: nothing is pending before actors are. The request ends with the block, since
-    actors then hold their nodes themselves and a standing one would keep them after the run.
+    Without a request no node joins: before actors start nothing is pending. After the block actors hold their nodes
+    themselves, and a request that still stood would keep those nodes after the run.
     """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=bundles(config))
+    request_resources(bundles=list_bundles(config))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where a step's seconds go."""
+"""A stopwatch that splits the seconds of a step by stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 class StepClock:
-    """Seconds by stage, of one step. Stages do not nest but through `iterate`, which counts only its own waits."""
+    """The seconds of one step, by stage.
+
+    Stages may not nest, except that `iterate` may be consumed inside a stage: its waits are then counted as its own.
+    """
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -19,7 +22,7 @@ class StepClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time of the block, less what `iterate` counted inside it."""
+        """Count the seconds of the block, less those that `iterate` counted inside it."""
         started, inside = time.perf_counter(), sum(self._seconds.values())
         try:
             yield
@@ -28,7 +31,7 @@ class StepClock:
             self._add(name, time.perf_counter() - started - nested)
 
     def iterate(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on, counting the time spent waiting for the next one."""
+        """Pass the items on, and count the seconds spent waiting for each."""
         iterator = iter(items)
         while True:
             started = time.perf_counter()
@@ -45,10 +48,10 @@ class StepClock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the step began."""
+        """Return the seconds since the step began."""
         return time.perf_counter() - self._started
 
     def split(self, stages: Iterable[str]) -> dict[str, float]:
-        """Seconds of each named stage, and what none of them accounts for as `idle`."""
+        """Return the seconds of each named stage, and those of no stage as `idle`."""
         seconds = {name: self._seconds.get(name, 0.0) for name in stages}
         return seconds | {"idle": max(0.0, self.elapsed - sum(seconds.values()))}

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: one of its own on this machine, or one that is there already."""
+"""The Ray cluster of a run: its own on this machine, or an existing one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from common.config.schema import ClusterConfig, Config
 from common.errors import PlacementError
 from common.lean_imports import do_nothing
 from common.placement import describe_shortage
-from learner.driver.autoscaler import bundles
+from learner.driver.autoscaler import list_bundles
 
 _LOCAL = "local"
 
 
 @contextmanager
 def connect(cluster: ClusterConfig) -> Iterator[None]:
-    """Join the cluster named, that of RAY_ADDRESS, or start one for this run alone; leave or stop it at the end.
+    """Join the cluster of `cluster.address` or RAY_ADDRESS, or start one for this run alone; leave it at the end.
 
     Raises:
         PlacementError: no cluster answers at the address.
@@ -31,10 +31,10 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     address = cluster.address or os.environ.get("RAY_ADDRESS") or _LOCAL
     local = address == _LOCAL
     if local:
-        # A cluster of our own admits nobody else, and leaves no token behind in the home folder.
+        # A cluster of our own lets no other process in, and leaves no token in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nor does it report to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # and reports nothing
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -68,8 +68,8 @@ def _lean_cluster() -> dict[str, Any]:
 
 
 def count_resources(config: Config) -> dict[str, float]:
-    """Logical CPUs and GPUs that all actors of a run reserve together."""
-    actors = bundles(config)
+    """Add up the logical CPUs and GPUs that all actors of a run reserve: {"CPU": 2.5, "GPU": 0.0}."""
+    actors = list_bundles(config)
     return {name: sum(actor.get(name, 0.0) for actor in actors) for name in ("CPU", "GPU")}
 
 
@@ -77,7 +77,7 @@ def require(needed: Mapping[str, float], *, wait_s: float) -> None:
     """Wait until the cluster has what the run needs free.
 
     Raises:
-        PlacementError: it has not after `wait_s`, with every number.
+        PlacementError: something is not free after `wait_s` seconds; the message has every number.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""How a run ends, however it ends: an outcome, a summary, the last lines on the screen."""
+"""The end of a run, whatever ends it: its outcome, its summary, its report, the last lines on the screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from learner.tracking.tracker import Tracker
 
 @dataclass(slots=True, kw_only=True)
 class Finish:
-    """The outermost context of a run: entered when its folder is open, left when every part is closed."""
+    """The outermost context of a run, left when every part is closed: writes summary, report and model card."""
 
     tracker: Tracker
     folder: RunFolder
@@ -36,7 +36,7 @@ class Finish:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         summary = self.tracker.summary(
-            outcome=_outcome(kind),
+            outcome=_name_outcome(kind),
             steps=self.version,
             wall_seconds=time.monotonic() - self.started,
             startup_seconds=self.startup_seconds,
@@ -45,24 +45,24 @@ class Finish:
         )
         report = None
         try:
-            report = self._report(seconds=60.0 if kind is None else 8.0)  # who interrupts does not wait for figures
+            report = self._write_report(seconds=60.0 if kind is None else 8.0)  # Ctrl-C does not wait long
             if self.folder.export.is_dir() and kind is None:
                 write_model_card(self.folder.export, config=self.config, summary=summary)
         finally:
             self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
 
-    def _report(self, *, seconds: float) -> Path | None:
-        """Write the page of the run; where that fails an event says so, and the run ends as it would have."""
+    def _write_report(self, *, seconds: float) -> Path | None:
+        """Write the page of the run. A failure is logged as an event, and changes nothing else."""
         try:
             from learner.report.write import write_report
 
             return write_report([self.folder.path], seconds=seconds)
-        except Exception as error:  # noqa: BLE001  # it reads whatever lies in the folder, and the run is over
+        except Exception as error:  # noqa: BLE001  # any file may be damaged, and the run is over
             self.tracker.event("report_failed", why=f"{type(error).__name__}: {error}")
             return None
 
 
-def _outcome(kind: type[BaseException] | None) -> str:
+def _name_outcome(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "finished"
     return "failed" if issubclass(kind, Exception) else "interrupted"
@@ -70,7 +70,10 @@ def _outcome(kind: type[BaseException] | None) -> str:
 
 @contextmanager
 def close_undisturbed() -> Iterator[ExitStack]:
-    """A stack whose closing no signal interrupts: closing is bounded, and leaves nothing behind only if it ends."""
+    """Open a stack of parts, and ignore Ctrl-C and SIGTERM while it closes them.
+
+    Every close has a deadline, and only a whole one leaves no process and no shared memory behind.
+    """
     with ExitStack() as afterwards, ExitStack() as parts:
         try:
             yield parts

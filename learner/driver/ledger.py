@@ -1,4 +1,4 @@
-"""The books: dispatched = trained + dropped + pending, at every moment, and every drop has a name and a reason."""
+"""Counts of groups (law 6): dispatched = trained + dropped + pending, at every moment; every drop has its reason."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from common.errors import DataError
 from common.types import FailedGroup, Group
 
-_SETTLED = 20  # a share of fewer groups than this says nothing
+_SETTLED = 20  # groups; a share of fewer says nothing
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts of groups over the whole run."""
+    """Counts groups over the whole run, and stops it when too many are dropped."""
 
     on_event: Callable[..., None]
     max_drop_share: float
@@ -26,15 +26,15 @@ class Ledger:
         return self.dispatched - self.trained - self.dropped
 
     def counts(self) -> dict[str, int]:
-        """The books, for a checkpoint."""
+        """Return the counts, for a checkpoint."""
         return {"dispatched": self.dispatched, "trained": self.trained, "dropped": self.dropped}
 
     def restore(self, counts: Mapping[str, int]) -> None:
-        """Go on with the books of a checkpoint."""
+        """Go on with the counts of a checkpoint."""
         self.dispatched, self.trained, self.dropped = (counts[name] for name in ("dispatched", "trained", "dropped"))
 
     def drop(self, lost: FailedGroup) -> None:
-        """Count and name a dropped group.
+        """Count a dropped group, and log its prompt and reason.
 
         Raises:
             DataError: more than `max_drop_share` of what was dispatched has been dropped.
@@ -49,7 +49,7 @@ class Ledger:
             )
 
     def pass_sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
-        """Pass on the groups that were sampled; count those that were not as dropped."""
+        """Pass on the groups that were sampled; count the failed ones as dropped."""
         for outcome in outcomes:
             if isinstance(outcome, FailedGroup):
                 self.drop(outcome)

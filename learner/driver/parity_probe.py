@@ -1,7 +1,7 @@
-"""Engine against learner on a few prompts, after the first two pushes: what would be silently wrong stops the run.
+"""A comparison of engine and learner on a few prompts, after the first two pushes of weights (law 1).
 
-The first probe finds what the two read or compute differently; the second, on the same prompts, what an engine kept of
-the weights before: parts that were not loaded, keys and values, image features.
+The first comparison finds what the two read or compute differently. The second, on the same prompts, finds what an
+engine kept of the weights before: parts that were not loaded, cached keys and values, image features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUSHES, COMPLETIONS, TOKENS = 2, 2, 8
 
 
 class ParityProbe:
-    """Called after every push; looks after the first two."""
+    """Compares log-probs after the first two pushes; later calls return at once."""
 
     def __init__(
         self,
@@ -41,26 +41,26 @@ class ParityProbe:
         self._pushes = 0
 
     def __call__(self, version: int, prompts: Callable[[], Sequence[Prompt]]) -> None:
-        """Raises EngineError when engine and learner disagree about any token.
+        """Raise EngineError when engine and learner disagree about any token.
 
         Args:
-            prompts: the same ones each time, and at least one for every engine, so that all of them are asked.
+            prompts: returns the same prompts each time, at least one for every engine and rank.
         """
         self._pushes += 1
         if self._pushes > PUSHES:
             return
-        gap, dtype = self._gap(prompts()), self._config.model.dtype
+        gap, dtype = self._measure_gap(prompts()), self._config.model.dtype
         limit = self._config.learner.probe_gap or LIMITS[dtype]
         self._on_event("probe", version=version, gap=float(f"{gap:.3g}"))
         if not gap <= limit:
             raise EngineError(
                 f"engine and learner give tokens different log-probs, at weights version {version}",
                 got=f"{self._config.model.path} in {dtype}: a gap of {gap:.3g}, where learner.probe_gap is {limit:g}",
-                remedy=self._likely(),
+                remedy=self._describe_cause(),
             )
 
-    def _gap(self, asked: Sequence[Prompt]) -> float:
-        """Largest difference of a sampled token's log-prob."""
+    def _measure_gap(self, asked: Sequence[Prompt]) -> float:
+        """Sample from every prompt and return the largest difference of a token's log-prob, in nats."""
         rollout = self._config.rollout
         sampling = Sampling(
             n=COMPLETIONS,
@@ -75,17 +75,18 @@ class ParityProbe:
         for group in self._fleet.generate(requests):
             if isinstance(group, FailedGroup):
                 raise EngineError(
-                    f"the engine refuses {group.prompt_id}, a prompt that the door let pass",
+                    f"the engine refuses {group.prompt_id}, a prompt that preflight let pass",
                     got=group.reason,
                     remedy="engine and learner read the model's files differently: report it with the model's name",
                 )
-            none = (0.0,) * COMPLETIONS
-            scored.append(ScoredGroup(prompt=prompts[group.prompt_id], group=group, rewards_by_name={}, rewards=none))
+            zeros = (0.0,) * COMPLETIONS
+            scored.append(ScoredGroup(prompt=prompts[group.prompt_id], group=group, rewards_by_name={}, rewards=zeros))
         learner = list(chain.from_iterable(chain.from_iterable(self._learner.logprobs(scored))))
         engine = list(chain.from_iterable(one.logprobs for group in scored for one in group.group.completions))
         return float(np.abs(np.subtract(learner, engine)).max())  # NaN if any is
 
-    def _likely(self) -> str:
+    def _describe_cause(self) -> str:
+        """Say what the likely cause of a gap is, by the push after which it was found."""
         rounding = "; if the gap is small it may be rounding: raise learner.probe_gap"
         if self._pushes > 1:
             cause = "they agreed before this push: the engine kept weights or caches of the version before"

@@ -1,10 +1,10 @@
-"""`--profile steps=3:5`: what every process did in some steps, and what Ray did in the whole run."""
+"""`--profile steps=3:5`: a trace of what every process did in steps 3 and 4, and of what Ray did in the whole run."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +12,8 @@ from common.config.schema import Config
 from common.errors import RollcallError
 
 
-class Recorded(Protocol):
-    """Processes with a recorder each: the learner's ranks, the fleet's engines."""
+class Profiled(Protocol):
+    """Processes with a recorder each: the ranks of the learner, the engines of the fleet."""
 
     def start_profile(self) -> None: ...
 
@@ -21,29 +21,29 @@ class Recorded(Protocol):
 
 
 class Profiler:
-    """Starts and stops all recorders. It does nothing when nobody asked, and its faults never end a run."""
+    """Starts and stops all recorders, if `tracking.profile_steps` is set. Its faults are printed, and end no run."""
 
-    def __init__(self, config: Config, folder: Path, recorded: Sequence[Recorded]) -> None:
+    def __init__(self, config: Config, folder: Path, recorded: Sequence[Profiled]) -> None:
         self._first, self._end = config.tracking.profile_steps or (sys.maxsize, sys.maxsize)
         self._folder, self._recorded = folder, recorded
         self._running = False
 
-    def at(self, step: int) -> None:
-        """`step` is about to begin."""
+    def begin_step(self, step: int) -> None:
+        """Start or stop recording, where step `step` is the first or the one after the last."""
         if self._first <= step < self._end and not self._running:
             self._running = True
-            self._all("start_profile")
+            self._call(lambda processes: processes.start_profile())
         elif step >= self._end:
             self.stop()
 
     def stop(self) -> None:
-        """Write what was recorded, if anything was: rank-0.json.gz, engine-0.json.gz and so on, ray-timeline.json."""
+        """Write rank-0.json.gz, engine-0.json.gz and so on, and ray-timeline.json, if anything was recorded."""
         if not self._running:
             return
         self._running = False
         import ray
 
-        self._all("stop_profile", self._folder)
+        self._call(lambda processes: processes.stop_profile(self._folder))
         logging.getLogger("ray._private.state").setLevel(logging.ERROR)  # it announces a change that is to come
         try:
             self._folder.mkdir(exist_ok=True)
@@ -51,15 +51,12 @@ class Profiler:
         except OSError as error:
             print(f"the profile is not complete: {error}", file=sys.stderr)
 
-    def _all(self, method: str, *args: Path) -> None:
+    def _call(self, method: Callable[[Profiled], None]) -> None:
+        """Call a method of ranks and engines; an engine that died or a full disk is printed."""
         import ray
 
         for processes in self._recorded:
             try:
-                getattr(processes, method)(*args)
-            except (
-                RollcallError,
-                OSError,
-                ray.exceptions.RayError,
-            ) as error:  # an engine may have died, a disk be full
+                method(processes)
+            except (RollcallError, OSError, ray.exceptions.RayError) as error:
                 print(f"the profile is not complete: {error}", file=sys.stderr)

@@ -11,14 +11,14 @@ from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
-from learner.driver.candidate_probabilities import candidate_probabilities
+from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe
 from learner.driver.preflight.run_inputs import RunInputs
 from learner.driver.profiler import Profiler
-from learner.driver.step_record import step_record
+from learner.driver.step_record import make_step_record
 from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
 from learner.evaluation.sets import EvaluationSet
@@ -34,7 +34,7 @@ from rollout.reward_pool import RewardPool
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What `train()` drives."""
+    """The parts of a run, and what `train()` does with them."""
 
     inputs: RunInputs
     tracker: Tracker
@@ -57,40 +57,43 @@ class Run:
         return self.inputs.config
 
     def restore(self, point: ResumePoint) -> None:
-        """Go on exactly where a checkpoint was written."""
+        """Go on exactly where the checkpoint was written: weights, data, counts."""
         self.learner.load(point.folder)
         self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
         self.version = point.state.step
 
     def next_prompts(self) -> list[Prompt]:
-        """P prompts, different ones."""
-        self.profiler.at(self.version)
-        return self._take_features(self.feed.next_batch())
+        """Return the P prompts of the next step, all different."""
+        self.profiler.begin_step(self.version)
+        return self._use_features(self.feed.next_batch())
 
     def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
-        """One a prompt: those the method writes down, then those it samples, as the engines finish them. What they
-        could not give is counted as dropped."""
+        """Yield one group a prompt: first the given answers of the method, then sampled groups as engines finish them.
+
+        A prompt that an engine refuses is counted as dropped.
+        """
         self.ledger.dispatched += len(prompts)
-        sampled, written = self.offline.divide(prompts, step)
+        sampled, given = self.offline.divide(prompts, step)
         requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step)
-        yield from map(self.offline.group, written)
+        yield from map(self.offline.make_group, given)
         yield from self.ledger.pass_sampled(self.fleet.generate(requests))
 
     def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
-        """Scored groups in prompt order: packing order decides the last bits of the gradient.
+        """Return the scored groups in prompt order, on which the last bits of the gradient depend.
 
         Raises:
-            DataError: not one group of the step is left.
+            DataError: every group of the step was dropped.
         """
         scored: dict[str, ScoredGroup] = {}
-        believed: Mapping[str, tuple[CandidateProbabilities, ...]] = {}
-        if not self.config.sampled_prompts:  # all are there, and are scored in one call
+        probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = {}
+        if not self.config.sampled_prompts:  # all groups are given at once, and are scored in one call
             groups = list(groups)
         if self.rewards.asks_candidate_probabilities:  # the learner is asked once, for all groups
             groups = list(groups)
-            believed = candidate_probabilities(prompts, groups, self.inputs.model.closed_set, self.learner)
-        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, believed):
+            closed_set = self.inputs.model.closed_set
+            probabilities = compute_candidate_probabilities(prompts, groups, closed_set, self.learner)
+        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, probabilities):
             if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
             else:
@@ -104,7 +107,7 @@ class Run:
         return [scored[prompt.id] for prompt in prompts if prompt.id in scored]
 
     def learn(self, step: int, scored: Sequence[ScoredGroup]) -> StepResult:
-        """One optimizer step.
+        """Take one optimizer step.
 
         Raises:
             EngineError: the engines sample from another policy than the learner scores (law 1).
@@ -121,26 +124,25 @@ class Run:
         return result
 
     def publish(self, version: int) -> None:
-        """The weights as they are now are `version`, and every serving engine holds them, if it is asked for anything
-        before the next ones come."""
+        """Name the current weights `version`, and load them into every engine that is asked before the next step."""
         self.version = version
-        wanted = self.config.sampled_prompts or self._to_evaluate() or version == self.config.steps
+        wanted = self.config.sampled_prompts or self._find_due_sets() or version == self.config.steps
         if wanted or self.served is None:
             self.weight_sync.publish(version)
             self.served = version
-            self.probe(version, self._first_prompts)
+            self.probe(version, self._choose_probe_prompts)
 
-    def _first_prompts(self) -> list[Prompt]:
-        """One for every engine and every rank: both deal them out evenly."""
+    def _choose_probe_prompts(self) -> list[Prompt]:
+        """Return as many prompts as there are engines or ranks: dealt out evenly they reach every one."""
         train, config = self.inputs.data.train, self.config
         count = min(len(train), max(config.rollout.engines, config.learner.ranks))
         return self.encode([train[index] for index in range(count)])
 
     def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
-        """Log the step, and every so often some of its groups."""
+        """Log the step, and every `tracking.samples_every` steps some of its groups."""
         config = self.config
         self.ledger.trained += len(scored)
-        record = step_record(
+        record = make_step_record(
             step,
             scored,
             result,
@@ -159,19 +161,19 @@ class Run:
             self.tracker.samples(step, scored, config.tracking.samples)
 
     def evaluate(self) -> None:
-        """Measures of the weights as they are, on the held-out rows and other sets: first, last and every so often."""
-        if sets := self._to_evaluate():
+        """Evaluate the current weights on every set: first, last and every `evaluation.every` steps."""
+        if sets := self._find_due_sets():
             self.tracker.evaluation(self.version, *self.evaluator.measure_sets(sets))
 
-    def _to_evaluate(self) -> Sequence[EvaluationSet]:
-        """The sets that the weights as they are now are due on."""
+    def _find_due_sets(self) -> Sequence[EvaluationSet]:
+        """Return the sets that the current weights are to be evaluated on, and were not yet; none between times."""
         version, every = self.version, self.config.evaluation.every
         due = version in (0, self.config.steps) or (every and version % every == 0)
         return self.inputs.sets if due and version not in self.tracker.history.evaluations else ()
 
     @property
     def evaluator(self) -> Evaluator:
-        """Of what the engines serve and the learner holds."""
+        """The evaluator of the weights that engines and learner hold."""
         return Evaluator(
             config=self.config,
             fleet=self.fleet,
@@ -181,13 +183,14 @@ class Run:
         )
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
-        return self._take_features([self.inputs.model.encoder.encode(example) for example in examples])
+        """Make prompts of examples, with vision features where those are cached."""
+        return self._use_features([self.inputs.model.encoder.encode(example) for example in examples])
 
-    def _take_features(self, prompts: list[Prompt]) -> list[Prompt]:
+    def _use_features(self, prompts: list[Prompt]) -> list[Prompt]:
         return self.vision_cache.with_features(prompts) if self.vision_cache else prompts
 
     def save(self) -> None:
-        """A checkpoint when one is due, of the best weights so far, and at the end."""
+        """Write a checkpoint when one is due, at the end, and of the best weights so far."""
         self.checkpoints.maybe_save(
             self.version,
             save=self._write_state,

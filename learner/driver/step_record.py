@@ -1,4 +1,4 @@
-"""One step's groups and results -> the record that is written down."""
+"""The groups and results of one step as the record that is logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learner.objective import is_zero_std
 from learner.tracking.records import STAGES, StepRecord
 
 
-def step_record(
+def make_step_record(
     step: int,
     scored: Sequence[ScoredGroup],
     result: StepResult,
@@ -30,11 +30,12 @@ def step_record(
     engine_restarts: int,
     config: Config,
 ) -> StepRecord:
-    """Everything there is to know of a step that has just ended.
+    """Make the record of a step that has just ended.
 
-    `reward` and `reward_std` are means over groups of mean and deviation inside the group: of sampled completions their
-    mean and, as the seed logs it, their unbiased deviation; of written ones what the policy would earn by saying them,
-    each weighted with its probability, and nothing by saying anything else.
+    `reward` and `reward_std` are means over groups of the mean and the deviation within a group. Sampled completions
+    count alike, and their deviation is the unbiased one, as CLS-RL logs it. Given answers count by their probability
+    under the policy, and anything else it might say earns 0: answers of reward 1 and 0 that have probabilities 0.6 and
+    0.3 give a reward of 0.6.
     """
     weights = [result.probabilities.get(item.prompt.id) for item in scored]
     completions = [one for item in scored for one in item.group.completions]
@@ -43,7 +44,7 @@ def step_record(
         epoch=epoch,
         completion_length=fmean(len(one.token_ids) for one in completions),
         truncated_share=fmean(one.finish_reason == "length" for one in completions),
-        rewards=_means_by_name(scored, weights),
+        rewards=_mean_by_name(scored, weights),
         reward=fmean(_expected(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         zero_std_share=fmean(is_zero_std(item, config.reward) for item in scored),
@@ -69,10 +70,10 @@ def step_record(
     )
 
 
-Weights = Sequence[float] | None  # of the completions of a group; None: they were sampled, and count alike
+Weights = Sequence[float] | None  # probabilities of the given answers of a group; None: sampled, and alike
 
 
-def _means_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:
+def _mean_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:
     names = scored[0].rewards_by_name.keys()
     return {
         name: fmean(_expected(item.rewards_by_name[name], own) for item, own in zip(scored, weights, strict=True))

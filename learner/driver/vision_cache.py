@@ -1,6 +1,6 @@
-"""A vision tower that is not trained: what it makes of a picture is computed once and read ever after.
+"""A cache of vision features: a vision tower that is not trained reads each picture once.
 
-Learner, reference and engine share that tower, so all of them take its features in place of pixels.
+Learner, reference and engine have that tower in common, so all of them take its features in place of pixels.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class VisionCache:
-    """Prompts with features in place of pixels, by way of the learner's ranks; the last ones used are kept."""
+    """Replaces pixels by features, which the learner's ranks compute; the features used last are kept."""
 
     def __init__(self, learner: LearnerGroup, *, cache_bytes: int) -> None:
         self._learner = learner
         self._seen: ByteLRU[str, ImageFeatures | SharedFeatures] = ByteLRU(cache_bytes)
 
     def with_features(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The same prompts, in order. Pictures that are new are computed now, all in one call."""
+        """Return the prompts with features in place of pixels. New pictures are computed in one call."""
         pictures = {prompt.images.digest: prompt.images for prompt in prompts if prompt.images}
         found = {digest: self._seen.get(digest) for digest in pictures}
         new = [digest for digest, features in found.items() if features is None]

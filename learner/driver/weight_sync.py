@@ -1,4 +1,4 @@
-"""The learner's weights into the fleet's engines, by whichever transport is configured."""
+"""Transfer of weights from the learner to the engines, over the object store or NCCL (`weights.transport`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from rollout.fleet import RolloutFleet
 
 
 class WeightSync:
-    """Both halves of a transfer, brought together. The object store needs no more than a manifest; NCCL needs a group
-    of the engines as they are now, made anew whenever they are others, and the broadcast beside their receive."""
+    """Brings the two halves of a transfer together.
+
+    The object store needs no more than a manifest. NCCL needs a group of the learner and all engines, which is made
+    anew whenever an engine was replaced, and a broadcast that runs while the engines receive.
+    """
 
     def __init__(self, learner: LearnerGroup, fleet: RolloutFleet, *, nccl: bool) -> None:
         self._learner, self._fleet, self._nccl = learner, fleet, nccl
@@ -18,7 +21,7 @@ class WeightSync:
             fleet.copy_of_weights = lambda: learner.copy(self._version)
 
     def publish(self, version: int) -> None:
-        """Every serving engine holds the learner's weights as they are now, as `version`."""
+        """Load the current weights of the learner into every serving engine, as `version`."""
         manifest = self._learner.publish(version)
         self._version = version
         if not self._nccl:

@@ -1,4 +1,4 @@
-"""What `learner.evaluate` is asked to evaluate: models, each with its configuration, and sets."""
+"""The command line of `learner.evaluate`: models, each with its configuration, and sets."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _OF_BASE_TO_NEW = {"base_test": "base", "new_test": "new"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A command line."""
+    """What a command line asks for."""
 
-    models: Mapping[str, Config]  # by the model as it was named
-    held_out: bool  # no set was named: what the configuration evaluates is meant
+    models: Mapping[str, Config]  # by the name given to --model
+    held_out: bool  # no --data: the configuration's held-out rows are evaluated, and its sets
     out: Path | None
     cls_rl_file: Path | None
 
 
 def parse(argv: Sequence[str]) -> Request:
-    """Arguments (without the program's name) to a configuration for each model. `--help` prints and exits.
+    """Read the arguments (without the program's name). `--help` prints and exits.
 
     Raises:
         ConfigError: for what `common.config.cli.parse` refuses, no model, or more than one file of CLS-RL holds.
         ModelError: a run has no export that can be evaluated.
     """
-    own, rest = _split(argv)
+    own, rest = _split_words(argv)
     sets = _name_sets(own["--data"])
     if not own["--model"]:
         raise ConfigError("no model is named", got=" ".join(argv) or "no arguments", remedy="pass --model M")
@@ -64,12 +64,12 @@ def parse(argv: Sequence[str]) -> Request:
         )
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
     out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
-    models = {name: _config(name, rest, sets) for name in own["--model"]}
+    models = {name: _make_config(name, rest, sets) for name in own["--model"]}
     return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """What is ours, by flag, and what the configuration's command line takes."""
+def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Split the arguments into our own, {"--model": ["M"], ...}, and those of `common.config.cli`."""
     words, own, rest = list(argv), {flag: list[str]() for flag in _VALUED}, list[str]()
     while words:
         word = words.pop(0)
@@ -90,7 +90,8 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return own, rest
 
 
-def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
+def _make_config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
+    """Return the configuration of one model: its run's unless a recipe is given, as it is evaluated."""
     path, recipe = _locate_model(name)
     recipes = [] if recipe is None or any(word.startswith("--config") for word in words) else ["--config", str(recipe)]
     config = cli.parse([*recipes, *words, f"model.path={path}"]).config
@@ -106,7 +107,9 @@ def _config(name: str, words: Sequence[str], sets: Mapping[str, str]) -> Config:
 
 
 def _locate_model(name: str) -> tuple[str, Path | None]:
-    """Where the model is, and the configuration of the run that made it.
+    """Return where the model is, and the recipe of the run that made it, if a run did.
+
+    `runs/latest` is ("runs/latest/export", runs/latest/config.yaml), a hub id is (the id, None).
 
     Raises ModelError for a run that has exported no whole model, and for a checkpoint.
     """
@@ -132,11 +135,11 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
 
 
 def _name_sets(words: Sequence[str]) -> dict[str, str]:
-    """{name: place} of `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
+    """Return {name: place} of every `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
     sets: dict[str, str] = {}
     for word in words:
         given = re.fullmatch(r"([\w.:-]+)=(.+)", word)
-        name, place = given.groups() if given else (_default_name(word), word)
+        name, place = given.groups() if given else (_derive_name(word), word)
         if name in sets:
             raise ConfigError(
                 "two sets have one name", got=f"{name}: {sets[name]} and {place}", remedy=f"write --data NAME={place}"
@@ -145,7 +148,7 @@ def _name_sets(words: Sequence[str]) -> dict[str, str]:
     return sets
 
 
-def _default_name(place: str) -> str:
-    """The half of base-to-new, else the last part of the path, else the split."""
+def _derive_name(place: str) -> str:
+    """Name a set by its half of base-to-new, else by the last part of its path, else by its split."""
     path, split = split_place(place)
     return _OF_BASE_TO_NEW.get(split or "") or Path(path.partition(":")[2] or path).stem or split or place

@@ -1,4 +1,4 @@
-"""What is measured of judged answers: shares with bootstrap intervals, F1, confusions, calibration, pass@k.
+"""Measures of many verdicts: shares with bootstrap intervals, F1, confusions, calibration, pass@k.
 
 Axes: N rows of a set, M measures, K candidates of a row, L classes of the set, n sampled answers a row.
 """
@@ -39,21 +39,21 @@ PAIRS = 10  # most confused ones
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """A line of the log, and the resampled values behind its intervals."""
+    """The measures of one set as a row of evaluations.jsonl, and the resampled values behind its intervals."""
 
     row: Mapping[str, Any]
     resampled: Mapping[str, Floats]  # (RESAMPLES,) by measure
 
 
 def measure(rows: Sequence[Verdict], *, name: str, at: Sequence[int] = (), seed: int = 0) -> Measures:
-    """Every measure of one set; null is what was not measured.
+    """Measure one set; what was not measured is null.
 
     Args:
-        name: of the set; with `seed` it decides the resampling, so that two sets are resampled apart.
+        name: of the set; with `seed` it decides the resampling, so that two sets are resampled independently.
         at: k of pass@k and majority@k; by default the powers of two up to n.
     """
     at = at or [2**power for power in range(len(rows[0].samples).bit_length())]
-    columns = _columns(rows, at)
+    columns = _make_columns(rows, at)
     found = {key: float(values.mean()) for key, values in columns.items()}
     f1 = MacroF1.of(rows)
     resampled = _resample(columns, f1, seed=[seed, *name.encode()])
@@ -63,7 +63,7 @@ def measure(rows: Sequence[Verdict], *, name: str, at: Sequence[int] = (), seed:
         "rows": len(rows),
         **{key: found.get(key) for key in MEANS},
         "macro_f1": f1(np.ones(len(rows))),
-        "ece": expected_calibration_error(*_confidence(rows)) if "brier" in found else None,
+        "ece": expected_calibration_error(*_find_confidence(rows)) if "brier" in found else None,
         "consistency": _mean_of_known([row.greedy.consistent for row in rows]),
         "intervals": {key: interval(values) for key, values in resampled.items()},
         "per_class": per_class(rows),
@@ -74,8 +74,10 @@ def measure(rows: Sequence[Verdict], *, name: str, at: Sequence[int] = (), seed:
     return Measures(row=row, resampled=resampled)
 
 
-def harmonic(base: Measures, new: Measures) -> dict[str, Any]:
-    """H = 2BN / (B + N) of each share of two sets, as a line of its own: the set H. Null where one has none.
+def measure_harmonic(base: Measures, new: Measures) -> dict[str, Any]:
+    """Return the row of set H: H = 2BN / (B + N) of each share, null where base or new was not measured.
+
+    Accuracy 0.8 on base and 0.6 on new classes give H = 0.686.
 
     Source: Zhou et al. 2022 (arXiv:2203.05557), after Xian et al. 2017.
     """
@@ -90,8 +92,8 @@ def harmonic(base: Measures, new: Measures) -> dict[str, Any]:
     }
 
 
-def named_measure(best_by: str) -> tuple[str, str]:
-    """(set, measure) of `checkpoint.best_by`."""
+def parse_measure(best_by: str) -> tuple[str, str]:
+    """Return (set, measure) of `checkpoint.best_by`: "new/lenient" is ("new", "lenient"), "H" is ("H", "accuracy")."""
     if best_by == H:
         return H, "accuracy"
     name, _, measure = best_by.rpartition("/")
@@ -99,19 +101,19 @@ def named_measure(best_by: str) -> tuple[str, str]:
 
 
 def harmonic_mean(one: Floats | np.float64, other: Floats | np.float64) -> Floats:
-    """0 where one of them is."""
+    """Return 2ab / (a + b), element by element; 0 where both are 0."""
     total = one + other
     return np.asarray(2 * one * other / np.where(total > 0, total, 1))
 
 
 def interval(values: Floats) -> list[float]:
-    """[low, high] of the middle COVERAGE of resampled values (the percentile bootstrap, Efron 1979)."""
+    """Return [low, high] of the middle COVERAGE of resampled values (the percentile bootstrap, Efron 1979)."""
     outside = (1 - COVERAGE) / 2
     return [float(bound) for bound in np.quantile(values, [outside, 1 - outside])]
 
 
 def expected_calibration_error(confidence: Floats, right: Floats) -> float:
-    """|accuracy - confidence| over BINS equal bins of confidence, weighted by their rows (Guo et al. 2017, eq. 3).
+    """Return the mean of |accuracy - confidence| over BINS equal bins, weighted by rows (Guo et al. 2017, eq. 3).
 
     Args:
         confidence: (N,) probability of the choice, in (0, 1].
@@ -122,36 +124,40 @@ def expected_calibration_error(confidence: Floats, right: Floats) -> float:
 
 
 def pass_at(n: int, right: int, k: int) -> float:
-    """Chance that one at least of k answers drawn from n, of which `right` are right, is right: no bias, unlike
-    1 - (1 - right/n)^k (Chen et al. 2021, arXiv:2107.03374, eq. 1)."""
+    """Return the chance that at least one of k answers is right, drawn from n of which `right` are right.
+
+    It has no bias, unlike 1 - (1 - right/n)^k. With n = 4 and one right, pass@2 is 1 - 3/6 = 0.5.
+
+    Source: Chen et al. 2021 (arXiv:2107.03374), equation 1.
+    """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def majority_at(samples: Sequence[Answer], label: str, k: int) -> bool:
-    """Whether the label is what most of the first k answers name (Wang et al. 2022, arXiv:2203.11171).
+    """Return whether most of the first k answers name the label (Wang et al. 2022, arXiv:2203.11171).
 
-    Of equals the one named first wins. Answers that name none of the list have no vote.
+    Of names with as many votes the first one named wins. Answers that name none of the list have no vote.
     """
     votes = Counter(answer.named for answer in samples[:k] if answer.named != NONE)
     return max(votes, key=votes.__getitem__, default=NONE) == label
 
 
 def per_class(rows: Sequence[Verdict]) -> dict[str, list[int]]:
-    """{label: [right, rows]}"""
+    """Return {label: [right, rows]}."""
     total = Counter(row.label for row in rows)
     right = Counter(row.label for row in rows if row.greedy.strict)
     return {label: [right[label], total[label]] for label in sorted(total)}
 
 
 def most_confused(counts: Mapping[tuple[str, str], int]) -> list[list[Any]]:
-    """[label, answer, count] of the most frequent wrong answers that are on the list."""
+    """Return [label, answer, count] of the PAIRS most frequent wrong answers that are on the list."""
     wrong = [(label, answer, count) for (label, answer), count in counts.items() if answer not in (label, NONE)]
     return [list(one) for one in sorted(wrong, key=lambda one: (-one[2], one))[:PAIRS]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacroF1:
-    """Mean of F1 over the classes of a set, for any weights of its rows."""
+    """The mean of F1 over the classes of a set, for any weights of its rows."""
 
     labels: npt.NDArray[np.int64]  # (N,) class of each row
     answers: npt.NDArray[np.int64]  # (N,) class that was answered; L for anything else
@@ -168,7 +174,7 @@ class MacroF1:
         )
 
     def __call__(self, weights: Floats) -> float:
-        """Classes that are neither asked for nor answered under these weights (N,) are left out."""
+        """Return macro F1 under (N,) weights; classes that are then neither asked for nor answered are left out."""
         right = np.bincount(self.labels, weights * (self.labels == self.answers), self.classes)
         asked = np.bincount(self.labels, weights, self.classes)
         answered = np.bincount(self.answers, weights, self.classes + 1)[:-1]
@@ -176,8 +182,8 @@ class MacroF1:
         return float((2 * right[there] / (asked + answered)[there]).mean())
 
 
-def _columns(rows: Sequence[Verdict], at: Sequence[int]) -> dict[str, Floats]:
-    """(N,) by measure: those whose value for a set is the mean over its rows."""
+def _make_columns(rows: Sequence[Verdict], at: Sequence[int]) -> dict[str, Floats]:
+    """Return (N,) values of every measure whose value for a set is the mean over its rows."""
     columns: dict[str, list[float]] = {
         "accuracy": [row.greedy.strict for row in rows],
         "lenient": [row.greedy.lenient for row in rows],
@@ -203,20 +209,20 @@ def _mean_of_known(values: Sequence[float | None]) -> float | None:
 
 
 def brier(candidates: Sequence[str], probabilities: Floats, label: str) -> float:
-    """Squared distance of the probabilities (K,) from the truth, 0 to 2 (Brier 1950)."""
+    """Return the squared distance of (K,) probabilities from the truth, 0 to 2 (Brier 1950)."""
     of_label = sum(float(p) for candidate, p in zip(candidates, probabilities, strict=True) if candidate == label)
     return float((probabilities**2).sum()) - 2 * of_label + 1
 
 
-def _confidence(rows: Sequence[Verdict]) -> tuple[Floats, Floats]:
-    """(N,) probability of the closed-set choice, (N,) whether it is right."""
+def _find_confidence(rows: Sequence[Verdict]) -> tuple[Floats, Floats]:
+    """Return (N,) probabilities of the closed-set choice, and (N,) 1 where it is right, else 0."""
     scored = [(row.label, row.closed) for row in rows if row.closed]
     confidence = np.array([closed.probabilities().max() for _, closed in scored])
     return confidence, np.array([float(closed.choice() == label) for label, closed in scored])
 
 
 def _resample(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int]) -> dict[str, Floats]:
-    """Every measure of RESAMPLES sets of N rows, drawn with replacement from the N there are."""
+    """Measure RESAMPLES sets of N rows, drawn with replacement from the N there are: (RESAMPLES,) by measure."""
     matrix = np.array(list(columns.values()))  # (M, N)
     count, random = matrix.shape[1], np.random.default_rng(seed)
     made = []
@@ -226,13 +232,13 @@ def _resample(columns: Mapping[str, Floats], f1: MacroF1, *, seed: Sequence[int]
     return dict(zip([*columns, "macro_f1"], np.array(made).T, strict=True))
 
 
-def measure_all(judged: Mapping[str, Sequence[Verdict]], config: Config) -> list[dict[str, Any]]:
-    """One line of measures a set, then H where there are a base and a new one."""
+def measure_all(verdicts: Mapping[str, Sequence[Verdict]], config: Config) -> list[dict[str, Any]]:
+    """Return one row of measures a set, then the row of H where there are a base and a new set."""
     made: dict[str, Measures] = {
         name: measure(rows, name=name, at=config.evaluation.pass_at_k, seed=config.seed)
-        for name, rows in judged.items()
+        for name, rows in verdicts.items()
     }
     lines = [dict(one.row) for one in made.values()]
     if BASE in made and NEW in made:
-        lines.append(harmonic(made[BASE], made[NEW]))
+        lines.append(measure_harmonic(made[BASE], made[NEW]))
     return lines

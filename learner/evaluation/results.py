@@ -1,4 +1,4 @@
-"""What `learner.evaluate` writes: every answer as it is judged, then all measures and a table to read."""
+"""What `learner.evaluate` writes: every answer with its verdict, then all measures, and a table of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from common.labels.answers import first_answer
 from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
-from learner.storage.files import append_whole, finite, replace_text
-from learner.storage.run_folder import environment
+from learner.storage.files import append_whole, replace_nonfinite, replace_text
+from learner.storage.run_folder import describe_environment
 from learner.text import printable
 
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
@@ -40,15 +40,15 @@ class Results:
             "config": flatten(config),
             "config_hash": config_hash(config),
             "revision": config.model.revision,
-            "weights": weights_digest(Path(path)),
+            "weights": digest_weights(Path(path)),
         }
         self._verdicts[name] = {}
 
     def add_set(self, model: str, one: EvaluationSet, rows: Sequence[Verdict]) -> None:
         """Write the answers of one model to one set. Raises OSError."""
         self._verdicts[model][one.name] = rows
-        self._digests.setdefault(one.name, rows_digest(one, len(rows)))
-        lines = [json.dumps(finite(line)) for row in rows for line in answer_lines(model, one.name, row)]
+        self._digests.setdefault(one.name, digest_rows(one, len(rows)))
+        lines = [json.dumps(replace_nonfinite(line)) for row in rows for line in make_answer_rows(model, one.name, row)]
         append_whole(self._folder / "answers.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
     def finish(self, cls_rl_file: Path | None) -> str:
@@ -58,34 +58,38 @@ class Results:
             for name, config in self._models.items()
             for line in measure_all(self._verdicts[name], config)
         ]
-        table = "\n\n".join(["\n".join(measures_table(lines)), *matrix(lines)])
+        table = "\n\n".join(["\n".join(make_table(lines)), *make_matrix(lines)])
         whole = {
             "lines": lines,
             "models": self._about,
             "rows": self._digests,
-            "environment": environment(next(iter(self._models.values()))),
+            "environment": describe_environment(next(iter(self._models.values()))),
         }
-        replace_text(self._folder / "evaluation.json", json.dumps(finite(whole), indent=1, default=str) + "\n")
+        replace_text(
+            self._folder / "evaluation.json", json.dumps(replace_nonfinite(whole), indent=1, default=str) + "\n"
+        )
         replace_text(self._folder / "evaluation.md", table + "\n")
         if cls_rl_file:
             (of_model,) = self._verdicts.values()
             (rows,) = of_model.values()
-            replace_text(cls_rl_file.absolute(), json.dumps(cls_rl_json(rows), indent=2, ensure_ascii=False) + "\n")
+            replace_text(
+                cls_rl_file.absolute(), json.dumps(make_cls_rl_json(rows), indent=2, ensure_ascii=False) + "\n"
+            )
         return table
 
 
-def answer_lines(model: str, name: str, row: Verdict) -> Iterator[dict[str, Any]]:
-    """The greedy answer, which is sample 0, with the candidates' log-probs; then those sampled, from 1 on."""
+def make_answer_rows(model: str, name: str, row: Verdict) -> Iterator[dict[str, Any]]:
+    """Yield a row for the greedy answer, as sample 0 with the log-probs of candidates; then one a sampled answer."""
     head = {"model": model, "set": name, "id": row.id, "label": row.label}
     closed: dict[str, Any] = {}
     if row.closed:
         logprobs = dict(zip(row.closed.candidates, row.closed.logprobs, strict=True))
         closed = {"closed_set": row.closed.choice(), "logprobs": logprobs}
     for number, answer in enumerate((row.greedy, *row.samples)):
-        yield {**head, "sample": number, **_verdicts(answer), **(closed if number == 0 else {})}
+        yield {**head, "sample": number, **_make_answer_row(answer), **(closed if number == 0 else {})}
 
 
-def _verdicts(answer: Answer) -> dict[str, Any]:
+def _make_answer_row(answer: Answer) -> dict[str, Any]:
     return {
         "completion": answer.text,
         "named": answer.named or None,
@@ -95,8 +99,8 @@ def _verdicts(answer: Answer) -> dict[str, Any]:
     }
 
 
-def cls_rl_json(rows: Sequence[Verdict]) -> dict[str, Any]:
-    """Greedy answers as CLS-RL's evaluation writes them: accuracy in percent under its lenient rule, then the rows."""
+def make_cls_rl_json(rows: Sequence[Verdict]) -> dict[str, Any]:
+    """Return greedy answers as CLS-RL's evaluation writes them: accuracy in percent by its lenient rule, then rows."""
     results = [
         {
             "question": row.problem,
@@ -110,8 +114,8 @@ def cls_rl_json(rows: Sequence[Verdict]) -> dict[str, Any]:
     return {"accuracy": 100 * sum(row.greedy.lenient for row in rows) / len(rows), "results": results}
 
 
-def rows_digest(one: EvaluationSet, count: int) -> str:
-    """32 hex digits of the first `count` rows: every question, label and pixel."""
+def digest_rows(one: EvaluationSet, count: int) -> str:
+    """Return 32 hex digits over question, label and pixels of the first `count` rows."""
     import xxhash
 
     content = xxhash.xxh3_128()
@@ -122,8 +126,8 @@ def rows_digest(one: EvaluationSet, count: int) -> str:
     return content.hexdigest()
 
 
-def weights_digest(path: Path) -> str | None:
-    """32 hex digits of the weight files in a folder; None for a hub id, which its revision names."""
+def digest_weights(path: Path) -> str | None:
+    """Return 32 hex digits over the weight files in a folder; None for a hub id, whose weights its revision names."""
     import xxhash
 
     if not path.is_dir():
@@ -136,27 +140,27 @@ def weights_digest(path: Path) -> str | None:
     return content.hexdigest()
 
 
-def measures_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown: a line a model and set; accuracies with their intervals, null as a dash."""
+def make_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table, one a model and set: measures with their intervals, null as a dash."""
     extra = sorted(
         {f"{family}/{k}" for line in lines for family in ("pass_at", "majority_at") for k in line.get(family, ())}
     )
     yield "| model | set | rows | " + " | ".join([*_COLUMNS, *extra]).replace("_", " ") + " |"
     yield "|" + "---|" * (3 + len(_COLUMNS) + len(extra))
     for line in lines:
-        cells = [_cell(line, key) for key in (*_COLUMNS, *extra)]
-        yield f"| {_safe(line['model'])} | {_safe(line['set'])} | {line['rows']} | " + " | ".join(cells) + " |"
+        cells = [_format_cell(line, key) for key in (*_COLUMNS, *extra)]
+        yield f"| {_escape(line['model'])} | {_escape(line['set'])} | {line['rows']} | " + " | ".join(cells) + " |"
 
 
-def matrix(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Strict accuracies, models down and sets across; nothing for a single row or column."""
+def make_matrix(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return strict accuracies as a table, models down and sets across; nothing for a single row or column."""
     models, sets = (list(dict.fromkeys(line[key] for line in lines)) for key in ("model", "set"))
     if len(models) < 2 or len(sets) < 2:
         return []
     known = {(line["model"], line["set"]): line["accuracy"] for line in lines}
-    head = ["| accuracy | " + " | ".join(map(_safe, sets)) + " |", "|---|" + "---|" * len(sets)]
+    head = ["| accuracy | " + " | ".join(map(_escape, sets)) + " |", "|---|" + "---|" * len(sets)]
     body = [
-        f"| {_safe(model)} | "
+        f"| {_escape(model)} | "
         + " | ".join(f"{known[model, one]:.3f}" if (model, one) in known else "-" for one in sets)
         + " |"
         for model in models
@@ -164,7 +168,7 @@ def matrix(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["\n".join([*head, *body])]
 
 
-def _cell(line: Mapping[str, Any], key: str) -> str:
+def _format_cell(line: Mapping[str, Any], key: str) -> str:
     family, _, k = key.partition("/")
     value = line.get(family, {}).get(k) if k else line.get(key)
     if value is None:
@@ -173,5 +177,5 @@ def _cell(line: Mapping[str, Any], key: str) -> str:
     return f"{value:.3f}" + (f" ({bounds[0]:.3f}-{bounds[1]:.3f})" if bounds else "")
 
 
-def _safe(text: str) -> str:
+def _escape(text: str) -> str:
     return printable(text).replace("|", "\\|")

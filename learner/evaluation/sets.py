@@ -1,4 +1,4 @@
-"""The sets a run is evaluated on: its own held-out rows, and others by name."""
+"""The sets to evaluate on: the held-out rows, and those of `evaluation.sets` by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.data.sources import ExampleSource, load
 from common.errors import ConfigError, DataError
 from common.labels.candidates import candidates
 from common.labels.closed_set import ClosedSet
-from learner.evaluation.measures import BASE, HARMONIC, HELD_OUT, NEW, H, named_measure
+from learner.evaluation.measures import BASE, HARMONIC, HELD_OUT, NEW, H, parse_measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +40,14 @@ def read_sets(config: Config, held_out: ExampleSource | None) -> dict[str, Examp
                 remedy=f"use a word; not {HELD_OUT} or {H}",
             )
         try:
-            found[name] = _read(place, config.data, held_out)
+            found[name] = _read_set(place, config.data, held_out)
         except DataError as error:
             raise DataError(f"evaluation set {name}: {error.what}", got=error.got, remedy=error.remedy) from error
     return found
 
 
-def _read(place: str, data: DataConfig, held_out: ExampleSource | None) -> ExampleSource:
+def _read_set(place: str, data: DataConfig, held_out: ExampleSource | None) -> ExampleSource:
+    """Read the rows of `PATH[@SPLIT]`; without a path a split of `data.path`, which may be the held-out one."""
     path, named = split_place(place)
     split = named or data.eval_split or "test"
     if path and path != data.path:
@@ -71,6 +72,7 @@ def make_set(
 def _scores_candidates(
     name: str, source: ExampleSource, closed_set: ClosedSet, config: Config, say: Callable[[str], None]
 ) -> bool:
+    """Return whether candidates are to be scored; say why not where they would be by default."""
     wanted = config.evaluation.closed_set
     if wanted is False or (wanted is None and config.data.mode != "no_think"):
         return False
@@ -97,10 +99,10 @@ def _check_candidates(name: str, source: ExampleSource, closed_set: ClosedSet) -
 
 
 def check_best_by(config: Config, sets: Sequence[EvaluationSet]) -> None:
-    """Raises ConfigError when `checkpoint.best_by` names what these sets will not measure."""
+    """Raise ConfigError when `checkpoint.best_by` names a measure that these sets do not have."""
     if not sets:
         return  # nothing is evaluated, and no checkpoint is the best
-    name, measure = named_measure(config.checkpoint.best_by)
+    name, measure = parse_measure(config.checkpoint.best_by)
     measured = {one.name: one.closed_set for one in sets}
     if BASE in measured and NEW in measured:
         measured[H] = measured[BASE] and measured[NEW]

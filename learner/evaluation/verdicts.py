@@ -1,4 +1,4 @@
-"""A row of a set and what was answered to it, with the verdicts every measure is made of."""
+"""Verdicts: a row of a set with its answers, and whether each is right."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from common.labels.candidates import candidates
 from common.labels.consistency import consistency
 from common.types import Example
 
-NONE = ""  # what an answer names that is none of the list
+NONE = ""  # stands for an answer that names no candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One completion, judged."""
+    """One completion and its verdict."""
 
     text: str
     strict: bool
     lenient: bool
     well_formed: bool
-    named: str  # the candidate it strictly gives; NONE for none of them
-    consistent: float | None = None  # how far its thought names that answer alone; None without a thought
+    named: str  # the candidate that it gives by the strict metric; NONE where it gives none
+    consistent: float | None = None  # 0 to 1: how far its thought names that answer alone; None without a thought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedScores:
-    """The candidates of a row, each as a whole answer."""
+    """The log-probs of a row's candidates, each as a whole answer."""
 
     candidates: tuple[str, ...]  # (K,)
     logprobs: tuple[float, ...]  # (K,)
     lengths: tuple[int, ...]  # (K,) in tokens
 
     def choice(self, *, normalised: bool = False) -> str:
-        """The candidate of the highest log-prob, or of the highest mean log-prob of a token."""
+        """Return the candidate of the highest log-prob, or of the highest mean log-prob of a token (`normalised`)."""
         return self.candidates[closed_choice(self.logprobs, self.lengths if normalised else None)]
 
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """(K,) as the log-probs have it, given that the answer is one of the list."""
+        """Return (K,) probabilities, given that the answer is one of the list."""
         weights = np.exp(np.subtract(self.logprobs, max(self.logprobs)))
         return np.asarray(weights / weights.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One row of a set and all that was answered to it."""
+    """One row of a set, with its answers."""
 
     id: str
     problem: str
     label: str
-    listed: bool  # its question offers a list
+    listed: bool  # the question offers a list
     greedy: Answer
     samples: tuple[Answer, ...] = ()  # (n,)
     closed: ClosedScores | None = None
@@ -69,9 +69,12 @@ def give_verdict(
     samples: Sequence[str] = (),
     closed: ClosedScores | None = None,
 ) -> Verdict:
-    """
+    """Judge the answers to one row.
+
     Args:
-        labels: of the whole set, which an answer may name where the question offers no list.
+        greedy: text of the greedy answer.
+        labels: those of the whole set; an answer may name them where the question offers no list.
+        samples: texts of the sampled answers.
     """
     listed = candidates(example.problem)
     offered = listed or labels
@@ -80,13 +83,13 @@ def give_verdict(
         problem=example.problem,
         label=example.label,
         listed=listed is not None,
-        greedy=_answer(greedy, example, offered, data),
-        samples=tuple(_answer(text, example, offered, data) for text in samples),
+        greedy=_judge_answer(greedy, example, offered, data),
+        samples=tuple(_judge_answer(text, example, offered, data) for text in samples),
         closed=closed,
     )
 
 
-def _answer(text: str, example: Example, offered: Sequence[str], data: DataConfig) -> Answer:
+def _judge_answer(text: str, example: Example, offered: Sequence[str], data: DataConfig) -> Answer:
     label, mode = example.label, data.mode
     also = data.aliases.get(label, ())
     strict = is_right(text, label, mode=mode, aliases=also)

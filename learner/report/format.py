@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from learner.text import printable, shorten
-from learner.tracking.lines import event_line
+from learner.tracking.lines import format_event
 
 LINE, TEXT = 90, 1500  # most characters of a name; of a completion or a question
 KEYS = 300  # rows of a configuration before the rest is counted
@@ -53,7 +53,7 @@ def format_value(value: Any) -> str:
 def format_fields(row: Mapping[str, Any]) -> str:
     """Format the fields of an event as the console does: `step=4 seconds=0.075`."""
     rounded = {key: f"{item:.4g}" if isinstance(item, float) else item for key, item in row.items()}
-    return shorten(event_line("", rounded).strip(), 300)
+    return shorten(format_event("", rounded).strip(), 300)
 
 
 def format_number(number: float, pattern: str = "{:.3f}") -> str:

@@ -1,2 +1,2 @@
-"""Files that outlive a crash: atomic writes, the run folder, checkpoints and their store. It imports `common`
-only."""
+"""Files that outlive a crash: atomic writes, the run folder, checkpoints and their store, the point to resume from. It
+imports `common` only."""

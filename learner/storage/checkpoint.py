@@ -1,4 +1,4 @@
-"""When the driver saves, and what it saves of itself; `checkpoint_store` makes the folders safe."""
+"""When the driver saves a checkpoint, and its own state in it. `checkpoint_store` makes the folders safe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverState:
-    """What the driver must remember, as JSON; ranks keep their own, and every draw is a function of seed and step."""
+    """What the driver must remember, as JSON. Ranks save their own state, and every draw follows from seed and step."""
 
     step: int  # optimizer steps done
     config: Config
-    stream: Mapping[str, Any]  # the data cursor
-    counts: Mapping[str, int]  # the books: groups dispatched, trained, dropped, ...
+    stream: Mapping[str, Any]  # a StreamState: where the training data stands
+    counts: Mapping[str, int]  # groups dispatched, trained, dropped
 
 
 def write_state(folder: Path, state: DriverState) -> None:
-    """Write `state.json` into a checkpoint being written. Raises OSError."""
+    """Write `state.json` into the folder of an unfinished checkpoint. Raises OSError."""
     row = {
         "step": state.step,
         "config_hash": config_hash(state.config),
@@ -58,7 +58,7 @@ def read_state(folder: Path) -> DriverState:
 
 
 def check_compatible(old: Config, new: Config) -> None:
-    """Refuse to go on with another experiment than the checkpoint is of.
+    """Refuse to go on with another experiment than the checkpoint's.
 
     Raises:
         CheckpointError: `got` lists each key with its old and new value.
@@ -72,9 +72,9 @@ def check_compatible(old: Config, new: Config) -> None:
 
 
 class Checkpointer:
-    """Saves every N steps and whenever the score (`checkpoint.best_by`) is the best so far.
+    """Saves every N steps, and whenever the score (`checkpoint.best_by`) is the best so far.
 
-    A full disk does not stop training: the save is counted as failed and tried again after 1, 2, 4, ... steps.
+    A full disk does not stop training: the failed save is counted and tried again after 1, 2, 4, ... steps.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Checkpointer:
     def maybe_save(
         self, step: int, *, save: Callable[[Path], DriverState], due: bool = False, score: float | None = None
     ) -> bool:
-        """Save after `step` optimizer steps if it is time; whether a checkpoint was written.
+        """Save after `step` optimizer steps if it is time. Return whether a checkpoint was written.
 
         Args:
-            save: writes everything but the driver's state into the folder it is given, and returns that state.
-            due: save whatever the step.
+            save: writes all but the driver's state into the folder it is given, and returns that state.
+            due: save at this step, whatever `every` says.
             score: of these weights, if they were evaluated.
         """
         better = score is not None and score > self.store.best_score()
@@ -106,7 +106,7 @@ class Checkpointer:
             return False
         started = time.monotonic()
         try:
-            with self.store.writing(step, score=score, estimate=self._estimate()) as folder:
+            with self.store.write_checkpoint(step, score=score, estimate=self._estimate()) as folder:
                 write_state(folder, save(folder))
         except CheckpointError as error:
             self._failed(step, error)

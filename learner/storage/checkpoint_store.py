@@ -1,9 +1,9 @@
-"""Checkpoint folders that are whole or absent: written aside, hashed, synced, renamed.
+"""Checkpoint folders that are whole or absent: written under another name, hashed, synced, renamed.
 
 checkpoints/step-000050/         rank files, state.json, manifest.json (size and sha256 of every other file)
-            .writing-000100/     being written; whatever a killed run left of it goes at the next start
-            .removing-000000/    being removed
-            best.json            step and score of the checkpoint that is kept beyond the last k, and what it is best by
+            .writing-000100/     unfinished; what a killed run left of it is removed at the next start
+            .removing-000000/    half removed
+            best.json            step and score of the checkpoint that is kept beyond the last k, and its measure
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Its run folder's lock makes it the only writer."""
+    """The checkpoints of one run. The lock of the run folder makes it their only writer."""
 
     def __init__(self, folder: Path, *, keep: int, best_by: str = "accuracy") -> None:
-        """`best_by`: what scores are of. The best by another measure is not the best, and goes when it is old."""
+        """Remove what a killed run left unfinished.
+
+        Args:
+            keep: newest checkpoints kept.
+            best_by: the measure of scores. The best by another measure is kept no longer than others.
+        """
         self.folder, self._keep, self._best_by = folder, keep, best_by
         self._unsound: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,7 @@ class CheckpointStore:
             shutil.rmtree(left)
 
     def steps(self) -> list[int]:
-        """Steps there is a checkpoint folder for, sound or not, oldest first."""
+        """Return the steps that have a checkpoint folder, sound or not, oldest first."""
         names = (re.fullmatch(r"step-(\d{6,})", path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in names if match)
 
@@ -52,11 +57,11 @@ class CheckpointStore:
         return self.folder / f"step-{step:06}"
 
     @contextmanager
-    def writing(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Path]:
-        """A folder to write checkpoint `step` into, from any process; it becomes the checkpoint when the block ends.
+    def write_checkpoint(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Path]:
+        """Give a folder to write into, from any process; at the end of the block it becomes checkpoint `step`.
 
         Args:
-            score: of these weights by `best_by`, if known; the best is kept whatever its age.
+            score: of these weights by `best_by`, if known; the best is kept however old it is.
             estimate: bytes it will take; the size of the last checkpoint counts where it is the larger.
 
         Raises:
@@ -84,7 +89,7 @@ class CheckpointStore:
         finally:  # Ctrl-C too leaves nothing behind
             shutil.rmtree(aside, ignore_errors=True)
 
-    def newest(self) -> Path | None:
+    def find_newest(self) -> Path | None:
         """Find the newest sound checkpoint, with each of its files verified; None if there is no checkpoint at all.
 
         Newer ones that are not sound are logged, and go when the next checkpoint is written.
@@ -111,22 +116,22 @@ class CheckpointStore:
             )
         return None
 
-    def best(self) -> int | None:
-        """Step of the best checkpoint, if it is there."""
+    def find_best(self) -> int | None:
+        """Return the step of the best checkpoint; None if there is none."""
         step = self._best().get("step")
         return step if isinstance(step, int) and self.path(step).is_dir() else None
 
     def best_score(self) -> float:
-        """Of the best checkpoint; -inf if there is none."""
-        return float(self._best()["score"]) if self.best() is not None else float("-inf")
+        """Return the score of the best checkpoint; -inf if there is none."""
+        return float(self._best()["score"]) if self.find_best() is not None else float("-inf")
 
-    def room_for(self, nbytes: int = 0) -> bool:
-        """Whether a checkpoint of `nbytes` or of the last one's size, the larger, fits with a tenth to spare."""
+    def has_room(self, nbytes: int = 0) -> bool:
+        """Return whether `nbytes`, or the size of the last checkpoint if that is larger, fit with a tenth to spare."""
         return _free_bytes(self.folder) >= self._needed(nbytes)
 
     def require_room(self, nbytes: int = 0) -> None:
-        """Raises CheckpointError, with the numbers, unless `room_for`."""
-        if not self.room_for(nbytes):
+        """Raise CheckpointError, with the numbers, unless `has_room`."""
+        if not self.has_room(nbytes):
             raise CheckpointError(
                 "no room for a checkpoint",
                 got=f"{_mb(_free_bytes(self.folder))} free, {_mb(self._needed(nbytes))} needed",
@@ -148,22 +153,22 @@ class CheckpointStore:
         return best if isinstance(best, dict) and best.get("by") == self._best_by else {}
 
     def _move_in(self, aside: Path, step: int) -> None:
-        if self.path(step).exists():  # of a future that was lost, or unsound
+        if self.path(step).exists():  # of a run that was resumed before it, or unsound
             self._remove(step)
         aside.rename(self.path(step))
         sync_folder(self.folder)
         self._unsound.discard(self.path(step))
 
     def _prune(self, step: int) -> None:
-        """Keep the last k and the best; drop the unsound, and what is of a future that was lost."""
+        """Keep the last k and the best; remove the unsound, and later steps, which a resumed run takes again."""
         good = [old for old in self.steps() if old <= step and self.path(old) not in self._unsound]
-        kept = {*good[-self._keep :], self.best()}
+        kept = {*good[-self._keep :], self.find_best()}
         for old in self.steps():
             if old not in kept or old > step:
                 self._remove(old)
 
     def _remove(self, step: int) -> None:
-        """Out of sight in one rename, then removed: a kill in between leaves no half checkpoint."""
+        """Rename, then remove: a kill in between leaves no half checkpoint."""
         away = self.folder / f".removing-{step:06}"
         self.path(step).rename(away)
         shutil.rmtree(away)
@@ -176,7 +181,7 @@ def verify(path: Path) -> None:
         CheckpointError: `got` names the first thing that is wrong.
     """
     try:
-        fault = _fault(path)
+        fault = _find_fault(path)
     except OSError as error:
         fault = f"it cannot be read: {error}"
     if fault:
@@ -185,7 +190,7 @@ def verify(path: Path) -> None:
         )
 
 
-def _fault(path: Path) -> str | None:
+def _find_fault(path: Path) -> str | None:
     if not (path / _MANIFEST).is_file():
         return f"{_MANIFEST} is missing"
     try:

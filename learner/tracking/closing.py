@@ -9,7 +9,7 @@ from learner.storage.run_folder import RunFolder
 from learner.tracking.records import Summary
 
 
-def closing_block(
+def format_closing(
     summary: Summary, folder: RunFolder, config: Config, log_failures: int, report: Path | None
 ) -> list[str]:
     """Return the closing lines of a run, a blank one first.

@@ -1,4 +1,4 @@
-"""What a run looks like on a screen: a live display on a terminal, one readable line a step everywhere else."""
+"""The console of a run: a live display on a terminal, one readable line a step everywhere else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Protocol, TextIO
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import clock
-from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 
 
 class Console(Protocol):
-    """Where a run is shown. Every text from model or data is made printable first."""
+    """Shows a run. Every text from model or data is made printable first."""
 
     def open(self, folder: Path, history: History, *, first_step: int) -> None: ...
     def phase(self, what: str, seconds: float) -> None: ...
@@ -34,14 +34,14 @@ def open_console(config: Config) -> Console:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an ASCII stdout shows ? rather than ending the run
     if sys.stdout.isatty():
-        from learner.tracking.live import LiveConsole  # rich is only paid for where it is seen
+        from learner.tracking.live import LiveConsole  # rich is slow to import
 
         return LiveConsole(config)
     return LineConsole(config)
 
 
 class LineConsole:
-    """`key=value` cells in columns, under 150 characters a step; the rest is in metrics.jsonl."""
+    """Prints `key=value` cells in columns, under 150 characters a step; everything else is in metrics.jsonl."""
 
     def __init__(self, config: Config, out: TextIO | None = None) -> None:
         self._steps, self._name = config.steps, config.name
@@ -73,20 +73,20 @@ class LineConsole:
             f"comp/s={record.completions_per_second:<4.0f}",
             f"s={record.step_seconds:<5.2f}",
             *(f"{_SHORT[stage]}={record.shares[stage]:<3.0%}" for stage in ("generate", "learn", "publish", "idle")),
-            f"eta={clock(self._pace.left(record, self._steps))}",
+            f"eta={clock(self._pace.estimate_left(record, self._steps))}",
         ]
-        cells += [f"{name}={count}" for name, count in troubles(record).items()]
+        cells += [f"{name}={count}" for name, count in count_troubles(record).items()]
         self._print(" ".join(cells))
 
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
-        self._print(f"evaluation after {step} steps: {evaluation_line(lines)}")
+        self._print(f"evaluation after {step} steps: {format_evaluation(lines)}")
 
     def sample(self, group: ScoredGroup) -> None:
-        self._print(sample_line(group))
+        self._print(format_sample(group))
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         if kind not in QUIET:
-            self._print("event " + event_line(kind, fields))
+            self._print("event " + format_event(kind, fields))
 
     def close(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -1,4 +1,4 @@
-"""The lines of a console, and the cells of the live display: each formats one thing."""
+"""One line of text for each thing that a console shows."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from learner.evaluation.measures import HELD_OUT
 from learner.text import printable, shorten
 from learner.tracking.records import StepRecord
 
-QUIET = frozenset(
-    {"start", "weights_loaded", "probe", "evaluation", "phase"}
-)  # events that are shown otherwise, or every step
+# Events that are not shown: they come every step, or are shown in another way.
+QUIET = frozenset({"start", "weights_loaded", "probe", "evaluation", "phase"})
 
 
 class Pace:
-    """How fast this start goes, evaluations and checkpoints included."""
+    """The speed of this start of a run, evaluations and checkpoints included."""
 
     def __init__(self, first: StepRecord) -> None:
         self.started = time.monotonic() - first.step_seconds
         self._first_step = first.step
 
-    def left(self, record: StepRecord, steps: int) -> float:
-        """Seconds to the end of the run at this pace."""
+    def estimate_left(self, record: StepRecord, steps: int) -> float:
+        """Return the seconds to the end of the run at this speed."""
         each = (time.monotonic() - self.started) / (record.step + 1 - self._first_step)
         return each * (steps - record.step - 1)
 
 
-def troubles(record: StepRecord) -> dict[str, int]:
-    """Counts worth showing only when they are not 0."""
+def count_troubles(record: StepRecord) -> dict[str, int]:
+    """Return the counts of faults that are not 0: {"engine_restarts": 1}."""
     counts = {
         "dropped": record.groups_dropped,
         "checkpoint_failures": record.checkpoint_failures,
@@ -40,8 +39,8 @@ def troubles(record: StepRecord) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def evaluation_line(lines: Mapping[str, Mapping[str, Any]]) -> str:
-    """`accuracy 0.915, invalid 0.000, closed-set 0.920; new 0.700; H 0.794`, the held-out rows first."""
+def format_evaluation(lines: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return `accuracy 0.915, invalid 0.000, closed-set 0.920; new 0.700; H 0.794`, the held-out rows first."""
     own = lines.get(HELD_OUT, {})
     named = {"accuracy": "accuracy", "invalid_rate": "invalid", "closed_set": "closed-set"}
     cells = [f"{name} {own[key]:.3f}" for key, name in named.items() if own.get(key) is not None]
@@ -49,7 +48,7 @@ def evaluation_line(lines: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join([", ".join(cells), *others] if cells else others)
 
 
-def sample_line(group: ScoredGroup, limit: int = 110) -> str:
+def format_sample(group: ScoredGroup, limit: int = 110) -> str:
     """Return one line on a group: `sampled train/17 label 7: 7 x9 · 1 x4 · 2 x3`, the most frequent completion first.
 
     Given answers have no frequency: `given train/17 label 7: 0 · 1 · 2`.
@@ -63,5 +62,6 @@ def sample_line(group: ScoredGroup, limit: int = 110) -> str:
     return shorten(f"{group.group.origin} {prompt} label {label}: {said}", limit)
 
 
-def event_line(kind: str, fields: Mapping[str, Any]) -> str:
+def format_event(kind: str, fields: Mapping[str, Any]) -> str:
+    """Return `engine_lost engine=engine-1 why=...`, each value cut to 100 characters."""
     return " ".join([printable(kind), *(f"{key}={shorten(str(value), 100)}" for key, value in fields.items())])

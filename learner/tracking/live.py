@@ -25,7 +25,7 @@ from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import clock, printable
-from learner.tracking.lines import QUIET, Pace, evaluation_line, event_line, sample_line, troubles
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
@@ -34,7 +34,7 @@ _WIDEST = 120
 
 
 class LiveConsole:
-    """Keeps what was last said and draws it; `__rich_console__` is the picture."""
+    """Keeps the latest of everything, and draws it as a panel in `__rich_console__`."""
 
     def __init__(self, config: Config, console: RichConsole | None = None) -> None:
         self._steps, self._name = config.steps, config.name
@@ -67,14 +67,14 @@ class LiveConsole:
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
         self._others = {name: line["accuracy"] for name, line in lines.items() if name != HELD_OUT}
         if not self._live.is_started:
-            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {evaluation_line(lines)}"))
+            self._console.print(Text.assemble(("✓ ", "green"), f"after {step} steps: {format_evaluation(lines)}"))
 
     def sample(self, group: ScoredGroup) -> None:
-        self._sample = sample_line(group, _WIDEST)
+        self._sample = format_sample(group, _WIDEST)
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         if kind not in QUIET:
-            self._events.append((time.strftime("%H:%M:%S"), event_line(kind, fields)))
+            self._events.append((time.strftime("%H:%M:%S"), format_event(kind, fields)))
 
     def close(self, lines: Sequence[str]) -> None:
         self._live.stop()
@@ -87,31 +87,31 @@ class LiveConsole:
         width = min(options.max_width, _WIDEST)
         inner = width - 6
         parts: list[RenderableType] = [
-            self._progress(self._record, self._pace, inner),
+            self._draw_progress(self._record, self._pace, inner),
             Text(),
-            self._curves(self._record, inner),
+            self._draw_curves(self._record, inner),
             Text(),
-            _numbers(self._record, self._history, inner, self._unmeasured),
+            _draw_numbers(self._record, self._history, inner, self._unmeasured),
             Text(),
-            *_timing(self._record, inner),
+            *_draw_timing(self._record, inner),
             Rule(style="bright_black"),
-            *self._lately(inner),
+            *self._draw_events(inner),
         ]
         yield Panel(
             Padding(Group(*parts), (0, 1)),
             title=Text.assemble(" ", ("rollcall", "bold"), " · ", (self._name, "bold cyan"), " "),
             title_align="left",
-            subtitle=_line(Text(f" {self._folder} ", "dim"), inner - 4),
+            subtitle=_cut_line(Text(f" {self._folder} ", "dim"), inner - 4),
             subtitle_align="right",
             border_style="bright_black",
             box=box.ROUNDED,
             width=width,
         )
 
-    def _progress(self, record: StepRecord, pace: Pace, width: int) -> Table:
+    def _draw_progress(self, record: StepRecord, pace: Pace, width: int) -> Table:
         done = record.step + 1
         bar = ProgressBar(total=self._steps, completed=done, complete_style="cyan", finished_style="green")
-        spent, left = time.monotonic() - pace.started, pace.left(record, self._steps)
+        spent, left = time.monotonic() - pace.started, pace.estimate_left(record, self._steps)
         row = Table.grid(padding=(0, 2, 0, 0))
         row.width = width
         row.add_column(no_wrap=True)
@@ -124,7 +124,7 @@ class LiveConsole:
         )
         return row
 
-    def _curves(self, record: StepRecord, width: int) -> Group:
+    def _draw_curves(self, record: StepRecord, width: int) -> Group:
         history, space = self._history, max(8, width - 52)
         accuracies, best = list(history.accuracies.values()), history.best
         held_out = Text.assemble(("held-out  ", "dim"))
@@ -133,24 +133,24 @@ class LiveConsole:
         else:
             held_out.append(f"{history.before:.3f} → ").append(f"{history.now:.3f}", "bold green")
             held_out.append(f"  best {best[1]:.3f} after {best[0]}".ljust(27), "dim")
-            held_out.append(sparkline(accuracies, space, low=0.0, high=1.0), "green")
+            held_out.append(draw_sparkline(accuracies, space, low=0.0, high=1.0), "green")
         reward = Text.assemble(("reward    ", "dim"), (f"{record.reward:.3f}", "bold cyan"))
         reward.append(f" ± {record.reward_std:.3f} in a group".ljust(35), "dim")
-        reward.append(sparkline(history.rewards, space), "cyan")
-        lines = [_line(held_out, width), _line(reward, width)]
+        reward.append(draw_sparkline(history.rewards, space), "cyan")
+        lines = [_cut_line(held_out, width), _cut_line(reward, width)]
         if self._others:
             cells = "  ".join(f"{printable(name)} {accuracy:.3f}" for name, accuracy in self._others.items())
-            lines.insert(1, _line(Text.assemble(("sets      ", "dim"), (cells, "green")), width))
+            lines.insert(1, _cut_line(Text.assemble(("sets      ", "dim"), (cells, "green")), width))
         return Group(*lines)
 
-    def _lately(self, width: int) -> list[Text]:
+    def _draw_events(self, width: int) -> list[Text]:
         lines = [Text.assemble((f"{when}  ", "dim"), what) for when, what in self._events]
         lines += [Text("no events yet" if not lines else "", "dim")] * (_EVENTS - len(lines))
         lines.append(Text(self._sample) if self._sample else Text("no group kept yet", "dim"))
-        return [_line(line, width) for line in lines]
+        return [_cut_line(line, width) for line in lines]
 
 
-def _numbers(record: StepRecord, history: History, width: int, unmeasured: Container[str]) -> Table:
+def _draw_numbers(record: StepRecord, history: History, width: int, unmeasured: Container[str]) -> Table:
     """Draw up to twelve numbers in four columns (three on a narrow screen).
 
     Args:
@@ -171,28 +171,28 @@ def _numbers(record: StepRecord, history: History, width: int, unmeasured: Conta
         ("weights", f"v{record.weights_version}", "weights_version"),
     )
     cells = {name: shown for name, shown, column in numbers if column not in unmeasured}
-    cells |= {name.split("_")[-1]: str(count) for name, count in troubles(record).items()}
+    cells |= {name.split("_")[-1]: str(count) for name, count in count_troubles(record).items()}
     columns = 4 if width >= 70 else 3
     table = Table.grid(expand=False)
     table.width = width
     for _ in range(columns):
         table.add_column(ratio=1, no_wrap=True)
-    pieces = [_cell(name, value, alarm=_alarming(name, value)) for name, value in cells.items()]
+    pieces = [_draw_cell(name, value, alarm=_is_alarming(name, value)) for name, value in cells.items()]
     for start in range(0, len(pieces), columns):
         table.add_row(*pieces[start : start + columns])
     return table
 
 
-def _cell(name: str, value: str, *, alarm: bool) -> Text:
+def _draw_cell(name: str, value: str, *, alarm: bool) -> Text:
     return Text.assemble((f"{name:<10} ", "dim"), (value, "bold red" if alarm else ""))
 
 
-def _alarming(name: str, value: str) -> bool:
+def _is_alarming(name: str, value: str) -> bool:
     return "nan" in value or "inf" in value or name in ("dropped", "failures", "restarts")
 
 
-def _timing(record: StepRecord, width: int) -> list[Text]:
-    """A bar of the step's seconds by stage, and its legend."""
+def _draw_timing(record: StepRecord, width: int) -> list[Text]:
+    """Draw the step's seconds as a bar by stage, with its legend."""
     seconds = record.seconds
     total = sum(seconds.values()) or 1.0
     bar, legend, drawn, ends = Text(), Text(), 0, 0.0
@@ -201,18 +201,18 @@ def _timing(record: StepRecord, width: int) -> list[Text]:
         bar.append("█" * (round(ends) - drawn), _COLOURS[stage])
         drawn = round(ends)
         legend.append("■ ", _COLOURS[stage]).append(f"{stage} ").append(f"{record.shares[stage]:.0%} ", "dim")
-    return [bar, _line(legend.append(f"of {record.step_seconds:.2f} s"), width)]
+    return [bar, _cut_line(legend.append(f"of {record.step_seconds:.2f} s"), width)]
 
 
-def _line(text: Text, width: int) -> Text:
-    """One line, cut with an ellipsis rather than wrapped."""
+def _cut_line(text: Text, width: int) -> Text:
+    """Cut a text to one line of `width` columns, with an ellipsis."""
     text.truncate(width, overflow="ellipsis")
     text.no_wrap = True
     return text
 
 
-def sparkline(values: Sequence[float], width: int, *, low: float | None = None, high: float | None = None) -> str:
-    """The values as bars one character wide, averaged down to at most `width`; NaN is a gap."""
+def draw_sparkline(values: Sequence[float], width: int, *, low: float | None = None, high: float | None = None) -> str:
+    """Return the values as bars of one character, `▁▅█`, averaged down to at most `width`; NaN is a gap."""
     blocks = "▁▂▃▄▅▆▇█"
     count = min(width, len(values))
     edges = [round(index * len(values) / count) for index in range(count + 1)] if count else [0]

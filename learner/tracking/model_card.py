@@ -26,7 +26,7 @@ def write_model_card(folder: Path, *, config: Config, summary: Summary) -> Path:
 
 def make_model_card(config: Config, summary: Summary) -> str:
     """Return the card of the weights that a run exported, as Markdown with a YAML head."""
-    base, data = _public(config.model.path), _public(config.data.path)
+    base, data = _hide_path(config.model.path), _hide_path(config.data.path)
     revision = f" at revision `{config.model.revision}`" if config.model.revision else ""
     method = _FINE_TUNED[config.method]
     if config.sampled_prompts and config.method != "grpo":
@@ -42,8 +42,8 @@ def make_model_card(config: Config, summary: Summary) -> str:
 
 | held-out accuracy, greedy | |
 |---|---|
-| before | {_share(summary.accuracy_before)} |
-| after | {_share(summary.accuracy_after)} |
+| before | {_format_share(summary.accuracy_before)} |
+| after | {_format_share(summary.accuracy_after)} |
 
 - Trained for {summary.steps} steps ({summary.outcome}). Each step learns from {_describe_step(config)}.
 - Learning rate {config.learner.lr:g}; {_describe_kl(config)}.
@@ -92,10 +92,10 @@ def _is_hub_id(place: str) -> bool:
     return not place.startswith(("embedded:", "/", ".")) and place.count("/") == 1 and not Path(place).exists()
 
 
-def _public(place: str) -> str:
-    """A hub id as it is; of a path only the last part: where it lay is nobody's business."""
+def _hide_path(place: str) -> str:
+    """Return a hub id as it is, and only the last part of a path: the rest would tell about this machine."""
     return place if _is_hub_id(place) or place.startswith("embedded:") else Path(place).name
 
 
-def _share(accuracy: float | None) -> str:
+def _format_share(accuracy: float | None) -> str:
     return "not evaluated" if accuracy is None else f"{accuracy:.3f}"

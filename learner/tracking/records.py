@@ -1,4 +1,4 @@
-"""What is written about a run: one record a step, what has been seen so far, and a summary at the end."""
+"""What is logged of a run: one record a step, the history so far, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from math import isnan
 from typing import Any
 
-from learner.evaluation.measures import HELD_OUT, named_measure
+from learner.evaluation.measures import HELD_OUT, parse_measure
 
 STAGES = ("generate", "reward", "learn", "publish", "idle")
 
@@ -16,16 +16,16 @@ STAGES = ("generate", "reward", "learn", "publish", "idle")
 class StepRecord:
     """One step as it is logged. Shares are of 1, times in seconds, lengths in tokens."""
 
-    step: int  # 0-based: the record of step s is written by the step that makes weights s + 1
+    step: int  # 0-based: step s turns weights s into weights s + 1
     epoch: float
     completion_length: float  # mean tokens, EOS included
     rewards: Mapping[str, float]  # mean of each function, before its weight
-    reward: float  # expected weighted sum: mean over sampled completions, or over written ones by probability
+    reward: float  # mean weighted sum over sampled completions; of given answers the expected one, by probability
     reward_std: float  # mean over groups of the deviation within a group
     kl: float
     loss: float
     entropy: float
-    zero_std_share: float  # groups of two or more whose rewards are all equal: they teach nothing
+    zero_std_share: float  # groups of two or more whose rewards are all equal, which teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
@@ -33,7 +33,7 @@ class StepRecord:
     logprob_gap_max: float
     clip_share: float
     truncated_share: float  # completions that ended for length
-    weights_version: int  # what every engine serves after the step: an earlier one where it is not asked yet
+    weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet
     seconds: Mapping[str, float]  # of each of STAGES
     step_seconds: float
     completions_per_second: float
@@ -54,11 +54,11 @@ class StepRecord:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the step each stage took, in the order of STAGES."""
+        """The share of the step that each stage took, in the order of STAGES."""
         return {stage: self.seconds[stage] / max(self.step_seconds, 1e-9) for stage in STAGES}
 
     def flat(self) -> dict[str, float]:
-        """{"step": 3, "rewards/accuracy": 0.5, "seconds/learn": 0.2, "share/learn": 0.4, ...}"""
+        """Return the record as a row: {"step": 3, "rewards/accuracy": 0.5, "share/learn": 0.4, ...}."""
         row: dict[str, float] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -81,7 +81,7 @@ def list_unmeasured(*, samples: bool, reference: bool) -> frozenset[str]:
 
 @dataclass(slots=True)
 class History:
-    """What the run has shown so far, over every start of it."""
+    """The steps and evaluations of a run so far, over all its starts."""
 
     rewards: list[float] = field(default_factory=list)  # one a step
     accuracies: dict[int, float] = field(default_factory=dict)  # optimizer steps done -> held-out accuracy
@@ -91,24 +91,24 @@ class History:
     max_logprob_gap: float = 0.0
 
     def add_step(self, row: Mapping[str, Any]) -> None:
-        """Take in a flat record; null, what JSON makes of NaN, counts as NaN."""
-        self.rewards.append(_number(row["reward"]))
+        """Add a row of metrics.jsonl; null, which stands for NaN in JSON, counts as NaN."""
+        self.rewards.append(_read_number(row["reward"]))
         self.seconds += row["step_seconds"]
         self.completions += row["completions_per_second"] * row["step_seconds"]
-        gap = _number(row["logprob_gap_max"])
+        gap = _read_number(row["logprob_gap_max"])
         if not (gap <= self.max_logprob_gap or isnan(self.max_logprob_gap)):  # a NaN, once seen, stays
             self.max_logprob_gap = gap
 
     def add_evaluation(self, step: int, line: Mapping[str, Any]) -> None:
-        """Take in the measures of one set; a line without a set is an older run's, of the held-out rows."""
+        """Add the measures of one set after `step` optimizer steps; without a name they are of the held-out rows."""
         name = line.get("set", HELD_OUT)
         self.evaluations.setdefault(step, {})[name] = line
         if name == HELD_OUT:
             self.accuracies[step] = line["accuracy"]
 
     def find_measure(self, step: int, best_by: str) -> float | None:
-        """A measure after `step` steps, as `checkpoint.best_by` names it; None if it was not measured then."""
-        name, measure = named_measure(best_by)
+        """Return a measure after `step` steps, as `checkpoint.best_by` names it; None if it was not measured then."""
+        name, measure = parse_measure(best_by)
         return self.evaluations.get(step, {}).get(name, {}).get(measure)
 
     @property
@@ -125,16 +125,16 @@ class History:
 
     @property
     def last_step(self) -> int | None:
-        """Optimizer steps done at the last evaluation."""
+        """The optimizer steps done at the last evaluation."""
         return next(reversed(self.accuracies), None)
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and accuracy of the first evaluation that none surpassed."""
+        """Step and accuracy of the best evaluation, the first of equals."""
         return max(self.accuracies.items(), key=lambda item: item[1]) if self.accuracies else None
 
 
-def _number(value: float | None) -> float:
+def _read_number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 

@@ -1,6 +1,6 @@
-"""Everything a run leaves to look at: metrics, evaluations, samples, events, a summary, and the screen.
+"""Writes everything a run leaves to look at: metrics, evaluations, samples, events, a summary, and the screen.
 
-A disk that refuses a line costs that line, is counted and shown, and never stops training.
+A line that the disk refuses is lost, counted and shown; it never stops training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.types import Pixels, ScoredGroup
 from learner.evaluation.measures import HELD_OUT, SCALARS
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
 from learner.storage.run_folder import RunFolder, git_sha
-from learner.tracking.closing import closing_block
+from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
 from learner.tracking.samples import choose_samples, sample_row
@@ -30,13 +30,12 @@ _THUMBNAIL = 128  # pixels, longer side
 
 
 class Tracker:
-    """Writes one run. `metrics.jsonl` has one line a step, TensorBoard the same numbers."""
+    """Logs one run. `metrics.jsonl` has one line a step, TensorBoard the same numbers."""
 
     def __init__(self, folder: RunFolder, config: Config, console: Console, *, first_step: int = 0) -> None:
-        """Go on from `first_step`: what is on file about that step and later ones is of a future that was lost.
+        """Go on from `first_step`: rows of that step and later ones are removed, since the run takes those steps again.
 
-        Evaluations of the weights after `first_step` steps stay, since those are the weights resumed from; so does
-        every event.
+        Evaluations after `first_step` steps stay, since they are of the weights resumed from. So does every event.
         """
         self.failures = 0
         self.history = History()
@@ -59,7 +58,7 @@ class Tracker:
             self._console.step(record)
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
-        """Log what was measured after `step` optimizer steps, one line a set: `accuracy` and whatever else."""
+        """Log the measures after `step` optimizer steps, one row a set."""
         again = step in self.history.evaluations
         for line in lines:
             self.history.add_evaluation(step, line)
@@ -70,13 +69,15 @@ class Tracker:
             for line in lines:
                 append_jsonl(path, {"step": step, **line})
         with self._counted():
-            self._scalars.write(step, {tag: value for line in lines for tag, value in _scalars(line).items()})
+            self._scalars.write(step, {tag: value for line in lines for tag, value in _list_scalars(line).items()})
         with self._counted():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
-        """Keep the first `count` groups of a step, and those of highest and lowest reward, as rows of `samples.jsonl`,
-        each with a thumbnail of its image under `samples/`."""
+        """Keep the first `count` groups of a step, and those of highest and lowest reward.
+
+        Each is a row of `samples.jsonl`, with a thumbnail of its image under `samples/`.
+        """
         for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
@@ -97,7 +98,7 @@ class Tracker:
             self._console.event(kind, fields)
 
     def phase(self, what: str, seconds: float) -> None:
-        """A part of the start-up is done: `phase("engines up", 14.2)`."""
+        """Log that a part of the start-up is done: `phase("engines up", 14.2)`."""
         self.event("phase", what=what, seconds=seconds)
         with self._counted():
             self._console.phase(what, seconds)
@@ -119,7 +120,7 @@ class Tracker:
         weights_version: int,
         checkpoint_failures: int = 0,
     ) -> Summary:
-        """Write `summary.json` from what is given and what was logged."""
+        """Write `summary.json` from the arguments and the history, and return it."""
         history = self.history
         summary = Summary(
             outcome=outcome,
@@ -143,13 +144,14 @@ class Tracker:
         return summary
 
     def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
-        """End the display: the closing block if the run got as far as a summary, and the run folder, last."""
-        lines = closing_block(summary, self._folder, self._config, self.failures, report) if summary else []
+        """End the display with the closing lines, if there is a summary, and the run folder."""
+        lines = format_closing(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._counted():
             self._console.close([*lines, f"run folder: {self._folder.shown}"])
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
+        """Count an OSError of the block as a failure, and show the first."""
         try:
             yield
         except OSError as error:
@@ -159,7 +161,7 @@ class Tracker:
                     self._console.event("log_failed", {"why": error})
 
     def _recall(self, first_step: int) -> None:
-        """Cut the files back to what `first_step` has for its past, and remember that."""
+        """Remove what is on file about `first_step` and later, and read the rest into the history."""
         past = {"metrics": first_step - 1, "samples": first_step - 1, "evaluations": first_step}
         for name, last in past.items():
             with self._counted():
@@ -182,8 +184,8 @@ class Tracker:
         picture.save(path)
 
 
-def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """{"evaluation/accuracy": 0.9, ...} of the held-out rows, {"evaluation/new/accuracy": 0.9, ...} of others."""
+def _list_scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return {"evaluation/accuracy": 0.9, ...} of the held-out rows, {"evaluation/new/accuracy": 0.9, ...} of a set."""
     name = line.get("set", HELD_OUT)
     head = "evaluation" if name == HELD_OUT else f"evaluation/{name}"
     return {f"{head}/{key}": line[key] for key in SCALARS if line.get(key) is not None}

@@ -1,8 +1,8 @@
-"""Groups whose completions were not sampled but written down: every candidate of a row, or its label.
+"""Groups of given answers, which no engine sampled: every candidate of a row (exact), or its label (sft).
 
-A row's candidates are plain branches over its prompt, all in one pack. A label trie, in which they would share their
-first tokens, saves 2 % of a pack's tokens for lists of 100 ImageNet names (312 of prompt, 272 of branches), 0.4 % for
-lists of 30, and 22 % only for a hundred aircraft variants; it would want an attention layout of its own.
+The candidates of a row are plain branches over its prompt, all in one pack. A trie of labels, in which candidates would
+share their first tokens, needs an attention layout of its own and saves little: 2 % of a pack's tokens for lists of 100
+ImageNet names (312 tokens of prompt, 272 of branches), 0.4 % for lists of 30, 22 % for a hundred aircraft variants.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from common.labels.closed_set import Answer, ClosedSet
 from common.types import Example, Group, Prompt, request_seed
 from learner.trainer.given_answers import given_group
 
-THOUGHT = "thought"  # the column of a row that holds what is to be said beside its label
+THOUGHT = "thought"  # the column of a row that holds the thought or reason to give with its label
 
 
 class OfflineGroups:
-    """Writes the groups that the configured method learns from: all candidates (exact), or the label (sft)."""
+    """Makes the groups of given answers that the configured method learns from."""
 
     def __init__(self, config: Config, closed_set: ClosedSet) -> None:
         self._config, self._closed_set = config, closed_set
 
     def check(self, source: ExampleSource) -> None:
-        """Raises one DataError naming the rows that cannot be written down, or whose answers engines could not give."""
+        """Raise one DataError naming the rows without a usable answer, or whose answer is too long for an engine."""
         faults: list[tuple[str, BadRowError]] = []
-        for example in self._rows(source):
+        for example in self._list_rows(source):
             try:
-                self._insist(example)
+                self._check_row(example)
             except BadRowError as fault:
                 faults.append((example.id, fault))
         refuse(source.name, len(source), faults)
 
     def divide(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Prompt], list[Prompt]]:
-        """Those of a step that engines sample, and those to write down: drawn by (run, step, prompt), both in order."""
+        """Divide the prompts of a step into those that engines sample and those with given answers, both in order.
+
+        Which prompts are sampled is drawn from run, step and prompt alone, so a resumed run draws the same.
+        """
         seed = self._config.seed
         drawn = sorted(prompts, key=lambda prompt: request_seed(seed, step, f"sampled {prompt.id}"))
         sampled = {prompt.id for prompt in drawn[: self._config.sampled_prompts]}
@@ -48,25 +51,26 @@ class OfflineGroups:
             [prompt for prompt in prompts if prompt.id not in sampled],
         )
 
-    def group(self, prompt: Prompt) -> Group:
-        """Raises DataError for what `check` would refuse."""
+    def make_group(self, prompt: Prompt) -> Group:
+        """Make the group of one prompt. Raises DataError for a row that `check` would refuse."""
         try:
-            texts, answers = self._answers(prompt.example)
+            texts, answers = self._make_answers(prompt.example)
         except BadRowError as fault:
             raise DataError(f"{prompt.id} cannot be learnt from", got=fault.reason, remedy=fault.remedy) from fault
         return given_group(prompt, answers, texts)
 
-    def _rows(self, source: ExampleSource) -> Iterator[Example]:
-        """Pictures are decoded again only where other columns are needed."""
+    def _list_rows(self, source: ExampleSource) -> Iterator[Example]:
+        """Yield the rows, without pictures where problem and label suffice: decoding them again takes long."""
         if self._config.method == "sft" and self._config.data.mode != "no_think":
             yield from (source[index] for index in range(len(source)))
             return
         for row in source.outlines:
             yield Example(id=row.id, problem=row.problem, image=None, label=row.label, columns={})
 
-    def _insist(self, example: Example) -> None:
+    def _check_row(self, example: Example) -> None:
+        """Raise BadRowError when the row has no usable answer, or one that is too long."""
         try:
-            texts, answers = self._answers(example)
+            texts, answers = self._make_answers(example)
         except DataError as error:
             raise BadRowError(f"{error.what}: {error.got}", remedy=error.remedy) from error
         longest, limit = max(range(len(answers)), key=lambda k: len(answers[k])), self._config.rollout
@@ -76,7 +80,8 @@ class OfflineGroups:
                 remedy="raise rollout.max_completion_tokens: engines could never say it",
             )
 
-    def _answers(self, example: Example) -> tuple[Sequence[str], Sequence[Answer]]:
+    def _make_answers(self, example: Example) -> tuple[Sequence[str], Sequence[Answer]]:
+        """Return the texts of a row's given answers, and their token ids. Raises BadRowError or DataError."""
         if self._config.method == "sft":
             text = _word_label(example, self._config.data.mode)
             return [text], [self._closed_set.completion(text)]
@@ -89,7 +94,7 @@ class OfflineGroups:
 
 
 def _word_label(example: Example, mode: Mode) -> str:
-    """The completion that gives the row's label as the mode wants it."""
+    """Return the label as a completion of the mode: `cat`, or `<think>striped</think>\n<answer>cat</answer>`."""
     said, thought = f"<answer>{example.label}</answer>", example.columns.get(THOUGHT)
     if mode == "no_think":
         said = example.label

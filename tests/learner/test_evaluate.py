@@ -14,7 +14,7 @@ import pytest
 from learner.evaluate import main
 from learner.evaluation.args import parse
 from learner.evaluation.measures import measure
-from learner.evaluation.results import answer_lines, cls_rl_json, matrix, measures_table
+from learner.evaluation.results import make_answer_rows, make_cls_rl_json, make_matrix, make_table
 from learner.evaluation.verdicts import Answer, ClosedScores, Verdict
 from tests.helpers import sets
 from tests.helpers.makers import parquet, row
@@ -126,7 +126,7 @@ def judged() -> list[Verdict]:
 
 
 def test_the_seeds_format_is_lenient_and_in_percent() -> None:
-    assert cls_rl_json(judged()) == {
+    assert make_cls_rl_json(judged()) == {
         "accuracy": 50.0,
         "results": [
             {
@@ -148,7 +148,7 @@ def test_the_seeds_format_is_lenient_and_in_percent() -> None:
 
 
 def test_an_answer_is_a_line_and_the_greedy_one_has_the_scores() -> None:
-    first, second = answer_lines("m", "s", judged()[0])
+    first, second = make_answer_rows("m", "s", judged()[0])
     assert (first["sample"], first["named"], first["strict"], first["lenient"]) == (0, "tiger shark", False, True)
     assert (first["closed_set"], first["logprobs"]) == ("tiger", {"tiger": -1.0, "cat": -2.0})
     assert (second["sample"], second["named"]) == (1, None) and "logprobs" not in second
@@ -156,13 +156,15 @@ def test_an_answer_is_a_line_and_the_greedy_one_has_the_scores() -> None:
 
 def test_tables() -> None:
     lines = [{"model": m, **measure(judged(), name=s).row} for m in ("a|b", "c\n") for s in ("x", "y")]
-    table = list(measures_table(lines))
+    table = list(make_table(lines))
     assert table[0].startswith("| model | set | rows | accuracy | lenient | closed set | macro f1 |")
     assert table[0].endswith("| majority at/1 | pass at/1 |")
     assert table[2].startswith("| a\\|b | x | 2 | 0.000 (0.000-0.000) | 0.500 (0.000-1.000) | 0.500 (")
     assert "\n" not in "".join(table) and {line.replace("\\|", "").count("|") for line in table} == {14}
-    assert matrix(lines) == ["| accuracy | x | y |\n|---|---|---|\n| a\\|b | 0.000 | 0.000 |\n| c\\n | 0.000 | 0.000 |"]
-    assert matrix(lines[:2]) == []
+    assert make_matrix(lines) == [
+        "| accuracy | x | y |\n|---|---|---|\n| a\\|b | 0.000 | 0.000 |\n| c\\n | 0.000 | 0.000 |"
+    ]
+    assert make_matrix(lines[:2]) == []
 
 
 def run(out: Path, *words: str) -> Path:

@@ -12,15 +12,15 @@ import pytest
 
 from common.config.cli import parse
 from common.config.schema import Config
-from learner.driver.autoscaler import bundles
+from learner.driver.autoscaler import list_bundles
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_one_bundle_an_actor_and_none_for_what_reserves_nothing() -> None:
     config = Config.model_validate({"rollout": {"engines": 2}, "learner": {"ranks": 2}})
-    assert bundles(config) == [{"CPU": 1, "GPU": 1}] * 4
-    assert bundles(parse([]).config) == [{"CPU": 1}] * 2
+    assert list_bundles(config) == [{"CPU": 1, "GPU": 1}] * 4
+    assert list_bundles(parse([]).config) == [{"CPU": 1}] * 2
 
 
 # A process of its own: whether Ray takes its second autoscaler is settled when Ray is imported.

@@ -17,7 +17,7 @@ from common.labels.closed_set import Answer, ClosedSet
 from common.models.processor import load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Completion, Group, Prompt
-from learner.driver.candidate_probabilities import candidate_probabilities
+from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.embedded.model import DIGITS
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
@@ -90,7 +90,7 @@ def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_t
     learner = PlainLearner(model)
     closed_set = ClosedSet(processor, mode="think", ends=[end], banned=())
     groups = [group(prompts[2], SAID[::-1]), group(prompts[0], SAID)]  # one was dropped; they come in any order
-    found = candidate_probabilities(prompts, groups, closed_set, learner)  # type: ignore[arg-type]
+    found = compute_candidate_probabilities(prompts, groups, closed_set, learner)  # type: ignore[arg-type]
     assert found.keys() == {prompts[0].id, prompts[2].id}
     assert learner.asked == 2 * 5, "a thought that came twice is asked once"
 

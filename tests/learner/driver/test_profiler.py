@@ -50,7 +50,7 @@ def told(config: Config, steps: range, folder: Path) -> list[str]:
     profiler = Profiler(config, folder, [processes])
     for step in steps:
         processes.told.append(f"{step}")
-        profiler.at(step)
+        profiler.begin_step(step)
     processes.told.append("end")
     profiler.stop()
     return processes.told
@@ -80,8 +80,8 @@ def test_nothing_is_written_when_nobody_asks(tmp_path: Path, timelines: list[str
 def test_a_lost_engine_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lost, other = Processes(EngineError("an engine is lost", got="nothing", remedy="none")), Processes()
     profiler = Profiler(settings(0, 1), tmp_path / "profile", [lost, other])
-    profiler.at(0)
-    profiler.at(1)
+    profiler.begin_step(0)
+    profiler.begin_step(1)
     assert other.told == ["start", "stop"]
     assert "an engine is lost" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from common.config.schema import Config, DataConfig, RewardConfig
 from common.types import ScoredGroup, StepResult
 from learner.driver.clock import StepClock
 from learner.driver.ledger import Ledger
-from learner.driver.step_record import step_record
+from learner.driver.step_record import make_step_record
 from learner.tracking.records import StepRecord
 from tests.helpers.fake_run import scored
 
@@ -25,7 +25,7 @@ def record(
     result = StepResult(
         **figures, logprob_gap_mean=0.0, logprob_gap_max=0.0, tokens=9, seconds=0.1, probabilities=probabilities
     )
-    return step_record(
+    return make_step_record(
         3,
         groups,
         result,

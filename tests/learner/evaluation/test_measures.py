@@ -17,7 +17,7 @@ from sklearn.metrics import brier_score_loss, f1_score
 from common.config.schema import DataConfig
 from common.types import Example
 from learner.evaluation import measures
-from learner.evaluation.measures import BINS, harmonic, interval, majority_at, measure, named_measure, pass_at
+from learner.evaluation.measures import BINS, interval, majority_at, measure, measure_harmonic, parse_measure, pass_at
 from learner.evaluation.verdicts import NONE, Answer, ClosedScores, Verdict, give_verdict
 
 LABELS = ("ant", "bee", "cat")
@@ -188,14 +188,14 @@ def test_resampling_follows_seed_and_set() -> None:
 
 def test_h_is_the_harmonic_mean_with_an_interval_of_its_own() -> None:
     base, new = measure(many(160, 40), name="base"), measure(many(80, 120), name="new")
-    line = harmonic(base, new)
+    line = measure_harmonic(base, new)
     assert line["set"] == "H" and line["rows"] == 400
     assert line["accuracy"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
     assert line["closed_set"] is None
     draws = np.random.default_rng(0).binomial(200, [[0.8], [0.4]], size=(2, 20000)) / 200
     expected = interval(2 * draws[0] * draws[1] / draws.sum(0))
     assert line["intervals"]["accuracy"] == pytest.approx(expected, abs=0.012)
-    assert harmonic(measure(many(0, 3), name="base"), measure(many(0, 3), name="new"))["accuracy"] == 0.0
+    assert measure_harmonic(measure(many(0, 3), name="base"), measure(many(0, 3), name="new"))["accuracy"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_h_is_the_harmonic_mean_with_an_interval_of_its_own() -> None:
     ],
 )
 def test_names_of_measures(best_by: str, place: tuple[str, str]) -> None:
-    assert named_measure(best_by) == place
+    assert parse_measure(best_by) == place
 
 
 def test_verdicts_of_an_answer() -> None:

@@ -63,9 +63,9 @@ def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
     saved = [step for step in range(1, 21) if saver.maybe_save(step, save=save_at(step), score=accuracies.get(step))]
     assert saved == [2, 5, 7, 10, 15, 20]
     assert saver.store.steps() == [7, 15, 20]  # the best, and the last two
-    assert saver.store.best() == 7
+    assert saver.store.find_best() == 7
     assert [event["step"] for event in events] == saved
-    found = saver.store.newest()
+    found = saver.store.find_newest()
     assert found is not None and read_state(found).step == 20
 
 

@@ -21,7 +21,7 @@ from learner.storage.checkpoint_store import CheckpointStore, verify
 
 
 def save(store: CheckpointStore, step: int, *, accuracy: float | None = None, size: int = 3000) -> None:
-    with store.writing(step, score=accuracy, estimate=0) as folder:
+    with store.write_checkpoint(step, score=accuracy, estimate=0) as folder:
         (folder / "rank0").mkdir()
         (folder / "rank0" / "weights").write_bytes(step.to_bytes(4, "big") * (size // 4))
         (folder / "state.json").write_text(json.dumps({"step": step}))
@@ -38,9 +38,9 @@ def names(folder: Path) -> list[str]:
 
 def test_a_checkpoint_is_hashed_and_verified(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=2)
-    assert store.newest() is None
+    assert store.find_newest() is None
     save(store, 50)
-    found = store.newest()
+    found = store.find_newest()
     assert found == tmp_path / "checkpoints" / "step-000050"
     manifest = json.loads((found / "manifest.json").read_text())
     assert manifest["files"].keys() == {"rank0/weights", "state.json"}
@@ -74,7 +74,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
     for step in (1, 2, 3):
         save(store, step)
     damage(store.path(3))
-    assert store.newest() == store.path(2)
+    assert store.find_newest() == store.path(2)
     if reason is None:
         assert caplog.text == ""
         return
@@ -102,7 +102,7 @@ def test_with_none_sound_it_does_not_start_over(tmp_path: Path) -> None:
     save(store, 1)
     (store.path(1) / "state.json").unlink()
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints is sound"):
-        store.newest()
+        store.find_newest()
 
 
 def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -110,18 +110,18 @@ def test_the_last_k_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, accuracy in ((10, 0.5), (20, 0.8), (30, None), (40, 0.8), (50, 0.7)):
         save(store, step, accuracy=accuracy)
     assert names(tmp_path) == ["best.json", "step-000020", "step-000040", "step-000050"]
-    assert (store.best(), store.best_score()) == (20, 0.8)
+    assert (store.find_best(), store.best_score()) == (20, 0.8)
 
 
 def test_the_best_by_one_measure_is_not_the_best_by_another(tmp_path: Path) -> None:
     """`checkpoint.best_by` may change over a resume; scores of two measures are not held against each other."""
     save(CheckpointStore(tmp_path, keep=1), 10, accuracy=0.9)
     store = CheckpointStore(tmp_path, keep=1, best_by="H")
-    assert (store.best(), store.best_score()) == (None, float("-inf"))
+    assert (store.find_best(), store.best_score()) == (None, float("-inf"))
     save(store, 20, accuracy=0.4)
     save(store, 30, accuracy=0.3)
     assert names(tmp_path) == ["best.json", "step-000020", "step-000030"]
-    assert CheckpointStore(tmp_path, keep=1, best_by="H").best() == 20
+    assert CheckpointStore(tmp_path, keep=1, best_by="H").find_best() == 20
 
 
 def test_a_lost_future_goes_when_a_new_one_is_written(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_lost_future_goes_when_a_new_one_is_written(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save(store, step)
     (store.path(30) / "state.json").unlink()
-    assert CheckpointStore(tmp_path, keep=2).newest() == store.path(20)  # a resumed run goes on from there ...
+    assert CheckpointStore(tmp_path, keep=2).find_newest() == store.path(20)  # a resumed run goes on from there ...
     save(store, 25)  # ... and saves elsewhere
     assert names(tmp_path) == ["step-000020", "step-000025"]
     save(store, 25, size=400)  # over one that is there
@@ -142,7 +142,7 @@ def test_an_unsound_one_does_not_count_among_the_kept(tmp_path: Path) -> None:
     save(store, 10)
     save(store, 20)
     (store.path(20) / "state.json").unlink()
-    store.newest()
+    store.find_newest()
     save(store, 30)
     assert store.steps() == [10, 30]
 
@@ -150,13 +150,13 @@ def test_an_unsound_one_does_not_count_among_the_kept(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     for left in (".writing-000010", ".removing-000005"):
         (tmp_path / left / "rank0").mkdir(parents=True)
-    assert CheckpointStore(tmp_path, keep=2).newest() is None
+    assert CheckpointStore(tmp_path, keep=2).find_newest() is None
     assert names(tmp_path) == []
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    with pytest.raises(KeyboardInterrupt), store.writing(1, estimate=0):
+    with pytest.raises(KeyboardInterrupt), store.write_checkpoint(1, estimate=0):
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -165,7 +165,7 @@ def write_forever(folder: str, report: str) -> None:
     """Save again and again; report each step that is safe as four bytes."""
     reports = os.open(report, os.O_WRONLY)
     store = CheckpointStore(Path(folder), keep=2)
-    step = step_of(store.newest())
+    step = step_of(store.find_newest())
     while True:
         step += 1
         save(store, step, accuracy=step / 1e6 if step % 3 else None)
@@ -186,7 +186,7 @@ def test_sigkill_at_any_instant_loses_one_at_most(tmp_path: Path) -> None:
         process.join(10)
         assert process.exitcode == -9
         safe = max(newest, int.from_bytes(report.read_bytes(), "big"))  # a kill may fall between rename and report
-        newest = step_of(CheckpointStore(folder, keep=2).newest())
+        newest = step_of(CheckpointStore(folder, keep=2).find_newest())
         assert not list(folder.glob(".*-0*"))
         assert safe <= newest <= safe + 1
         for path in folder.glob("step-*"):
@@ -220,7 +220,7 @@ def test_a_full_disk_is_refused_with_numbers_and_cleaned_up(small_volume: Path) 
     assert "MB free" in str(caught.value.got) and "MB needed" in str(caught.value.got)
     assert names(store.folder) == ["step-000001"]
     save(store, 3, size=100_000)
-    assert store.newest() == store.path(3)
+    assert store.find_newest() == store.path(3)
 
 
 def test_a_full_disk_that_hides_behind_another_error_is_seen(small_volume: Path) -> None:
@@ -237,16 +237,16 @@ def test_a_full_disk_that_hides_behind_another_error_is_seen(small_volume: Path)
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     for write in (like_torch, like_safetensors):
-        with pytest.raises(CheckpointError), store.writing(1, estimate=0) as folder:
+        with pytest.raises(CheckpointError), store.write_checkpoint(1, estimate=0) as folder:
             write(folder)
     assert names(store.folder) == []
 
 
 def test_room_is_asked_for_before_writing(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    assert store.room_for(10) and not store.room_for(1 << 60)
-    with pytest.raises(CheckpointError, match="no room for a checkpoint"), store.writing(1, estimate=1 << 60):
+    assert store.has_room(10) and not store.has_room(1 << 60)
+    with pytest.raises(CheckpointError, match="no room for a checkpoint"), store.write_checkpoint(1, estimate=1 << 60):
         pytest.fail("nothing may be written")
     free = os.statvfs(tmp_path)
     save(store, 1, size=4000)
-    assert store.room_for(free.f_bavail * free.f_frsize // 2)
+    assert store.has_room(free.f_bavail * free.f_frsize // 2)

@@ -13,8 +13,8 @@ from rich.console import Console as RichConsole
 from common.config.schema import Config
 from learner.text import clock, printable
 from learner.tracking.console import LineConsole, open_console
-from learner.tracking.lines import event_line, sample_line
-from learner.tracking.live import LiveConsole, sparkline
+from learner.tracking.lines import format_event, format_sample
+from learner.tracking.live import LiveConsole, draw_sparkline
 from learner.tracking.records import History
 from tests.helpers.fake_run import record, scored
 
@@ -43,8 +43,8 @@ HOSTILE = "\x1b[2J[red]seven[/red]\n\r\u200b\u202e"
 def test_hostile_text_is_escaped() -> None:
     assert printable(HOSTILE) == "\\x1b[2J[red]seven[/red]\\n\\r\\u200b\\u202e"
     assert printable("Größe 七") == "Größe 七"
-    assert sample_line(scored(("seven", "seven", "a\nb"))) == "sampled train/17 label seven: seven x2 · a\\nb x1"
-    assert event_line("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
+    assert format_sample(scored(("seven", "seven", "a\nb"))) == "sampled train/17 label seven: seven x2 · a\\nb x1"
+    assert format_event("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
 
 
 def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]:
@@ -99,7 +99,7 @@ def test_the_live_panel_shows_nan_and_no_evaluation() -> None:
     ],
 )
 def test_sparklines(values: list[float], width: int, bars: str) -> None:
-    assert sparkline(values, width) == bars
+    assert draw_sparkline(values, width) == bars
 
 
 def test_clock_and_an_ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> None:

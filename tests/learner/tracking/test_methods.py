@@ -19,7 +19,7 @@ from rich.console import Console as RichConsole
 from common.config.schema import Config
 from learner.driver.preflight.model import describe_unshared
 from learner.storage.run_folder import RunFolder
-from learner.tracking.closing import closing_block
+from learner.tracking.closing import format_closing
 from learner.tracking.console import LineConsole
 from learner.tracking.live import LiveConsole
 from learner.tracking.model_card import make_model_card
@@ -97,7 +97,7 @@ def texts(config: Config, folder: Path) -> list[str]:
 
 def closing_lines(config: Config, summary: Summary, folder: Path) -> list[str]:
     opened = RunFolder.open(config.model_copy(update={"run_dir": folder / "run"}), now=datetime.now(UTC))
-    lines = closing_block(summary, opened, config, 0, None)
+    lines = format_closing(summary, opened, config, 0, None)
     opened.close()
     return lines
 

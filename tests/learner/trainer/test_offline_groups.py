@@ -53,7 +53,7 @@ def source(*rows: Example) -> ExampleSource:
 
 
 def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
-    group = writer("exact").group(prompt(row()))
+    group = writer("exact").make_group(prompt(row()))
     assert tuple(one.text for one in group.completions) == LABELS
     assert (group.origin, group.engine_id) == ("given", None)
     decode = processor().tokenizer.decode
@@ -75,7 +75,7 @@ def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
 def test_sft_writes_the_label_as_the_mode_wants_it(mode: Mode, thought: str | None, said: str) -> None:
     example = row(problem="What is it?", thought=thought)
     writer("sft", mode).check(source(example))
-    (completion,) = writer("sft", mode).group(prompt(example)).completions
+    (completion,) = writer("sft", mode).make_group(prompt(example)).completions
     assert completion.text == said
     assert is_right(said, "tiger", mode=mode) and is_well_formed(said, mode)
     assert completion.token_ids[-1] == processor().tokenizer.eos_token_id
