@@ -221,7 +221,6 @@ class StepResult:
     logprob_gap_mean: float  # |engine - learner| over sampled tokens
     logprob_gap_max: float
     tokens: int
-    seconds: float
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
 
 

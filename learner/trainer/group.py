@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -82,14 +81,13 @@ class LearnerGroup:
 
     def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
         """Take one optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
-        begin = time.monotonic()
         dealt = [self._packs(own, self._deal(own), term) for term, own in split_by_loss(scored, self._config.loss)]
         refs = [
             call(rank, LearnerRank.step, list(chain.from_iterable(packs)))
             for rank, *packs in zip(self._ranks, *dealt, strict=True)
         ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
-        return combine(stats, seconds=time.monotonic() - begin)
+        return combine(stats)
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
         """Return the policy's log-probs of every token, by group and completion, under the sampling settings."""

@@ -82,7 +82,7 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankSt
     )
 
 
-def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
+def combine(stats: Sequence[RankStats]) -> StepResult:
     """Return the figures of a step from those of its ranks.
 
     Shares of loss and KL add up. The entropy is a mean over all tokens, gap and clip share over all sampled ones.
@@ -98,7 +98,6 @@ def combine(stats: Sequence[RankStats], *, seconds: float) -> StepResult:
         logprob_gap_mean=sum(rank.gap for rank in stats) / sampled,
         logprob_gap_max=max(rank.gap_max for rank in stats),
         tokens=int(tokens),
-        seconds=seconds,
         probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
     )
 

@@ -45,7 +45,7 @@ TINY = ["--model", "embedded:tiny"]
         (["--model", "{run}/checkpoints/step-000003"], "is a checkpoint, which only its run can read"),
     ],
 )
-def test_refused_at_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     places = {
         "empty": parquet(tmp_path / "empty.parquet", [row()]),
         "open": parquet(tmp_path / "open.parquet", [row(problem="What?")]),
@@ -113,7 +113,7 @@ def test_without_sets_the_configurations_own_are_evaluated() -> None:
     assert asked.held_out and config.evaluation.sets == {"base": "@base_test", "new": "@new_test"}
 
 
-def judged() -> list[Verdict]:
+def verdicts() -> list[Verdict]:
     right = Answer(
         text="<answer>tiger shark</answer>", strict=False, lenient=True, well_formed=True, named="tiger shark"
     )
@@ -126,7 +126,7 @@ def judged() -> list[Verdict]:
 
 
 def test_the_seeds_format_is_lenient_and_in_percent() -> None:
-    assert make_cls_rl_json(judged()) == {
+    assert make_cls_rl_json(verdicts()) == {
         "accuracy": 50.0,
         "results": [
             {
@@ -148,14 +148,14 @@ def test_the_seeds_format_is_lenient_and_in_percent() -> None:
 
 
 def test_an_answer_is_a_line_and_the_greedy_one_has_the_scores() -> None:
-    first, second = make_answer_rows("m", "s", judged()[0])
+    first, second = make_answer_rows("m", "s", verdicts()[0])
     assert (first["sample"], first["named"], first["strict"], first["lenient"]) == (0, "tiger shark", False, True)
     assert (first["closed_set"], first["logprobs"]) == ("tiger", {"tiger": -1.0, "cat": -2.0})
     assert (second["sample"], second["named"]) == (1, None) and "logprobs" not in second
 
 
 def test_tables() -> None:
-    lines = [{"model": m, **measure(judged(), name=s).row} for m in ("a|b", "c\n") for s in ("x", "y")]
+    lines = [{"model": m, **measure(verdicts(), name=s).row} for m in ("a|b", "c\n") for s in ("x", "y")]
     table = list(make_table(lines))
     assert table[0].startswith("| model | set | rows | accuracy | lenient | closed set | macro f1 |")
     assert table[0].endswith("| majority at/1 | pass at/1 |")

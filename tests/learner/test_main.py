@@ -1,4 +1,4 @@
-"""The door: whatever cannot work ends in seconds with one error: what, got, remedy; and nothing was started."""
+"""Preflight: what cannot work ends in seconds with one error of what, got and remedy, and nothing was started."""
 
 from __future__ import annotations
 

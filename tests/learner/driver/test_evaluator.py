@@ -15,7 +15,6 @@ from common.types import Completion, FailedGroup, GenerationRequest, Group, Prom
 from learner.driver.evaluator import Evaluator
 from learner.driver.preflight.run_inputs import RunInputs, run_preflight
 from learner.evaluation.measures import measure_all
-from learner.evaluation.verdicts import Verdict
 
 WORDS = (
     "data.split=base_train",
@@ -69,7 +68,7 @@ class FakeLearner:
         ]
 
 
-def judge(inputs: RunInputs, fleet: FakeFleet, config: Config | None = None) -> Evaluator:
+def evaluator(inputs: RunInputs, fleet: FakeFleet, config: Config | None = None) -> Evaluator:
     parts: Any = {"fleet": fleet, "learner": FakeLearner()}
     return Evaluator(
         config=config or inputs.config,
@@ -81,9 +80,9 @@ def judge(inputs: RunInputs, fleet: FakeFleet, config: Config | None = None) -> 
 
 def test_every_row_gets_its_own_answers_and_scores(inputs: RunInputs) -> None:
     fleet = FakeFleet()
-    judged = {one.name: (one, rows) for one, rows in judge(inputs, fleet).give_verdicts(inputs.sets)}
-    assert list(judged) == ["held-out", "base", "new"]
-    one, rows = judged["new"]
+    verdicts = {one.name: (one, rows) for one, rows in evaluator(inputs, fleet).give_verdicts(inputs.sets)}
+    assert list(verdicts) == ["held-out", "base", "new"]
+    one, rows = verdicts["new"]
     assert [row.id for row in rows] == [one.source[index].id for index in range(6)]
     for index, row in enumerate(rows):
         assert row.label == one.source[index].label
@@ -98,8 +97,10 @@ def test_every_row_gets_its_own_answers_and_scores(inputs: RunInputs) -> None:
 
 def test_rows_of_two_sets_are_answered_once(inputs: RunInputs) -> None:
     fleet = FakeFleet()
-    judged: dict[str, list[Verdict]] = {one.name: rows for one, rows in judge(inputs, fleet).give_verdicts(inputs.sets)}
-    assert judged["held-out"] is judged["base"]
+    verdicts: dict[str, list[Verdict]] = {
+        one.name: rows for one, rows in evaluator(inputs, fleet).give_verdicts(inputs.sets)
+    }
+    assert verdicts["held-out"] is verdicts["base"]
     assert len(fleet.asked) == 2 * 2 * 6  # two sources; greedy and sampled
     greedy = [request for request in fleet.asked if request.sampling.temperature == 0]
     assert {request.sampling.n for request in greedy} == {1} and len(greedy) == 12
@@ -109,7 +110,7 @@ def test_rows_of_two_sets_are_answered_once(inputs: RunInputs) -> None:
 
 
 def test_lines_of_base_new_and_h(inputs: RunInputs) -> None:
-    lines = judge(inputs, FakeFleet()).measure_sets(inputs.sets)
+    lines = evaluator(inputs, FakeFleet()).measure_sets(inputs.sets)
     assert [line["set"] for line in lines] == ["held-out", "base", "new", "H"]
     assert [line["rows"] for line in lines] == [6, 6, 6, 12]
     assert lines[3]["accuracy"] == 0.0
@@ -118,12 +119,12 @@ def test_lines_of_base_new_and_h(inputs: RunInputs) -> None:
 
 
 def test_no_h_without_both(inputs: RunInputs) -> None:
-    rows = {one.name: rows for one, rows in judge(inputs, FakeFleet()).give_verdicts(inputs.sets[:2])}
+    rows = {one.name: rows for one, rows in evaluator(inputs, FakeFleet()).give_verdicts(inputs.sets[:2])}
     assert [line["set"] for line in measure_all(rows, inputs.config)] == ["held-out", "base"]
 
 
 def test_a_refused_row_ends_the_evaluation(inputs: RunInputs) -> None:
     refused = inputs.sets[0].source[3].id
     with pytest.raises(DataError, match=f"row {refused} cannot be evaluated") as caught:
-        judge(inputs, FakeFleet(refuses=refused)).measure_sets(inputs.sets)
+        evaluator(inputs, FakeFleet(refuses=refused)).measure_sets(inputs.sets)
     assert caught.value.got == "too hard"

@@ -22,9 +22,7 @@ def record(
     groups: Sequence[ScoredGroup], probabilities: Mapping[str, tuple[float, ...]], config: Config = DEFAULT
 ) -> StepRecord:
     figures = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
-    result = StepResult(
-        **figures, logprob_gap_mean=0.0, logprob_gap_max=0.0, tokens=9, seconds=0.1, probabilities=probabilities
-    )
+    result = StepResult(**figures, logprob_gap_mean=0.0, logprob_gap_max=0.0, tokens=9, probabilities=probabilities)
     return make_step_record(
         3,
         groups,

@@ -28,7 +28,7 @@ def answer(named: str, label: str = "") -> Answer:
 
 
 def rows(*pairs: tuple[str, str], **more: Any) -> list[Verdict]:
-    """Judged rows of (label, what was answered)."""
+    """Verdicts on rows of (label, what was answered)."""
     return [
         Verdict(id=f"test/{i}", problem="?", label=label, listed=True, greedy=answer(said, label), **more)
         for i, (label, said) in enumerate(pairs)
@@ -108,16 +108,16 @@ def test_closed_set_by_sum_and_by_mean() -> None:
     )
 )
 def test_calibration_is_brute_force(table: list[tuple[int, list[float]]]) -> None:
-    judged, chosen, given_ = [], [], []
+    verdicts, chosen, given_ = [], [], []
     for number, (truth, weights) in enumerate(table):
         probabilities = [weight / sum(weights) for weight in weights]
         given_.append(probabilities)
         chosen.append((max(probabilities), int(np.argmax(probabilities)) == truth))
-        judged += rows((LABELS[truth], "ant"), closed=closed(probabilities))
-        scores = judged[number].closed
+        verdicts += rows((LABELS[truth], "ant"), closed=closed(probabilities))
+        scores = verdicts[number].closed
         assert scores is not None
         np.testing.assert_allclose(scores.probabilities(), probabilities, rtol=1e-9)
-    row = measure(judged, name="x").row
+    row = measure(verdicts, name="x").row
     error = 0.0
     for bin_ in range(BINS):
         inside = [one for one in chosen if bin_ / BINS < one[0] <= (bin_ + 1) / BINS]
@@ -233,10 +233,10 @@ def test_consistency_is_of_the_answers_with_a_thought() -> None:
     problem = "What is it?\nPlease choose one from list [ ant, bee, cat]."
     example = Example(id="test/0", problem=problem, image=None, label="cat", columns={})
     said = [f"<think>{thought}</think><answer>cat</answer>" for thought in ("a cat", "bee or cat", "an ant")]
-    judged = [give_verdict(example, text, data=DataConfig(mode="think"), labels=()) for text in (*said, "cat")]
-    assert [row.greedy.consistent for row in judged] == [1.0, 0.5, 0.0, None]
-    assert measure(judged, name="x").row["consistency"] == 0.5
-    assert measure(judged[3:], name="x").row["consistency"] is None
+    verdicts = [give_verdict(example, text, data=DataConfig(mode="think"), labels=()) for text in (*said, "cat")]
+    assert [row.greedy.consistent for row in verdicts] == [1.0, 0.5, 0.0, None]
+    assert measure(verdicts, name="x").row["consistency"] == 0.5
+    assert measure(verdicts[3:], name="x").row["consistency"] is None
 
 
 def test_an_open_ended_answer_may_name_any_class_of_the_set() -> None:

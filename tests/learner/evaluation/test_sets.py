@@ -1,4 +1,4 @@
-"""Which sets are evaluated, on what, and what a bad wish is told at the door."""
+"""Which sets are evaluated, on what, and what preflight says to a set that cannot be."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
         (["evaluation.pass_at_k=[1]"], ConfigError, "no k above the samples"),
     ],
 )
-def test_refused_at_the_door(words: list[str], error: type[Exception], says: str) -> None:
+def test_refused_in_preflight(words: list[str], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         run_preflight(config(*words), say=lambda line: None)
 

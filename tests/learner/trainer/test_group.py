@@ -262,7 +262,7 @@ def test_resumed_run_is_the_run_left_alone(trained: tuple[int, Trained], model_p
         group.load(run.saved)
         results = [group.step(batch(step)) for step in (3, 4)]
         assert_equal(unpack(group.publish(5)), run.weights[5])
-        assert [replace(r, seconds=0) for r in results] == [replace(r, seconds=0) for r in run.results[3:]]
+        assert results == run.results[3:]
         check_export(group, tmp_path / "export", run.weights[5])
         broken = batch(0)
         broken[1] = replace(broken[1], rewards=(float("nan"),) * 3)
@@ -274,7 +274,7 @@ def test_resumed_run_is_the_run_left_alone(trained: tuple[int, Trained], model_p
 def test_a_checkpoint_takes_the_bytes_that_were_estimated(trained: tuple[int, Trained]) -> None:
     _, run = trained
     size = sum(path.stat().st_size for path in run.saved.rglob("*") if path.is_file())
-    assert run.estimated == pytest.approx(size, rel=0.1)
+    assert 0 <= size - run.estimated < 130_000, "zip headers, random states: half of what four bytes a parameter take"
 
 
 def check_export(group: LearnerGroup, folder: Path, weights: Weights) -> None:
@@ -340,7 +340,7 @@ def test_adapters_alone_are_trained_saved_and_sent_again(
         group.load(tmp_path / "checkpoint")
         resumed = [group.step(batch(step)) for step in (3, 4)]
         assert_equal(unpack(group.publish(5)), weights[5])
-    assert [replace(r, seconds=0) for r in resumed] == [replace(r, seconds=0) for r in results[3:]]
+    assert resumed == results[3:]
 
 
 def adapted_twin(model_path: Path, config: Config) -> tuple[list[float], Weights]:

@@ -86,7 +86,7 @@ SHORT: dict[str, Any] = {"rollout": {"max_completion_tokens": 1}}
 
 
 @pytest.mark.parametrize(
-    ("written", "example", "named"),
+    ("offline", "example", "named"),
     [
         (writer("exact"), row(problem="What is it?"), "train/0: its question offers no list"),
         (writer("exact"), row(problem=with_candidates("?", ["cat", "cat"])), "are one answer to the model"),
@@ -98,9 +98,9 @@ SHORT: dict[str, Any] = {"rollout": {"max_completion_tokens": 1}}
         (writer("sft", "think_after_answer"), row(thought=" "), "plain text in column thought"),
     ],
 )
-def test_what_cannot_be_written_is_refused_at_the_door(written: OfflineGroups, example: Example, named: str) -> None:
+def test_rows_without_a_usable_answer_are_refused(offline: OfflineGroups, example: Example, named: str) -> None:
     with pytest.raises(DataError, match="1 of 1 rows of rows cannot be used") as refused:
-        written.check(source(example))
+        offline.check(source(example))
     assert named in str(refused.value)
 
 
@@ -109,12 +109,12 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
     drawn = {}
     for seed in (1, 2):
         for step in (0, 1):
-            written = writer("exact", seed=seed, exact={"sampled_share": 0.25})
-            sampled, by_hand = written.divide(prompts, step)
+            offline = writer("exact", seed=seed, exact={"sampled_share": 0.25})
+            sampled, by_hand = offline.divide(prompts, step)
             assert len(sampled) == 4
             assert sorted([*sampled, *by_hand], key=prompts.index) == prompts
             assert [one.id for one in sampled] == [one.id for one in prompts if one in sampled], "in prompt order"
-            again, _ = written.divide(prompts[::-1], step)
+            again, _ = offline.divide(prompts[::-1], step)
             assert {one.id for one in again} == {one.id for one in sampled}
             drawn[seed, step] = frozenset(one.id for one in sampled)
     assert len(set(drawn.values())) == 4
