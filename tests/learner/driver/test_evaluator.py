@@ -97,9 +97,7 @@ def test_every_row_gets_its_own_answers_and_scores(inputs: RunInputs) -> None:
 
 def test_rows_of_two_sets_are_answered_once(inputs: RunInputs) -> None:
     fleet = FakeFleet()
-    verdicts: dict[str, list[Verdict]] = {
-        one.name: rows for one, rows in evaluator(inputs, fleet).give_verdicts(inputs.sets)
-    }
+    verdicts = {one.name: rows for one, rows in evaluator(inputs, fleet).give_verdicts(inputs.sets)}
     assert verdicts["held-out"] is verdicts["base"]
     assert len(fleet.asked) == 2 * 2 * 6  # two sources; greedy and sampled
     greedy = [request for request in fleet.asked if request.sampling.temperature == 0]
