@@ -125,7 +125,7 @@ def verdicts() -> list[Verdict]:
     ]
 
 
-def test_the_seeds_format_is_lenient_and_in_percent() -> None:
+def test_the_format_of_cls_rl_is_lenient_and_in_percent() -> None:
     assert make_cls_rl_json(verdicts()) == {
         "accuracy": 50.0,
         "results": [
