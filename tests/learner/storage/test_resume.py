@@ -1,0 +1,61 @@
+"""Where a start goes on: from the checkpoint that is named, from the newest sound one, or from none."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from common.config.schema import Config
+from common.errors import CheckpointError
+from learner.storage.checkpoint import DriverState, write_state
+from learner.storage.checkpoint_store import CheckpointStore
+from learner.storage.resume import find_resume_point
+from learner.storage.run_folder import RunFolder
+
+CONFIG = Config(steps=20)
+
+
+def resumed_step(run: Path, resume: str | None, config: Config = CONFIG) -> int | None:
+    """The step that a start with `resume` goes on from."""
+    wanted = config.model_copy(update={"run_dir": run, "resume": resume})
+    with closing(RunFolder.open(wanted, now=datetime.now(UTC))) as folder:
+        point = find_resume_point(wanted, folder, CheckpointStore(folder.checkpoints, keep=5))
+    return point.state.step if point else None
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 5 and 10."""
+    store = CheckpointStore(tmp_path / "run/checkpoints", keep=5)
+    for step in (5, 10):
+        state = DriverState(step=step, config=CONFIG, stream={}, counts={})
+        with store.write_checkpoint(step, estimate=0) as folder:
+            write_state(folder, state)
+    return tmp_path / "run"
+
+
+def test_auto_takes_the_newest_sound_one(run: Path) -> None:
+    assert resumed_step(run, "auto") == 10
+    (run / "checkpoints/step-000010/state.json").write_text("{}")
+    assert resumed_step(run, "auto") == 5
+
+
+def test_a_checkpoint_may_be_named(run: Path) -> None:
+    assert resumed_step(run, str(run / "checkpoints/step-000005")) == 5
+    (run / "checkpoints/step-000005/state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="step-000005 is not sound"):
+        resumed_step(run, str(run / "checkpoints/step-000005"))
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert resumed_step(tmp_path / "run", None) is None
+    assert resumed_step(tmp_path / "run", "auto") is None
+
+
+def test_another_experiment_is_refused(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="under another configuration"):
+        resumed_step(run, "auto", Config(steps=21))
+    assert resumed_step(run, "auto", Config(steps=20, name="other")) == 10
