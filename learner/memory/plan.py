@@ -23,7 +23,7 @@ from common.models.prompts import PromptEncoder
 from common.types import Example, ImageFeatures, Prompt, ScoredGroup
 from learner.memory.trace import build_weightless_model, make_up_group, trace_learning_peak
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
-from learner.trainer.microbatches import packed_length
+from learner.trainer.microbatches import count_positions
 from learner.trainer.zero_config import LARGEST_BUCKET, LIVE_PARAMETERS
 
 GIB = 2**30
@@ -126,7 +126,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
 
 def _describe(pack: Sequence[ScoredGroup]) -> str:
     """Say the size of a pack in words."""
-    tokens = sum(packed_length(group) for group in pack)
+    tokens = sum(count_positions(group) for group in pack)
     predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
     return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
 

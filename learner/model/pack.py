@@ -34,7 +34,7 @@ from torch import Tensor
 from common.config.schema import RewardConfig
 from common.errors import DataError
 from common.types import Completion, ScoredGroup
-from learner.model.attention import pack_inputs
+from learner.model.attention import make_pack_inputs
 from learner.model.last_layer import ROWS
 from learner.model.layout import Layout, Span
 from learner.model.prompt_inputs import join_prompts, make_blank_picture, read_prompt
@@ -135,7 +135,7 @@ def build_pack(
     return Pack(
         ids=torch.cat(ids)[None].to(on),
         positions=(places[:, None] if len(places) == 3 else places).to(on),
-        attention=pack_inputs(Layout(spans=tuple(spans)), model)
+        attention=make_pack_inputs(Layout(spans=tuple(spans)), model)
         | {ROWS: torch.from_numpy(np.unique(predicting)).to(on)},
         images={name: tensor.to(on) for name, tensor in images.items()},
         source=torch.from_numpy(predicting).to(on),

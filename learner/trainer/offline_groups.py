@@ -1,8 +1,8 @@
-"""Groups whose completions were not sampled but written down: every candidate of a row, or its label.
+"""Groups of given answers, which no engine samples: every candidate of a row (exact), or its label (sft).
 
-A row's candidates are plain branches over its prompt, all in one pack. A label trie, in which they would share their
-first tokens, saves 2 % of a pack's tokens for lists of 100 ImageNet names (312 of prompt, 272 of branches), 0.4 % for
-lists of 30, and 22 % only for a hundred aircraft variants; it would want an attention layout of its own.
+The candidates are plain branches over the prompt, all in one pack. In a label trie they would share their first tokens.
+That would save 2 % of a pack's tokens for lists of 100 ImageNet names (312 of prompt, 272 of branches), 0.4 % for lists
+of 30, and 22 % only for a hundred aircraft variants. It would need an attention layout of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
 from common.types import Example, Group, Prompt, request_seed
-from learner.trainer.given_answers import given_group
+from learner.trainer.given_answers import build_given_group
 
-THOUGHT = "thought"  # the column of a row that holds what is to be said beside its label
+THOUGHT = "thought"  # column of a row: the thought that goes with its label
 
 
 class OfflineGroups:
-    """Writes the groups that the configured method learns from: all candidates (exact), or the label (sft)."""
+    """Makes the groups of given answers that the configured method learns from."""
 
     def __init__(self, config: Config, closed_set: ClosedSet) -> None:
         self._config, self._closed_set = config, closed_set
 
     def check(self, source: ExampleSource) -> None:
-        """Raises one DataError naming the rows that cannot be written down, or whose answers engines could not give."""
+        """Raise one DataError naming the rows without an answer, or with one that engines could not sample."""
         faults: list[tuple[str, BadRowError]] = []
         for example in self._rows(source):
             try:
@@ -39,7 +39,10 @@ class OfflineGroups:
         refuse(source.name, len(source), faults)
 
     def divide(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Prompt], list[Prompt]]:
-        """Those of a step that engines sample, and those to write down: drawn by (run, step, prompt), both in order."""
+        """Return the prompts of a step that engines sample, and those with given answers, both in order.
+
+        They are drawn by (run, step, prompt), so a resumed run draws the same.
+        """
         seed = self._config.seed
         drawn = sorted(prompts, key=lambda prompt: request_seed(seed, step, f"sampled {prompt.id}"))
         sampled = {prompt.id for prompt in drawn[: self._config.sampled_prompts]}
@@ -49,15 +52,15 @@ class OfflineGroups:
         )
 
     def group(self, prompt: Prompt) -> Group:
-        """Raises DataError for what `check` would refuse."""
+        """Return the group of given answers for a prompt. Raises DataError for one that `check` would refuse."""
         try:
             texts, answers = self._answers(prompt.example)
         except BadRowError as fault:
             raise DataError(f"{prompt.id} cannot be learnt from", got=fault.reason, remedy=fault.remedy) from fault
-        return given_group(prompt, answers, texts)
+        return build_given_group(prompt, answers, texts)
 
     def _rows(self, source: ExampleSource) -> Iterator[Example]:
-        """Pictures are decoded again only where other columns are needed."""
+        """Yield the rows of a source; pictures are decoded only where columns beside the label are needed."""
         if self._config.method == "sft" and self._config.data.mode != "no_think":
             yield from (source[index] for index in range(len(source)))
             return
@@ -65,6 +68,7 @@ class OfflineGroups:
             yield Example(id=row.id, problem=row.problem, image=None, label=row.label, columns={})
 
     def _insist(self, example: Example) -> None:
+        """Raise BadRowError for a row that cannot be learnt from."""
         try:
             texts, answers = self._answers(example)
         except DataError as error:
@@ -77,6 +81,7 @@ class OfflineGroups:
             )
 
     def _answers(self, example: Example) -> tuple[Sequence[str], Sequence[Answer]]:
+        """Return the answers of a row, as texts and as token ids."""
         if self._config.method == "sft":
             text = _word_label(example, self._config.data.mode)
             return [text], [self._closed_set.completion(text)]
@@ -89,7 +94,7 @@ class OfflineGroups:
 
 
 def _word_label(example: Example, mode: Mode) -> str:
-    """The completion that gives the row's label as the mode wants it."""
+    """Return the completion that says the label of a row, in the format of the mode."""
     said, thought = f"<answer>{example.label}</answer>", example.columns.get(THOUGHT)
     if mode == "no_think":
         said = example.label

@@ -1,4 +1,4 @@
-"""What methods write down in place of samples: the right texts as the right tokens, or a refusal that names rows."""
+"""Given answers in place of samples: the right texts as the right tokens, or a refusal that names rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def source(*rows: Example) -> ExampleSource:
     return cast("ExampleSource", Rows(rows))
 
 
-def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
+def test_exact_gives_every_candidate_in_the_order_of_the_list() -> None:
     group = writer("exact").group(prompt(row()))
     assert tuple(one.text for one in group.completions) == LABELS
     assert (group.origin, group.engine_id) == ("given", None)
@@ -72,7 +72,7 @@ def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
         ("adaptive", None, "<answer>tiger</answer>"),
     ],
 )
-def test_sft_writes_the_label_as_the_mode_wants_it(mode: Mode, thought: str | None, said: str) -> None:
+def test_sft_gives_the_label_as_the_mode_wants_it(mode: Mode, thought: str | None, said: str) -> None:
     example = row(problem="What is it?", thought=thought)
     writer("sft", mode).check(source(example))
     (completion,) = writer("sft", mode).group(prompt(example)).completions
@@ -86,7 +86,7 @@ SHORT: dict[str, Any] = {"rollout": {"max_completion_tokens": 1}}
 
 
 @pytest.mark.parametrize(
-    ("written", "example", "named"),
+    ("groups", "example", "named"),
     [
         (writer("exact"), row(problem="What is it?"), "train/0: its question offers no list"),
         (writer("exact"), row(problem=with_candidates("?", ["cat", "cat"])), "are one answer to the model"),
@@ -98,9 +98,9 @@ SHORT: dict[str, Any] = {"rollout": {"max_completion_tokens": 1}}
         (writer("sft", "think_after_answer"), row(thought=" "), "plain text in column thought"),
     ],
 )
-def test_what_cannot_be_written_is_refused_at_the_door(written: OfflineGroups, example: Example, named: str) -> None:
+def test_what_cannot_be_learnt_from_is_refused_at_the_door(groups: OfflineGroups, example: Example, named: str) -> None:
     with pytest.raises(DataError, match="1 of 1 rows of rows cannot be used") as refused:
-        written.check(source(example))
+        groups.check(source(example))
     assert named in str(refused.value)
 
 
@@ -109,12 +109,12 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
     drawn = {}
     for seed in (1, 2):
         for step in (0, 1):
-            written = writer("exact", seed=seed, exact={"sampled_share": 0.25})
-            sampled, by_hand = written.divide(prompts, step)
+            groups = writer("exact", seed=seed, exact={"sampled_share": 0.25})
+            sampled, given = groups.divide(prompts, step)
             assert len(sampled) == 4
-            assert sorted([*sampled, *by_hand], key=prompts.index) == prompts
+            assert sorted([*sampled, *given], key=prompts.index) == prompts
             assert [one.id for one in sampled] == [one.id for one in prompts if one in sampled], "in prompt order"
-            again, _ = written.divide(prompts[::-1], step)
+            again, _ = groups.divide(prompts[::-1], step)
             assert {one.id for one in again} == {one.id for one in sampled}
             drawn[seed, step] = frozenset(one.id for one in sampled)
     assert len(set(drawn.values())) == 4
@@ -122,5 +122,5 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
 
 @pytest.mark.parametrize(("method", "count"), [("grpo", 16), ("exact", 0), ("sft", 0)])
 def test_the_other_methods_sample_all_or_nothing(method: str, count: int) -> None:
-    sampled, by_hand = writer(method).divide([prompt(row(number)) for number in range(16)], step=3)
-    assert (len(sampled), len(by_hand)) == (count, 16 - count)
+    sampled, given = writer(method).divide([prompt(row(number)) for number in range(16)], step=3)
+    assert (len(sampled), len(given)) == (count, 16 - count)
