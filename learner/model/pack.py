@@ -164,7 +164,7 @@ def _place_group(ids: Tensor, positions: Tensor, said: CompletionTokens, at: int
     branches = torch.from_numpy(said.place[said.fed] + follow).expand(len(positions), -1)
 
     # The first token of a completion is predicted by the prompt's last, any other by the token before it.
-    fed_before = np.cumsum(said.fed) - said.fed
+    fed_before: Ints = np.cumsum(said.fed) - said.fed  # positions of the branches before each token
     source: Ints = np.where(said.place > 0, fork + fed_before - 1, fork - 1)
     return _Placed(span, (ids, torch.from_numpy(said.target[said.fed])), (positions, branches), source)
 
