@@ -23,7 +23,7 @@ from common.models.prompts import PromptEncoder
 from common.types import Example, ImageFeatures, Prompt, ScoredGroup
 from learner.memory.trace import build_weightless_model, make_up_group, trace_learning_peak
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
-from learner.trainer.microbatches import packed_length
+from learner.trainer.microbatches import count_positions
 from learner.trainer.zero_config import LARGEST_BUCKET, LIVE_PARAMETERS
 
 GIB = 2**30
@@ -126,7 +126,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
 
 def _describe(pack: Sequence[ScoredGroup]) -> str:
     """Say the size of a pack in words."""
-    tokens = sum(packed_length(group) for group in pack)
+    tokens = sum(count_positions(group) for group in pack)
     predicted = sum(len(completion.token_ids) for group in pack for completion in group.group.completions)
     return f"{tokens} tokens, {len(pack)} prompt(s), {predicted} tokens predicted"
 
@@ -159,17 +159,12 @@ def plan_rank(counts: Counts, peak: int, config: Config) -> Share:
     parts.append(Part(name="the process", nbytes=RANK_ITSELF[config.cluster.device]))
 
     # What is held one after the other.
-    own = 4 * (counts.largest if stage == 0 else counts.trained // split[1])
-    update = 4 * counts.trained // split[1] if cuda else 2 * own  # Adam's temporaries: on a GPU all tensors at once
-    if stage or size < 4:
-        update += 4 * counts.trained // split[1]  # gradients in float32
     whole_bucket = bucket if stage == 2 and cuda else 0  # on a CPU pages that are not written yet take nothing
     reducing = {0: reduced, 1: reduced, 2: reduced + gradients, 3: 2 * reduced}[stage]
-    update = 0 if waits else max(0, update - (gradients if stage in (1, 2) else 0))
     passing = (
         Part(name="forward, backward", nbytes=peak + whole_bucket, about="of the largest pack"),
         Part(name="or reducing", nbytes=reducing, about="gradients over ranks"),
-        Part(name="or updating", nbytes=update, about="Adam's own"),
+        Part(name="or updating", nbytes=0 if waits else _update_bytes(counts, config), about="Adam's own"),
         Part(name="or publishing", nbytes=_bucket_bytes(counts, config), about="one bucket"),
     )
     return Share(parts=tuple(parts), passing=passing)
@@ -180,6 +175,19 @@ def _optimizer_bytes(counts: Counts, config: Config) -> int:
     learner = config.learner
     masters = learner.zero_stage > 0 or counts.itemsize < 4
     return (8 + 4 * masters) * counts.trained // (learner.ranks if learner.zero_stage else 1)
+
+
+def _update_bytes(counts: Counts, config: Config) -> int:
+    """Count the bytes that Adam's update takes on one rank, beside the gradients it replaces."""
+    learner, cuda = config.learner, config.cluster.device == "cuda"
+    own = 4 * counts.trained // (learner.ranks if learner.zero_stage else 1)  # float32, of this rank's share
+    largest = 4 * counts.largest if learner.zero_stage == 0 else own
+    update = own if cuda else 2 * largest  # Adam's temporaries: on a GPU all tensors at once
+    if learner.zero_stage or counts.itemsize < 4:
+        update += own  # gradients in float32
+    replaced = learner.zero_stage in (1, 2)
+    split = learner.ranks if learner.zero_stage == 2 else 1
+    return max(0, update - (counts.trained * counts.itemsize // split if replaced else 0))
 
 
 def plan_host(counts: Counts, config: Config) -> Share:

@@ -27,7 +27,7 @@ from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
 from learner.objective import LOSSES
-from learner.trainer.given_answers import given_unscored
+from learner.trainer.given_answers import build_unscored_group
 
 
 def build_weightless_model(model_config: Any, config: Config) -> Any:
@@ -78,7 +78,7 @@ def trace_learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Confi
 def make_up_group(prompt: Prompt, *, tokens: int, completions: int, length: int) -> ScoredGroup:
     """Return a group without meaning: `prompt` filled up to `tokens`, and completions of `length` tokens."""
     ids = (*prompt.token_ids, *[prompt.token_ids[-1]] * (tokens - len(prompt.token_ids)))
-    return given_unscored(replace(prompt, token_ids=ids), [(1,) * length] * completions)
+    return build_unscored_group(replace(prompt, token_ids=ids), [(1,) * length] * completions)
 
 
 class _WithIntegers:

@@ -5,8 +5,8 @@
     flash    flash attention over sequences of different lengths: GPUs in bfloat16
     flex     flex attention, compiled for the blocks that are not empty: GPUs
 
-`install` sets the way of a model. `pack_inputs` makes the keywords of its forward that describe the layout of a pack.
-They go down to every layer, so a checkpointed layer has them again when it is recomputed. Without them everything
+`install` sets the way of a model. `make_pack_inputs` makes the keywords of its forward that describe the layout of a
+pack. They go down to every layer, so a checkpointed layer has them again when it is recomputed. Without them everything
 attends as transformers' sdpa does.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from common.errors import ModelError
 from common.models.families import family_of
 from learner.model.last_layer import shorten
-from learner.model.layout import PROMPT, Layout, block_mask, index_tokens
+from learner.model.layout import PROMPT, Layout, index_tokens, make_block_mask
 from learner.model.sparse_attention import build_sparse_attention
 from learner.model.vision_tower import PACKED_TOWERS, attend_pictures, speed_up_vision_tower
 
@@ -57,15 +57,15 @@ def install(model: Any, way: str, *, cuda: bool = False) -> None:
     model.set_attn_implementation(ways)
 
 
-def way_of(model: Any) -> str:
+def find_way(model: Any) -> str:
     """Return how `model` attends: sdpa, sparse, flash or flex."""
     name: str = model.config.get_text_config()._attn_implementation  # noqa: SLF001
     return name.removeprefix(TEXT.format(""))
 
 
-def pack_inputs(layout: Layout, model: Any) -> dict[str, Any]:
+def make_pack_inputs(layout: Layout, model: Any) -> dict[str, Any]:
     """Return the keywords of the model's forward that say which positions each position attends to."""
-    text, way = model.config.get_text_config(), way_of(model)
+    text, way = model.config.get_text_config(), find_way(model)
     if way == "sdpa":
         return {"attention_mask": _dense_masks(layout, text, model)}
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
@@ -181,10 +181,10 @@ def _choose_way(way: str, model: Any, *, cuda: bool, sliding: bool) -> str:
 def _dense_masks(layout: Layout, text: Any, model: Any) -> Any:
     """Return the dense mask, or one for each kind of layer where there are several kinds."""
     tokens = index_tokens(layout, model.device)
-    full = block_mask(tokens, dtype=model.dtype)
+    full = make_block_mask(tokens, dtype=model.dtype)
     if not _has_sliding_layers(text):
         return full
-    sliding = block_mask(tokens, dtype=model.dtype, window=text.sliding_window)
+    sliding = make_block_mask(tokens, dtype=model.dtype, window=text.sliding_window)
     return {"full_attention": full, "sliding_attention": sliding}
 
 

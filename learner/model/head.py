@@ -93,7 +93,7 @@ class ScoringHead(nn.Linear):
         return cast("Tensor", logp)[None]
 
 
-def scoring_head(model: Any) -> ScoringHead:
+def make_scoring_head(model: Any) -> ScoringHead:
     """Make the head of `model`, or of the engine around it, able to score, and return it.
 
     The weights stay what and where they are. Raises ModelError for a head that is not linear or has a bias.
@@ -112,7 +112,7 @@ def scoring_head(model: Any) -> ScoringHead:
     return cast("ScoringHead", head)
 
 
-def support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
+def find_support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     """Find the tokens that vLLM's top-k (0 keeps all) and then top-p leave to be sampled: (N, V) bool.
 
     Rounding may put the sampled token of a tie just outside; the caller adds it.
@@ -216,7 +216,7 @@ def _make_logits(
     if not request.cuts:
         return logits, None
     if kept is None:
-        own = support(logits, top_k=spec.top_k, top_p=spec.top_p).scatter(-1, request.target[block, None], True)
+        own = find_support(logits, top_k=spec.top_k, top_p=spec.top_p).scatter(-1, request.target[block, None], True)
     else:
         own = kept[block]
     return logits.masked_fill_(~own, BARRED), own

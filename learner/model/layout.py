@@ -91,7 +91,7 @@ def index_tokens(layout: Layout, device: torch.device) -> Tokens:
     return Tokens(*(torch.from_numpy(column).to(device) for column in columns))
 
 
-def block_mask(tokens: Tokens, *, dtype: torch.dtype, window: int | None = None) -> Tensor:
+def make_block_mask(tokens: Tokens, *, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """Return the dense mask of some positions: (1, 1, S, S), queries along the third axis, keys along the fourth.
 
     It is added to the attention scores: 0 where the query may attend to the key, else the lowest number. A boolean

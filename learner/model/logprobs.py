@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from learner.model.head import ScoringSpec, scoring_head
+from learner.model.head import ScoringSpec, make_scoring_head
 from learner.model.pack import Pack
 
 
@@ -29,7 +29,7 @@ def packed_logprobs(model: Any, pack: Pack, spec: ScoringSpec, *, kept: Tensor |
     text = getattr(model, "module", model).config.get_text_config()
     shared = pack.positions is not None  # a pack, not rows of their own: the model gathers the states that are read
     places = {"position_ids": pack.positions, "logits_to_keep": pack.source} if shared else {}
-    scoring = scoring_head(model).scoring(
+    scoring = make_scoring_head(model).scoring(
         spec,
         pack.target,
         source=None if shared else pack.source,

@@ -34,7 +34,7 @@ from torch import Tensor
 from common.config.schema import RewardConfig
 from common.errors import DataError
 from common.types import Completion, ScoredGroup
-from learner.model.attention import pack_inputs
+from learner.model.attention import make_pack_inputs
 from learner.model.last_layer import ROWS
 from learner.model.layout import Layout, Span
 from learner.model.prompt_inputs import join_prompts, make_blank_picture, read_prompt
@@ -102,41 +102,28 @@ def build_pack(
     completions = [c for scored in groups for c in scored.group.completions]
     said = CompletionTokens.of(completions)
     refuse_banned(said, groups, banned)
-    ids, positions, spans, source = [], [], [], []
     known: dict[bytes, Tensor] = {}
+    placed: list[_Placed] = []
     at = row = 0
     for scored in groups:
         rows = slice(row, row + len(scored.group.completions))
-        own = slice(said.edges[rows.start], said.edges[rows.stop])  # the completion tokens of this group
-        prompt_ids, prompt_positions = read_prompt(scored.prompt, model, known)
-        fork, fed, place = at + len(prompt_ids), said.fed[own], said.place[own]
-
-        # The prompt, then every branch: its rope positions follow the prompt's.
-        ids += [prompt_ids, torch.from_numpy(said.target[own][fed])]
-        follow = int(prompt_positions.max()) + 1
-        positions += [prompt_positions, torch.from_numpy(place[fed] + follow).expand(len(prompt_positions), -1)]
-
-        # A completion's first token is predicted by the prompt's last, any other by the token before it.
-        fed_before: Ints = np.cumsum(fed) - fed  # positions of this group's branches before each token
-        source.append(np.where(place > 0, fork + fed_before - 1, fork - 1))
-
-        ends = fork + np.cumsum(np.diff(said.edges[rows.start : rows.stop + 1]) - 1)
-        spans.append(Span(start=at, fork=fork, ends=tuple(ends.tolist())))
-        at, row = spans[-1].end, rows.stop
-    predicting = np.concatenate(source)
+        placed.append(_place_group(*read_prompt(scored.prompt, model, known), said.of_rows(rows), at))
+        at, row = placed[-1].span.end, rows.stop
+    predicting = np.concatenate([one.source for one in placed])
 
     images = join_prompts([scored.prompt for scored in groups], model)
     if tower_runs and not images:  # ZeRO needs the vision tower run on every rank: a blank picture at the end
         blank_ids, images = make_blank_picture(model)
-        ids.append(blank_ids)
-        positions.append(torch.zeros(len(positions[0]), len(blank_ids), dtype=torch.long))
-        spans.append(Span(start=at, fork=at + len(blank_ids), ends=()))
-    on, places = model.device, torch.cat(positions, 1)
+        axes = len(placed[0].positions[0])
+        placed.append(_place_prompt(blank_ids, torch.zeros(axes, len(blank_ids), dtype=torch.long), at))
+
+    on = model.device
+    layout = Layout(spans=tuple(one.span for one in placed))
+    places = torch.cat([part for one in placed for part in one.positions], 1)  # (axes, S)
     return Pack(
-        ids=torch.cat(ids)[None].to(on),
+        ids=torch.cat([part for one in placed for part in one.ids])[None].to(on),
         positions=(places[:, None] if len(places) == 3 else places).to(on),
-        attention=pack_inputs(Layout(spans=tuple(spans)), model)
-        | {ROWS: torch.from_numpy(np.unique(predicting)).to(on)},
+        attention=make_pack_inputs(layout, model) | {ROWS: torch.from_numpy(np.unique(predicting)).to(on)},
         images={name: tensor.to(on) for name, tensor in images.items()},
         source=torch.from_numpy(predicting).to(on),
         target=torch.from_numpy(said.target).to(on),
@@ -144,6 +131,42 @@ def build_pack(
         engine_logp=torch.tensor([logp for c in completions for logp in c.logprobs], dtype=torch.float32, device=on),
         **build_rewards(groups, reward, on),
     )
+
+
+class _Placed(NamedTuple):
+    """One group at its positions of the pack, in pieces that only need to be joined."""
+
+    span: Span
+    ids: tuple[Tensor, ...]  # of the prompt, of all branches
+    positions: tuple[Tensor, ...]  # rope, (axes, T) and (axes, fed tokens)
+    source: Ints  # position that predicts each completion token
+
+
+def _place_prompt(ids: Tensor, positions: Tensor, at: int) -> _Placed:
+    """Place a prompt without branches from position `at` on."""
+    end = at + len(ids)
+    return _Placed(Span(start=at, fork=end, ends=()), (ids,), (positions,), np.empty(0, np.int64))
+
+
+def _place_group(ids: Tensor, positions: Tensor, said: CompletionTokens, at: int) -> _Placed:
+    """Place a prompt from position `at` on, and each completion after it as a branch.
+
+    Args:
+        ids: (T,) of the prompt, as `positions` (axes, T).
+        said: the completion tokens of this group alone.
+    """
+    fork = at + len(ids)
+    ends = fork + np.cumsum(np.diff(said.edges) - 1)
+    span = Span(start=at, fork=fork, ends=tuple(ends.tolist()))
+
+    # The rope positions of every branch follow those of the prompt.
+    follow = int(positions.max()) + 1
+    branches = torch.from_numpy(said.place[said.fed] + follow).expand(len(positions), -1)
+
+    # The first token of a completion is predicted by the prompt's last, any other by the token before it.
+    fed_before: Ints = np.cumsum(said.fed) - said.fed  # positions of the branches before each token
+    source: Ints = np.where(said.place > 0, fork + fed_before - 1, fork - 1)
+    return _Placed(span, (ids, torch.from_numpy(said.target[said.fed])), (positions, branches), source)
 
 
 def build_rewards(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
@@ -177,6 +200,12 @@ class CompletionTokens(NamedTuple):
         fed[edges[1:] - 1] = False
         place = np.arange(len(target)) - np.repeat(edges[:-1], lengths)
         return cls(target, np.repeat(np.arange(len(lengths)), lengths), place, fed, edges)
+
+    def of_rows(self, rows: slice) -> CompletionTokens:
+        """Return the tokens of some completions; `row` and `edges` still count from the first of all."""
+        own = slice(self.edges[rows.start], self.edges[rows.stop])
+        edges = self.edges[rows.start : rows.stop + 1]
+        return CompletionTokens(self.target[own], self.row[own], self.place[own], self.fed[own], edges)
 
 
 def refuse_banned(said: CompletionTokens, groups: Sequence[ScoredGroup], banned: Sequence[int]) -> None:

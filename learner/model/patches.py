@@ -52,7 +52,7 @@ PATCHES = (
     Patch(
         upstream="transformers 5.19.0",
         changes="the class of lm_head",
-        by="learner.model.head:scoring_head",
+        by="learner.model.head:make_scoring_head",
         why="a forward gives (1, N, V) logits, the largest tensor of a step, where log-probs of N tokens are wanted",
         test="test_a_head_gives_all_logits",
     ),

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from learner.model.layout import Layout, Span, block_mask, index_tokens
+from learner.model.layout import Layout, Span, index_tokens, make_block_mask
 
 CALL_COST = 330_000  # of one kernel call, forward and backward, in pairs of tokens times the width of all heads
 
@@ -73,7 +73,7 @@ def build_sparse_attention(layout: Layout, *, width: int) -> SparseAttention:
     tokens = index_tokens(layout, torch.device("cpu"))
     for index, own in enumerate(rectangles):
         if own.masked:
-            rectangles[index] = own._replace(mask=block_mask(tokens.at(own.query), dtype=torch.float32))
+            rectangles[index] = own._replace(mask=make_block_mask(tokens.at(own.query), dtype=torch.float32))
     return SparseAttention(rectangles)
 
 

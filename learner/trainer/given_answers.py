@@ -8,7 +8,7 @@ from common.labels.closed_set import Answer
 from common.types import Completion, Group, Prompt, ScoredGroup
 
 
-def given_group(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> Group:
+def build_given_group(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> Group:
     """Return `answers` as the completions of one group; their log-probs, which no engine gave, are 0.
 
     Args:
@@ -23,7 +23,7 @@ def given_group(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str])
     )
 
 
-def given_unscored(prompt: Prompt, answers: Sequence[Answer]) -> ScoredGroup:
+def build_unscored_group(prompt: Prompt, answers: Sequence[Answer]) -> ScoredGroup:
     """Return the same for a learner that only scores: without text, with rewards of 0."""
-    group = given_group(prompt, answers, [""] * len(answers))
+    group = build_given_group(prompt, answers, [""] * len(answers))
     return ScoredGroup(prompt=prompt, group=group, rewards_by_name={}, rewards=(0.0,) * len(answers))

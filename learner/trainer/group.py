@@ -13,9 +13,9 @@ from common.errors import CheckpointError
 from common.labels.closed_set import Answer
 from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
-from learner.trainer.given_answers import given_unscored
+from learner.trainer.given_answers import build_unscored_group
 from learner.trainer.loss_terms import LossTerm, split_by_loss
-from learner.trainer.microbatches import Microbatch, deal, packed_cost, packed_length
+from learner.trainer.microbatches import Microbatch, count_positions, deal, estimate_cost
 from learner.trainer.rank import LearnerRank
 from learner.trainer.rank_pack import RankPack, without_picture
 from learner.trainer.stats import combine
@@ -104,7 +104,7 @@ class LearnerGroup:
             answers: of each prompt, as `common.labels.closed_set` writes them; the last token is the end of turn.
         """
         return self._logprobs(
-            [given_unscored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False
+            [build_unscored_group(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False
         )
 
     def _logprobs(self, scored: Sequence[ScoredGroup], *, cut: bool) -> list[list[tuple[float, ...]]]:
@@ -248,7 +248,7 @@ class LearnerGroup:
     def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Microbatch, ...], ...]:
         """Return the micro-batches of each rank; see `learner.trainer.microbatches`."""
         learner = self._config.learner
-        lengths, costs = [packed_length(g) for g in scored], [packed_cost(g) for g in scored]
+        lengths, costs = [count_positions(g) for g in scored], [estimate_cost(g) for g in scored]
         return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
 
     @staticmethod

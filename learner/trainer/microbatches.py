@@ -32,17 +32,17 @@ class Microbatch:
     real: bool  # False: a filler with weight 0, which keeps the rank in step with the others
 
 
-def packed_length(scored: ScoredGroup) -> int:
+def count_positions(scored: ScoredGroup) -> int:
     """Count the positions a group takes in a pack: its prompt once, and every completion without its last token."""
     return len(scored.prompt.token_ids) + sum(len(c.token_ids) - 1 for c in scored.group.completions)
 
 
-def packed_cost(scored: ScoredGroup) -> float:
+def estimate_cost(scored: ScoredGroup) -> float:
     """Estimate the work of a group in a pack, in tokens of the language model: positions, pictures and attention."""
     prompt, fed = len(scored.prompt.token_ids), [len(c.token_ids) - 1 for c in scored.group.completions]
     pairs = prompt * (prompt / 2 + sum(fed)) + sum(length**2 for length in fed) / 2
     visual = prompt - len(scored.prompt.text_ids)
-    return packed_length(scored) + VISION_TOKEN_COST * visual + pairs / PAIRS_PER_TOKEN
+    return count_positions(scored) + VISION_TOKEN_COST * visual + pairs / PAIRS_PER_TOKEN
 
 
 def deal(

@@ -17,7 +17,7 @@ from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
 from common.types import Example, Group, Prompt, request_seed
-from learner.trainer.given_answers import given_group
+from learner.trainer.given_answers import build_given_group
 
 THOUGHT = "thought"  # the column of a row that holds the thought or reason to give with its label
 
@@ -57,7 +57,7 @@ class OfflineGroups:
             texts, answers = self._make_answers(prompt.example)
         except BadRowError as fault:
             raise DataError(f"{prompt.id} cannot be learnt from", got=fault.reason, remedy=fault.remedy) from fault
-        return given_group(prompt, answers, texts)
+        return build_given_group(prompt, answers, texts)
 
     def _list_rows(self, source: ExampleSource) -> Iterator[Example]:
         """Yield the rows, without pictures where problem and label suffice: decoding them again takes long."""

@@ -21,7 +21,7 @@ def read_random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go on drawing from where `random_states` was called."""
+    """Go on drawing from where `read_random_states` was called."""
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -22,7 +22,7 @@ from learner.embedded.model import DIGITS
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
-from learner.trainer.given_answers import given_unscored
+from learner.trainer.given_answers import build_unscored_group
 from rollout.rewards import REWARDS
 from tests.helpers import oracle
 
@@ -50,7 +50,7 @@ class PlainLearner:
         return [self._scored(prompt, own) for prompt, own in zip(prompts, answers, strict=True)]
 
     def _scored(self, prompt: Prompt, own: Sequence[Answer]) -> list[tuple[float, ...]]:
-        pack = build_pack([given_unscored(prompt, own)], self.model, banned=())
+        pack = build_pack([build_unscored_group(prompt, own)], self.model, banned=())
         with torch.no_grad():
             flat = iter(packed_logprobs(self.model, pack, ScoringSpec()).logp.tolist())
         return [tuple(next(flat) for _ in answer) for answer in own]
@@ -111,7 +111,7 @@ def brute_force(model: Any, tokenizer: Any, prompt: Prompt, thought: str) -> dic
     totals = []
     for label in listed:
         ids = (*tokenizer(f"</think>\n<answer>{label}</answer>")["input_ids"], tokenizer.eos_token_id)
-        scored = given_unscored(prompt, [(*begun, *ids)])
+        scored = build_unscored_group(prompt, [(*begun, *ids)])
         with torch.no_grad():
             logp, _, _ = oracle.row_logprobs(model, model, scored, 0, ScoringSpec())
         totals.append(float(logp[len(begun) :].sum()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import ModelError
 from learner.model import attention, sparse_attention
-from learner.model.attention import FlashAttention, FlexAttention, install, way_of
+from learner.model.attention import FlashAttention, FlexAttention, find_way, install
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
@@ -133,8 +133,8 @@ def test_sliding_layers_get_their_own_dense_mask() -> None:
     model.config.text_config.layer_types = ["full_attention", "sliding_attention"]
     model.config.text_config.sliding_window = 3
     install(model, "auto")
-    assert way_of(model) == "sdpa"
-    masks = attention.pack_inputs(RAGGED, model)["attention_mask"]
+    assert find_way(model) == "sdpa"
+    masks = attention.make_pack_inputs(RAGGED, model)["attention_mask"]
     full, sliding = (masks[kind][0, 0] == 0 for kind in ("full_attention", "sliding_attention"))
     assert sliding.sum(-1).max() == 3
     assert bool((full | ~sliding).all())

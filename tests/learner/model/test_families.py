@@ -17,7 +17,7 @@ from common.models.families import FAMILIES, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Completion, Example, Group, ScoredGroup
-from learner.model.attention import install, way_of
+from learner.model.attention import find_way, install
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import Pack, build_pack
@@ -112,7 +112,7 @@ def learner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_law_2_packed_is_naive(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = learner.groups()
-    assert way_of(learner.model) == ("sdpa" if learner.family == "gemma3" else "sparse")  # it has sliding layers
+    assert find_way(learner.model) == ("sdpa" if learner.family == "gemma3" else "sparse")  # it has sliding layers
     found, wanted = learner.packed(groups), learner.naive(groups)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     gradient, wanted_gradient = learner.gradient(found), learner.gradient(wanted)

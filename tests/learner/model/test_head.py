@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ModelError
-from learner.model.head import ScoringHead, ScoringSpec, scoring_head
+from learner.model.head import ScoringHead, ScoringSpec, make_scoring_head
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 30
 WHOLE, BLOCKS, ONE = 512.0, 4 * VOCABULARY * 5 / 2**20, 1e-9  # MiB of logits: all at once; five, five, three; one
@@ -66,7 +66,7 @@ def naive(
 @pytest.mark.parametrize("name", SPECS)
 def test_scores_are_the_naive_ones(name: str, logits_mb: float) -> None:
     model, (spec, softcap) = Model(), SPECS[name]
-    states, head = hidden(), scoring_head(model)
+    states, head = hidden(), make_scoring_head(model)
     weight_of_each = torch.randn(TOKENS, generator=torch.Generator().manual_seed(2))
     with head.scoring(replace(spec, logits_mb=logits_mb), TARGET, softcap=softcap) as seen:
         logp = head(states)[0]
@@ -83,7 +83,7 @@ def test_scores_are_the_naive_ones(name: str, logits_mb: float) -> None:
 
 
 def test_a_frozen_head_passes_its_gradient_on() -> None:
-    head, states = scoring_head(Model()), hidden()
+    head, states = make_scoring_head(Model()), hidden()
     head.weight.requires_grad_(False)
     with head.scoring(replace(PLAIN, logits_mb=BLOCKS), TARGET):
         (found,) = torch.autograd.grad(head(states).sum(), states)
@@ -95,12 +95,12 @@ def test_outside_of_scoring_it_is_the_linear_layer_it_was() -> None:
     model = Model()
     names, states = set(model.state_dict()), hidden()
     wanted = copy.deepcopy(model).head(states)
-    head = scoring_head(model)
+    head = make_scoring_head(model)
     with pytest.raises(RuntimeError), head.scoring(PLAIN, TARGET):
         head(states[..., :-1])
     assert torch.equal(head(states), wanted)
     assert set(model.state_dict()) == names
-    assert scoring_head(model) is head is model.head
+    assert make_scoring_head(model) is head is model.head
     assert isinstance(copy.deepcopy(model).head, ScoringHead)
 
 
@@ -112,7 +112,7 @@ def test_no_block_is_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
         return rows @ weight.T
 
     monkeypatch.setattr(nn.functional, "linear", linear)
-    head, states = scoring_head(Model()), hidden()
+    head, states = make_scoring_head(Model()), hidden()
     with head.scoring(replace(PLAIN, logits_mb=BLOCKS), TARGET):
         head(states).sum().backward()
     assert made == [600, 600, 360] * 2
@@ -122,4 +122,4 @@ def test_another_head_is_refused() -> None:
     model = Model()
     model.head = nn.Linear(WIDTH, VOCABULARY)
     with pytest.raises(ModelError, match="without bias"):
-        scoring_head(model)
+        make_scoring_head(model)

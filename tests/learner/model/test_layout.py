@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from learner.model.layout import PROMPT, Layout, Span, block_mask, index_tokens
+from learner.model.layout import PROMPT, Layout, Span, index_tokens, make_block_mask
 
 TWO = Layout(spans=(Span(start=0, fork=2, ends=(3, 3, 5)), Span(start=5, fork=6, ends=(7,))))
 CPU = torch.device("cpu")
 
 
 def seen(window: int | None = None) -> list[str]:
-    mask = block_mask(index_tokens(TWO, CPU), dtype=torch.float32, window=window)
+    mask = make_block_mask(index_tokens(TWO, CPU), dtype=torch.float32, window=window)
     assert mask.shape == (1, 1, TWO.size, TWO.size)
     return ["".join("x" if score == 0 else "." for score in row) for row in mask[0, 0].tolist()]
 

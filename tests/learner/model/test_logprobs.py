@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import DataError
 from common.types import ImageFeatures, ScoredGroup
 from learner.model.attention import install
-from learner.model.head import ScoringSpec, support
+from learner.model.head import ScoringSpec, find_support
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
@@ -197,7 +197,7 @@ def test_equal_rewards_and_no_kl_give_zero_gradient(loss: str, dtype: torch.dtyp
 def test_support_is_the_naive_one(top_k: int, top_p: float) -> None:
     logits = torch.randn(20, 60, generator=torch.Generator().manual_seed(0)) * 2
     logits[:, :4] = -torch.inf
-    found = support(logits, top_k=top_k, top_p=top_p)
+    found = find_support(logits, top_k=top_k, top_p=top_p)
     for row in range(len(logits)):
         best = int(logits[row].argmax())
         wanted = oracle.kept_ids(logits[row], best, ScoringSpec(top_k=top_k, top_p=top_p))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.model import sparse_attention
-from learner.model.layout import Layout, Span, block_mask, index_tokens
+from learner.model.layout import Layout, Span, index_tokens, make_block_mask
 from learner.model.sparse_attention import Rectangle, SparseAttention, build_sparse_attention
 
 HEADS, SHARED, WIDTH = 4, 2, 8
@@ -30,7 +30,7 @@ def layout(groups: Sequence[tuple[int, Sequence[int]]]) -> Layout:
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, where: Layout, scale: float = 0.3) -> Tensor:
-    mask = block_mask(index_tokens(where, query.device), dtype=query.dtype)
+    mask = make_block_mask(index_tokens(where, query.device), dtype=query.dtype)
     wide = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(wide, 1), value.repeat_interleave(wide, 1)
     found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

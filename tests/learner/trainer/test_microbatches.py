@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.trainer.microbatches import deal, packed_cost, packed_length
+from learner.trainer.microbatches import count_positions, deal, estimate_cost
 from tests.helpers import tiny
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=40)
@@ -86,14 +86,14 @@ def test_nothing_to_deal() -> None:
 
 def test_packed_length_counts_the_prompt_once() -> None:
     scored = tiny.group(0, text=6, pictures=[(2, 3)], lengths=[1, 4, 2])
-    assert packed_length(scored) == (6 + 2 * 3 + 2) + 0 + 3 + 1
+    assert count_positions(scored) == (6 + 2 * 3 + 2) + 0 + 3 + 1
 
 
 def test_packed_cost_counts_pictures_and_attention() -> None:
     plain = tiny.group(0, text=20, pictures=[], lengths=[1])
-    assert packed_cost(plain) == pytest.approx(20 + 20**2 / 2 / 4000)
+    assert estimate_cost(plain) == pytest.approx(20 + 20**2 / 2 / 4000)
     seeing = replace(plain, prompt=replace(plain.prompt, text_ids=plain.prompt.token_ids[:14]))
-    assert packed_cost(seeing) == pytest.approx(packed_cost(plain) + 6 * 1.5)
+    assert estimate_cost(seeing) == pytest.approx(estimate_cost(plain) + 6 * 1.5)
     long, wide = (tiny.group(0, text=20, pictures=[], lengths=lengths) for lengths in ([401], [101] * 4))
-    assert packed_length(long) == packed_length(wide)
-    assert packed_cost(long) > packed_cost(wide), "a branch sees all of itself, and nothing of the others"
+    assert count_positions(long) == count_positions(wide)
+    assert estimate_cost(long) > estimate_cost(wide), "a branch sees all of itself, and nothing of the others"

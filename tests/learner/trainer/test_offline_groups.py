@@ -1,4 +1,4 @@
-"""What methods write down in place of samples: the right texts as the right tokens, or a refusal that names rows."""
+"""Given answers in place of samples: the right texts as the right tokens, or a refusal that names rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def source(*rows: Example) -> ExampleSource:
     return cast("ExampleSource", Rows(rows))
 
 
-def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
+def test_exact_gives_every_candidate_in_the_order_of_the_list() -> None:
     group = writer("exact").make_group(prompt(row()))
     assert tuple(one.text for one in group.completions) == LABELS
     assert (group.origin, group.engine_id) == ("given", None)
@@ -72,7 +72,7 @@ def test_exact_writes_every_candidate_in_the_order_of_the_list() -> None:
         ("adaptive", None, "<answer>tiger</answer>"),
     ],
 )
-def test_sft_writes_the_label_as_the_mode_wants_it(mode: Mode, thought: str | None, said: str) -> None:
+def test_sft_gives_the_label_as_the_mode_wants_it(mode: Mode, thought: str | None, said: str) -> None:
     example = row(problem="What is it?", thought=thought)
     writer("sft", mode).check(source(example))
     (completion,) = writer("sft", mode).make_group(prompt(example)).completions
@@ -112,7 +112,7 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
             offline = writer("exact", seed=seed, exact={"sampled_share": 0.25})
             sampled, by_hand = offline.divide(prompts, step)
             assert len(sampled) == 4
-            assert sorted([*sampled, *by_hand], key=prompts.index) == prompts
+            assert sorted([*sampled, *given], key=prompts.index) == prompts
             assert [one.id for one in sampled] == [one.id for one in prompts if one in sampled], "in prompt order"
             again, _ = offline.divide(prompts[::-1], step)
             assert {one.id for one in again} == {one.id for one in sampled}
@@ -122,5 +122,5 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
 
 @pytest.mark.parametrize(("method", "count"), [("grpo", 16), ("exact", 0), ("sft", 0)])
 def test_the_other_methods_sample_all_or_nothing(method: str, count: int) -> None:
-    sampled, by_hand = writer(method).divide([prompt(row(number)) for number in range(16)], step=3)
-    assert (len(sampled), len(by_hand)) == (count, 16 - count)
+    sampled, given = writer(method).divide([prompt(row(number)) for number in range(16)], step=3)
+    assert (len(sampled), len(given)) == (count, 16 - count)
