@@ -210,6 +210,7 @@ class DirectLoader:
                 head.quant_method.process_weights_after_loading(head)  # type: ignore[union-attr, operator]
 
     def _load_parameter(self, target: TargetParameter, tensors: Mapping[str, Tensor]) -> None:
+        """Fill one parameter, which must be made anew where vLLM has thrown it away."""
         parameter = getattr(target.layer, target.name)
         if parameter.numel():
             target.fill(parameter.data, tensors)

@@ -126,6 +126,7 @@ class RolloutEngine:
             raise self._describe_failure("generating", error) from error
 
     def _generate(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Outcomes]:
+        """Hand over all requests, then step vLLM and yield what is finished after each step."""
         # Hand every request to vLLM; what it refuses is known at once.
         pending: dict[str, GenerationRequest] = {}
         refused: list[FailedGroup] = []
@@ -161,6 +162,7 @@ class RolloutEngine:
         return None
 
     def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group:
+        """Make the group of a finished request."""
         outputs = sorted(output.outputs, key=lambda one: one.index)
         texts = self._detokenize(request, outputs)
         return Group(

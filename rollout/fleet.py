@@ -84,6 +84,7 @@ class RolloutFleet:
         )
 
     def _spawn(self, *, joined: bool = False) -> Member:
+        """Start an engine in an actor; `joined` for those that are there from the start."""
         import ray
 
         name = f"engine-{self._spawned}"

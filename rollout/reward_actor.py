@@ -103,6 +103,7 @@ class RewardActor:
                 break
 
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
+        """Call the functions on one task. Return their scores, or the first fault."""
         # The last of these win: no column of the row can take the place of what every function is given.
         arguments = {**task.columns, **self._constants, **{name: getattr(task, name) for name in _GIVEN_OF_TASK}}
         scores: dict[str, tuple[float, ...]] = {}

@@ -188,6 +188,7 @@ class RewardPool:
         worker.call = _Call(jobs, functions, alone, ref, deadline)
 
     def _await_start(self, worker: _Worker) -> None:
+        """Wait until the actor is up. Raises RewardError with the reason when it cannot start."""
         import ray
 
         try:

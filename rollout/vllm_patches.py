@@ -54,6 +54,18 @@ PATCHES = (
         test="test_a_reload_leaves_old_heads_and_experts",
     ),
     Patch(
+        where="rollout.build._make_ban",
+        what="a logits processor gives image and video tokens, and others that are no answer, probability 0",
+        why="vLLM samples them like any other token, and the learner would take them for pictures (fault 9)",
+        test="test_image_tokens_are_sampled",
+    ),
+    Patch(
+        where="rollout.inputs.make_engine_input",
+        what="pictures reach the scheduler without vLLM's processor, of which the private fields are asked",
+        why="engine and learner must read the very same ids and pixels (law 4), and vLLM has no public way for that",
+        test="test_how_inputs_divide_into_pictures_is_private",
+    ),
+    Patch(
         where="rollout.build.build_engine",
         what="enable_chunked_prefill, which is on by default, is switched off on a CPU",
         why="a step that computes a part of a prompt raises when the request has a seed",
@@ -114,8 +126,8 @@ def leave_small_layers_unpacked() -> None:
 def allow_blocks_of_16() -> None:
     """Make vLLM accept `block_size=16` for the KV cache on a CPU.
 
-    Of a prompt of 17 tokens a block of 16 is shared by the G answers, and one token is computed G times. With blocks
-    of 32 none is full, and 17 are. Its kernels for AMX take no blocks of 16: do not call it there.
+    Of a prompt of 17 tokens the G answers share a block of 16, and one token is computed G times. With blocks of 32
+    none is full, and all 17 are computed G times. Its kernels for AMX take no blocks of 16: do not call it there.
     """
     from vllm.v1.attention.backend import MultipleOf
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend

@@ -61,6 +61,7 @@ class WeightLoader:
         return note
 
     def _load_and_record(self, tensors: Tensors) -> str | None:
+        """Load with vLLM and record the copies, on a CPU. Return why that was not possible, or None."""
         from vllm.platforms import current_platform
 
         from rollout.direct_load import CopyRecorder, UnsupportedLoadError

@@ -28,6 +28,7 @@ class _TextLoader(yaml.SafeLoader):
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse keys that are not one word, or given twice."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -58,8 +59,8 @@ def read_recipes(paths: Iterable[Path]) -> list[Setting]:
     its own. A file that several recipes extend is read once: a second time it would undo what the first one changed.
 
     Raises:
-        ConfigError: unreadable file, bad YAML (with its line), something else than a mapping, or a recipe that extends
-            itself or what lies outside its folder.
+        ConfigError: a file cannot be read, is no YAML (with the line) or is no mapping; or a recipe extends itself, or
+            a file outside its folder.
     """
     read: set[Path] = set()
     return [setting for path in paths for setting in _with_bases(path, read, ())]
@@ -88,6 +89,7 @@ def _with_bases(path: Path, read: set[Path], extenders: tuple[Path, ...]) -> Ite
 
 
 def _bases(setting: Setting, path: Path) -> Iterator[Path]:
+    """Yield the files that `extends` names. Raises ConfigError for anything else than file names beside or below."""
     names = setting.value if isinstance(setting.value, list) else [setting.value]
     for name in names:
         if not isinstance(name, str):
@@ -107,6 +109,7 @@ def _bases(setting: Setting, path: Path) -> Iterator[Path]:
 
 
 def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
+    """Return the settings of one file, `extends` among them. Raises ConfigError naming file, line and extender."""
     by = f" (extended by {extender.name})" if extender else ""
     try:
         loader = _TextLoader(path.read_bytes())

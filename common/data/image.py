@@ -29,7 +29,7 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
     """Return pixels (height, width, 3) of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
 
     The header is read first: an image over `max_megapixels` is never decoded. The image is turned upright by its EXIF
-    tag, laid over white where it is transparent, and resized to `size` x `size` (LANCZOS) unless that is None.
+    tag and laid over white where it is transparent. It is resized to `size` x `size` (LANCZOS) unless that is None.
 
     Raises BadRowError for whatever cannot be read to the end, and for a path outside `root`.
     """

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lint_place(place: str, options: argparse.Namespace) -> None:
+    """Read and check one `PATH[@SPLIT]`, and print what is found."""
     path, split = split_place(place)
     data = DataConfig(
         path=path,

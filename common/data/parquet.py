@@ -66,6 +66,7 @@ class _ParquetRows:
 
 
 def _open(files: list[Path], root: Path, split: str) -> Table:
+    """Read the files of one split. Raises DataError when that fails."""
     try:
         rows = _ParquetRows(files)
     except (OSError, ValueError) as error:

@@ -76,6 +76,7 @@ def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, O
 
 
 def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
+    """Make a table of a split of `datasets`, whose images stay encoded."""
     from datasets import Image
 
     if isinstance(dataset.features.get("image"), Image):
@@ -90,6 +91,7 @@ def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
 
 
 def _hub(name: str) -> dict[str, Opener]:
+    """Fetch a data set of the hub and return its splits. Raises DataError when that fails."""
     require_hub(f"data.path = {name}", error=DataError)
     from datasets import load_dataset
     from huggingface_hub.constants import HF_HOME

@@ -57,6 +57,7 @@ class ExampleSource:
         return example
 
     def _check_all(self) -> tuple[Outline, ...]:
+        """Read every row once, in threads. Raises one DataError with every bad row."""
         outlines: list[Outline] = []
         faults: list[tuple[str, BadRowError]] = []
         with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "decode") as pool:
@@ -70,6 +71,7 @@ class ExampleSource:
         return tuple(outlines)
 
     def _try(self, index: int) -> Example | BadRowError:
+        """Return the example of a row, or the fault it has."""
         try:
             return read_row(
                 self._table.rows[self._rows[index]],
@@ -148,6 +150,7 @@ def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
 
 
 def _check_columns(table: Table) -> None:
+    """Raise DataError for a table without rows or without a column that is needed, naming columns that are close."""
     if not len(table.rows):
         raise DataError(
             f"{table.name} has no rows",
@@ -180,6 +183,7 @@ def _image_like(row: Mapping[str, object]) -> bool:
 
 
 def _held_out_rows(table: Table, fraction: float) -> frozenset[int]:
+    """Return the numbers of the rows that are held out. Raises DataError for bad labels, or when there are none."""
     labels: list[str] = []
     faults: list[tuple[str, BadRowError]] = []
     for number in range(len(table.rows)):

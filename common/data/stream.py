@@ -29,7 +29,7 @@ class PromptStream:
     """Deals batches of `prompts_per_step` different rows, each epoch in an order drawn from (seed, epoch).
 
     A batch may lie in two epochs. A row that it holds already is deferred to the next batch, so none is lost. With 3
-    rows and batches of 2, epochs `0 1 2` and `2 0 1` give [0, 1], [2, 0] with 2 deferred, [2, 1], ...
+    rows and batches of 2, the epochs `0 1 2` and `2 0 1` give [0, 1], [2, 0], [2, 1]: the second 2 was deferred.
     """
 
     def __init__(
@@ -40,8 +40,10 @@ class PromptStream:
         prompts_per_step: int,
         worded: Callable[[Example, int], Example] | None = None,
     ) -> None:
-        """`worded` makes of a row, and of the epoch it was drawn in, the example of that visit (see `Reshuffle`); by
-        default it is the row as it is.
+        """Begin at the first batch.
+
+        `worded` makes the example of a visit out of a row and the epoch it was drawn in: see `Reshuffle`. By default
+        the row stays as it is.
 
         Raises DataError when `source` has fewer rows than a batch.
         """

@@ -24,6 +24,7 @@ def check_aliases(aliases: Aliases, labels: Iterable[str]) -> list[str]:
 
 
 def _find_clashes(aliases: Aliases, labels: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each alias that is blank or also names another label."""
     owners = [(name, label) for label in labels for name in (label, *aliases.get(label, ()))]
     for label, names in aliases.items():
         for name in names:

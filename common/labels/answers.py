@@ -37,8 +37,8 @@ def is_right(
     strict: in no-think the whole completion equals the label, case and spaces included. In other modes the one answer
     (`extract`) equals it, stripped and in any case.
 
-    lenient (CLS-RL's evaluation): the label occurs in the first answer block, or in the whole completion where there is
-    none, in any case and with `_` read as a space. So "tiger shark" passes for "tiger" (fault 2).
+    lenient (CLS-RL's evaluation): the label occurs in the first answer block, or in the whole completion without one.
+    Any case will do, and `_` is read as a space. So "tiger shark" passes for "tiger" (fault 2).
     """
     return any(_VARIANTS[variant](completion, name, mode) for name in (label, *aliases))
 

@@ -25,7 +25,8 @@ class ClosedSet:
     """Writes candidates as answers of one model in one mode."""
 
     def __init__(self, processor: Any, *, mode: Mode, ends: Collection[int], banned: Collection[int]) -> None:
-        """
+        """Prepare for one model and mode.
+
         Args:
             processor: of the model.
             ends: ids that end an answer, as in `common.models.processor.eos_token_ids`.
@@ -89,6 +90,7 @@ class ClosedSet:
         return self._known[key]
 
     def _encode_answer(self, candidate: str, opening: str) -> Answer:
+        """Return the ids of one answer. Raises DataError when they do not decode to it again, or are banned."""
         text = f"{opening}{candidate}</answer>" if opening else candidate
         ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         back, barred = self._text(ids), sorted(self._banned.intersection(ids))
@@ -130,6 +132,7 @@ def end_of_turn(processor: Any, ends: Collection[int]) -> int:
 
 
 def _refuse_twins(candidates: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Raise DataError for two candidates with the same ids."""
     seen: dict[Answer, str] = {}
     for candidate, answer in zip(candidates, answers, strict=True):
         if answer in seen:

@@ -12,8 +12,8 @@ from common.labels.candidates import candidates, options
 def consistency(completion: str, problem: str, *, mode: Mode, aliases: Aliases = NO_ALIASES) -> float | None:
     """Return how far the thought of a completion, or the reason after its answer, names that answer alone.
 
-    It is 1 where the thought names the answer alone, 1/n where it names n candidates and the answer is one of them, and
-    0 where it does not name the answer. It is None without a thought, as in a malformed completion.
+    It is 1 where the thought names the answer alone, and 0 where it does not name the answer. Where it names n
+    candidates, the answer among them, it is 1/n. It is None without a thought, as in a malformed completion.
 
     "a cat or a dog" with answer "cat" gives 1/2. A name counts as a whole word, in any case, with `_` read as a space;
     "tiger" in "tiger shark" does not count. An alias names its label, and the text of an option its letter. Without a

@@ -13,8 +13,8 @@ Taxonomy = Mapping[str, str]  # class -> the class above it; one that is only ev
 def similarity(taxonomy: Taxonomy, one: str, other: str) -> float:
     """Return 2 x the depth of the lowest class above both, over the sum of their depths; 0 where there is none.
 
-    Roots have depth 1. With cat and tiger below feline, below mammal, below animal, the depths are 4, 4 and 3, so cat
-    and tiger give 2 x 3 / 8 = 0.75. A class and itself give 1. Source: Wu and Palmer, "Verb semantics and
+    Roots have depth 1. With cat and tiger below feline, below mammal, below animal, their depths are 4 and feline's
+    is 3. So cat and tiger give 2 x 3 / 8 = 0.75. A class and itself give 1. Source: Wu and Palmer, "Verb semantics and
     lexical selection" (1994).
     """
     first, second = _find_path(taxonomy, one), _find_path(taxonomy, other)
@@ -29,7 +29,7 @@ def leaves(taxonomy: Taxonomy) -> list[str]:
 
 
 def check_taxonomy(taxonomy: Taxonomy, labels: Iterable[str]) -> None:
-    """Raises DataError for a tree that turns in a circle, has a blank name, or does not hold one of `labels`."""
+    """Raise DataError for a tree that turns in a circle, has a blank name, or does not hold one of `labels`."""
     blank = [f"{name!r}: {above!r}" for name, above in taxonomy.items() if not (name.strip() and above.strip())]
     faults = [
         *(f"{fault} has a blank name" for fault in blank),

@@ -121,6 +121,7 @@ def banned_token_ids(
 
 
 def _load(model: ModelConfig, loader: Callable[..., Loaded]) -> Loaded:
+    """Load a part of the model, local or from the hub. Raises ModelError when that fails."""
     local = Path(model.path).expanduser().is_dir()
     if not local:
         require_hub(f"model.path = {model.path}", error=ModelError)

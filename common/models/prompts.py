@@ -79,7 +79,9 @@ class PromptEncoder:
         family: Family = Family(),  # noqa: B008  # frozen
         share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
     ) -> None:
-        """`share` makes the handle under which image features travel; see `common.object_store`.
+        """Prepare for one model.
+
+        `share` makes the handle under which image features travel: see `common.object_store`.
 
         Raises DataError for a `data.template` with special tokens of the model.
         """
@@ -129,8 +131,8 @@ class PromptEncoder:
     def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
         """Measure every prompt of `source`, or of `outlines` of its rows, without processing an image.
 
-        Raises one DataError naming the rows whose prompt is over `data.max_prompt_tokens`, whose text holds special
-        tokens of the model, or whose image is too narrow for it.
+        Raises one DataError naming every bad row. Its prompt is over `data.max_prompt_tokens`, its text holds special
+        tokens of the model, or its image is too narrow.
         """
         measure = lru_cache(4096)(self._length)  # many rows share one question
         faults: dict[str, BadRowError] = {}
@@ -157,6 +159,7 @@ class PromptEncoder:
             )
 
     def _features(self, problem: str, image: Pixels | None) -> _Features:
+        """Return ids and image features of a prompt. Raises BadRowError for one that cannot be."""
         from PIL import Image
 
         self._length(problem, None if image is None else image.shape[:2])
@@ -180,6 +183,7 @@ class PromptEncoder:
         return text, self._ids(text)
 
     def _render(self, problem: str, *, with_image: bool) -> str:
+        """Return the prompt as text, by the model's chat template. Raises BadRowError for special tokens in it."""
         if found := self._special_in(problem):
             raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
         chat = _chat(problem, self._data.mode, self._data.template, with_image=with_image)
@@ -219,6 +223,7 @@ class PromptEncoder:
         return added
 
     def _measure_image(self, image_size: tuple[int, int]) -> int:
+        """Return the tokens that an image adds. Raises BadRowError for a size the family cannot take."""
         if self._family.square and image_size[0] != image_size[1]:
             raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
         images = self._processor.image_processor

@@ -1,8 +1,8 @@
 """Reward functions `f(completions, *, label, **columns) -> (G,) numbers`, for one group of G completions of one row:
-one pure function a file and one line in REWARDS. `columns` holds `prompt_id`, `problem`, `token_ids` (of each
-completion, as sampled), what is set once for all rows (`mode`, `aliases`, `taxonomy`, `length_target`,
-`repetition_ngram`) and every other column of the row. A function with a parameter `candidate_probabilities` is also
-given, for each completion, the probability of every candidate after its thought. Beside the functions stands what loads
+one pure function a file and one line in REWARDS. `columns` holds `prompt_id`, `problem`, `token_ids` of each
+completion as sampled, and every other column of the row. It also holds what is set once for all rows: `mode`,
+`aliases`, `taxonomy`, `length_target`, `repetition_ngram`. A function with a parameter `candidate_probabilities` also
+gets, for each completion, the probability of every candidate after its thought. Beside the functions stands what loads
 a user's own and what checks a configuration's before a run. It imports `common` only."""
 
 from __future__ import annotations

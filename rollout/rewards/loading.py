@@ -52,6 +52,7 @@ def load_function(name: str) -> RewardFunction:
 
 
 def _import(name: str) -> RewardFunction:
+    """Import a user's function. Raises ConfigError when that fails or it has another signature."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)

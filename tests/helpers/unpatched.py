@@ -88,6 +88,17 @@ class UnpatchedActor:
         layers = {name: layer for name, layer in self._model.named_modules() if hasattr(layer, "cpu_linear")}
         return {name: layer.cpu_linear is not torch.nn.functional.linear for name, layer in layers.items()}
 
+    def find_public_fields(self) -> list[str]:
+        """Return the public names under which the model's processor says how inputs divide into pictures."""
+        processor = self._engine._llm.llm_engine.renderer.get_mm_processor()  # noqa: SLF001
+        assert callable(processor._get_mm_fields_config)  # noqa: SLF001
+        return [name for name in dir(processor) if "fields" in name and not name.startswith("_")]
+
+    def sample(self, request: GenerationRequest) -> set[int]:
+        """Return the token ids that are sampled."""
+        groups = [group for finished in self._engine.generate([request], 0) for group in finished]
+        return {token for group in groups for one in group.completions for token in one.token_ids}
+
     def find_block_sizes(self) -> list[int]:
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
@@ -184,7 +195,7 @@ class UnpatchedEngine:
         )
         self._actor = actor
         self.policy = Policy(folder, max_prompt_tokens=480)
-        self.ask("start", engine_spec(config, model_path=str(folder), banned=self.policy.banned))
+        self.ask("start", engine_spec(config, model_path=str(folder), banned=()))
         self.policy.push(self, 0)
 
     def ask(self, method: str, *args: Any) -> Any:

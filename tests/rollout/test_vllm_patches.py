@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from common.lean_imports import COMPILER
 from rollout.requests import request
@@ -75,6 +76,27 @@ def test_positions_are_computed_for_every_answer(unpatched: UnpatchedEngine) -> 
     group = request(unpatched.policy.prompt(0), dataclasses.replace(SAMPLED, n=G), seed=0)
     assert G * len(group.token_ids) < CHUNK
     assert unpatched.ask("count_positions", group) == G
+
+
+@engine
+def test_how_inputs_divide_into_pictures_is_private(unpatched: UnpatchedEngine) -> None:
+    assert unpatched.ask("find_public_fields") == []
+
+
+@engine
+def test_image_tokens_are_sampled(unpatched: UnpatchedEngine) -> None:
+    """When the head is turned towards them."""
+    policy = unpatched.policy
+    image = policy.model.config.image_token_id
+    with torch.no_grad():
+        weight = policy.model.get_input_embeddings().weight
+        weight[image] *= 5000
+        weight *= 0.01
+    policy.push(unpatched, 0)
+    requests = [request(policy.prompt(number), SAMPLED, seed=number) for number in range(4)]
+    found = set().union(*(unpatched.ask("sample", one) for one in requests))
+    policy.reset()
+    assert image in found
 
 
 @engine

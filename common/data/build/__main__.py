@@ -94,6 +94,7 @@ def _check_labels(collection: Collection, name: str) -> None:
 
 
 def _show(built: Built, collection: Collection, out: Path) -> None:
+    """Print what was written, and the commands that train on it."""
     print(f"{built.classes} classes: {', '.join(collection.labels[:5])}{' ...' if built.classes > 5 else ''}")
     for name, file in built.written.items():
         print(f"  {name:<10} {file.rows:>6} rows")

@@ -136,6 +136,7 @@ def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:
 
 
 def _describe(plan: Plan, built: Built) -> dict[str, object]:
+    """Return the facts of the set for its card."""
     return {
         "classes": built.classes,
         "shots": plan.shots or "all",

@@ -44,6 +44,7 @@ class Reader:
             return None
 
     def _read(self, picture: Picture) -> Stored:
+        """Read one picture to its end. Raises BadRowError when that fails."""
         file = confine(picture.path, picture.root)
         try:
             data = file.read_bytes()
