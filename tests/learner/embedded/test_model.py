@@ -73,7 +73,7 @@ def test_it_is_a_small_qwen2_vl_with_tied_embeddings(digits_model: Path, process
 
 
 def test_fault_11_only_answers_train(processor: Any, held_out: ExampleSource) -> None:
-    """The seed's supervised baseline trains on the prompt too."""
+    """CLS-RL's supervised baseline trains on the prompt too."""
     encoder, tokenizer = PromptEncoder(processor, DIGITS), processor.tokenizer
     answers = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("nine", "nine or two")]
     batch = embedded._batch([encoder.encode(held_out[row]) for row in range(2)], answers, tokenizer)  # noqa: SLF001
