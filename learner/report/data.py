@@ -29,6 +29,7 @@ _COLUMNS = (
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
+_OLD_NAMES = {"zero_std_share": "all_equal_share"}  # columns of runs from before they were renamed
 _KINDS = 40  # kinds of events, and reward functions, before the rest is only counted
 
 
@@ -179,7 +180,7 @@ def _read_curves(reader: Reader, *, left_out: frozenset[str]) -> dict[str, Curve
             if name.startswith("rewards/") and name not in columns and len(columns) < most:
                 columns[name] = array("d", [math.nan] * length)
         for name, values in columns.items():
-            values.append(as_number(row.get(name)))
+            values.append(as_number(row.get(name, row.get(_OLD_NAMES.get(name, name)))))
         length += 1
     return {name: np.array(values) for name, values in columns.items() if name == "step" or not np.isnan(values).all()}
 

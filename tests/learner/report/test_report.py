@@ -111,6 +111,13 @@ def test_older_rows_get_an_interval_of_their_own(run: Path) -> None:
     assert re.search(r"one\s*190/200\s*20/200", text)
 
 
+def test_a_column_of_an_older_run_is_read_under_its_old_name(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text()
+    known = read_run(run, "run").curves["zero_std_share"]
+    (run / "metrics.jsonl").write_text(lines.replace('"zero_std_share"', '"all_equal_share"'))
+    assert (read_run(run, "run").curves["zero_std_share"] == known).all()
+
+
 def test_intervals_are_the_textbook_ones() -> None:
     assert wilson_interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)

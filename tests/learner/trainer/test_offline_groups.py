@@ -110,7 +110,7 @@ def test_the_share_that_is_sampled_is_drawn_by_run_step_and_prompt() -> None:
     for seed in (1, 2):
         for step in (0, 1):
             offline = writer("exact", seed=seed, exact={"sampled_share": 0.25})
-            sampled, by_hand = offline.divide(prompts, step)
+            sampled, given = offline.divide(prompts, step)
             assert len(sampled) == 4
             assert sorted([*sampled, *given], key=prompts.index) == prompts
             assert [one.id for one in sampled] == [one.id for one in prompts if one in sampled], "in prompt order"
