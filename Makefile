@@ -4,7 +4,7 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
 CODE = common rollout learner tests deploy/local
-BENCHMARKS = step learner rollout publish memory gpu_learner default methods plan
+BENCHMARKS = step learner rollout publish memory gpu_learner default methods plan startup
 
 .PHONY: setup train test lint bench lock clean
 

@@ -19,36 +19,37 @@ from typing import Any
 
 COMPILER = ("torch._dynamo", "torch._inductor")
 MARKS = ("mark_dynamic", "mark_static", "mark_static_address", "mark_unbacked")  # on a tensor, for the compiler
-UNUSED_BY_TRANSFORMERS = ("accelerate", "mistral_common", "pandas", "scipy", "sklearn")
+UNUSED_BY_TRANSFORMERS = ("mistral_common", "pandas", "scipy", "sklearn")
 
 
 @contextmanager
 def pause_collector() -> Iterator[None]:
-    """Keep Python's garbage collector from looking through a million new objects again and again: 1 to 2 s.
-
-    What is there at the end is exempt from all later collections too: it stays for as long as the process.
-    """
+    """Keep Python's garbage collector from looking through a million imported objects again and again: 1 s."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
 
 
-def import_transformers() -> Any:
-    """Import transformers as if packages were not installed that only parts of it use which nobody here does: 2 s.
+def import_transformers() -> None:
+    """Import transformers without what only parts of it use that nobody here does: 2 s.
 
-    Call it before anything else imports transformers; later it changes nothing.
+    Call it before anything else imports transformers; afterwards it leaves out no more than docstrings.
     """
-    if "transformers" in sys.modules:
-        return sys.modules["transformers"]
-    metadata: Any = importlib.import_module("importlib.metadata")
+    if "transformers" not in sys.modules:
+        _import_alone()
+        _read_models_once()
+    _leave_out_docstrings()
+
+
+def _import_alone() -> None:
+    """Import transformers as if the packages it does not need here were not installed: 1 s."""
     kept = {name: sys.modules[name] for name in UNUSED_BY_TRANSFORMERS if name in sys.modules}
-    distributions, metadata.packages_distributions = metadata.packages_distributions, dict  # reads all RECORDs: 0.2 s
     sys.modules.update(dict.fromkeys(UNUSED_BY_TRANSFORMERS))  # type: ignore[arg-type]  # None: it is not installed
+    metadata: Any = importlib.import_module("importlib.metadata")
+    distributions, metadata.packages_distributions = metadata.packages_distributions, dict  # reads all RECORDs: 0.2 s
     try:
-        transformers = importlib.import_module("transformers")
         utils: Any = importlib.import_module("transformers.utils.import_utils")
         for name in UNUSED_BY_TRANSFORMERS:
             getattr(utils, f"is_{name}_available")()  # which remembers its answer
@@ -57,13 +58,11 @@ def import_transformers() -> Any:
         for name in UNUSED_BY_TRANSFORMERS:
             del sys.modules[name]
         sys.modules.update(kept)
-    _read_models_once(utils)
-    _leave_out_docstrings()
-    return transformers
 
 
-def _read_models_once(utils: Any) -> None:
+def _read_models_once() -> None:
     """transformers reads the sources of all its models twice, once by the folder and once by its __init__.py: 0.3 s."""
+    utils: Any = importlib.import_module("transformers.utils.import_utils")
     read = utils.create_import_structure_from_path
 
     def read_folder(path: Any) -> Any:

@@ -160,22 +160,3 @@ def test_every_module_imports_without_vllm_and_deepspeed() -> None:
     names = [module for module in sorted(MODULES - DEEPSPEED) if not module.endswith("__main__")]
     loaded, _ = loaded_by(names, {"vllm", "deepspeed"})
     assert loaded == set()
-
-
-def test_a_model_is_read_without_scikit_learn(digits_model: Path) -> None:
-    """transformers brings in what generates for a docstring, and that these: a second of every start."""
-    script = """
-import sys
-from common.config.schema import ModelConfig
-from common.models.processor import load_model_config
-print(load_model_config(ModelConfig(path=sys.argv[1])).model_type, "sklearn" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(digits_model)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.split() == ["qwen2_vl", "False"]

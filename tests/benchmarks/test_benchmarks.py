@@ -26,6 +26,7 @@ MODULES = (
     "default",
     "methods",
     "plan",
+    "startup",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(
