@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Escape every control, invisible and line-breaking character, since text may come from a model: `a\\nb`."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def shorten(text: str, limit: int) -> str:
     """Make text printable, and cut it to `limit` characters with `…` at the end."""
-    text = printable(text)
+    text = escape_unprintable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Format seconds as a clock does: 93 -> `1:33`, 7384 -> `2:03:04`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -14,7 +14,7 @@ from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
 from learner.storage.files import append_whole, replace_nonfinite, replace_text
 from learner.storage.run_folder import describe_environment
-from learner.text import printable
+from learner.text import escape_unprintable
 
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
 
@@ -178,4 +178,4 @@ def _format_cell(line: Mapping[str, Any], key: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return printable(text).replace("|", "\\|")
+    return escape_unprintable(text).replace("|", "\\|")

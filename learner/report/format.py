@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from learner.text import printable, shorten
+from learner.text import escape_unprintable, shorten
 from learner.tracking.lines import format_event
 
 LINE, TEXT = 90, 1500  # most characters of a name; of a completion or a question
@@ -31,8 +31,8 @@ def make_safe(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     if isinstance(value, Lines):
-        return "\n".join(map(printable, value.split("\n")))
-    return printable(str(value))
+        return "\n".join(map(escape_unprintable, value.split("\n")))
+    return escape_unprintable(str(value))
 
 
 def shorten_name(text: str) -> str:

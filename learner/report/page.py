@@ -24,7 +24,7 @@ from learner.report.measures import (
 )
 from learner.report.plots import COLOURS
 from learner.report.rows import as_number
-from learner.text import clock
+from learner.text import format_clock
 
 TEMPLATE = "page.html.jinja"
 _METHODS = {"grpo": "GRPO", "exact": "exact gradient", "sft": "SFT (supervised)"}
@@ -124,7 +124,7 @@ def _describe_gap(run: RunData) -> str:
 def _format_time(seconds: float, startup: float) -> str:
     if math.isnan(seconds):
         return ""
-    return clock(seconds) + ("" if math.isnan(startup) else f", start-up {clock(startup)}")
+    return format_clock(seconds) + ("" if math.isnan(startup) else f", start-up {format_clock(startup)}")
 
 
 def _format_known(found: Any, pattern: str) -> str:
@@ -138,7 +138,7 @@ def _describe_events(run: RunData) -> list[dict[str, Any]]:
             "kind": shorten_name(one.kind),
             "trouble": one.kind in _TROUBLES or (one.kind == "start" and one.count > 1),
             "count": one.count,
-            "when": "" if math.isnan(one.seconds) else clock(one.seconds),
+            "when": "" if math.isnan(one.seconds) else format_clock(one.seconds),
             "first": format_fields(one.first),
         }
         for one in run.events

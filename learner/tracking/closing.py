@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
+from learner.text import format_clock
 from learner.tracking.records import Summary
 
 
@@ -18,10 +19,9 @@ def format_closing(
         log_failures: lines and files that could not be written.
         report: the page, or None where it was not written.
     """
-    minutes, seconds = divmod(round(summary.wall_seconds), 60)
     rows = {
         "accuracy": _describe_accuracy(summary),
-        "time": f"{minutes} min {seconds:02} s, of which start-up {summary.startup_seconds:.0f} s",
+        "time": f"{format_clock(summary.wall_seconds)}, of which start-up {format_clock(summary.startup_seconds)}",
         "speed": f"{summary.completions_per_second:.0f} {_learnt(config)}/s",
         "log-prob gap": _describe_gap(config, summary),
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",

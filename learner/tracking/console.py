@@ -10,7 +10,7 @@ from typing import Any, Protocol, TextIO
 
 from common.config.schema import Config
 from common.types import ScoredGroup
-from learner.text import clock
+from learner.text import format_clock
 from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
@@ -73,7 +73,7 @@ class LineConsole:
             f"comp/s={record.completions_per_second:<4.0f}",
             f"s={record.step_seconds:<5.2f}",
             *(f"{_SHORT[stage]}={record.shares[stage]:<3.0%}" for stage in ("generate", "learn", "publish", "idle")),
-            f"eta={clock(self._pace.estimate_left(record, self._steps))}",
+            f"eta={format_clock(self._pace.estimate_left(record, self._steps))}",
         ]
         cells += [f"{name}={count}" for name, count in count_troubles(record).items()]
         self._print(" ".join(cells))

@@ -9,11 +9,14 @@ from typing import Any
 
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
-from learner.text import printable, shorten
+from learner.text import escape_unprintable, shorten
 from learner.tracking.records import StepRecord
 
 # Events that are not shown: they come every step, or are shown in another way.
-QUIET = frozenset({"start", "weights_loaded", "probe", "evaluation", "phase"})
+QUIET = frozenset({"start", "engine_up", "weights_loaded", "probe", "evaluation", "phase"})
+
+
+EMPTY = "(empty)"
 
 
 class Pace:
@@ -44,7 +47,7 @@ def format_evaluation(lines: Mapping[str, Mapping[str, Any]]) -> str:
     own = lines.get(HELD_OUT, {})
     named = {"accuracy": "accuracy", "invalid_rate": "invalid", "closed_set": "closed-set"}
     cells = [f"{name} {own[key]:.3f}" for key, name in named.items() if own.get(key) is not None]
-    others = [f"{printable(name)} {line['accuracy']:.3f}" for name, line in lines.items() if name != HELD_OUT]
+    others = [f"{escape_unprintable(name)} {line['accuracy']:.3f}" for name, line in lines.items() if name != HELD_OUT]
     return "; ".join([", ".join(cells), *others] if cells else others)
 
 
@@ -55,13 +58,13 @@ def format_sample(group: ScoredGroup, limit: int = 110) -> str:
     """
     counts = Counter(completion.text for completion in group.group.completions)
     if group.group.origin == "given":
-        said = " · ".join(shorten(text, 40) for text in counts)
+        said = " · ".join(shorten(text, 40) or EMPTY for text in counts)
     else:
-        said = " · ".join(f"{shorten(text, 40)} x{count}" for text, count in counts.most_common())
-    prompt, label = printable(group.prompt.id), printable(group.prompt.example.label)
+        said = " · ".join(f"{shorten(text, 40) or EMPTY} x{count}" for text, count in counts.most_common())
+    prompt, label = escape_unprintable(group.prompt.id), escape_unprintable(group.prompt.example.label)
     return shorten(f"{group.group.origin} {prompt} label {label}: {said}", limit)
 
 
 def format_event(kind: str, fields: Mapping[str, Any]) -> str:
     """Return `engine_lost engine=engine-1 why=...`, each value cut to 100 characters."""
-    return " ".join([printable(kind), *(f"{key}={shorten(str(value), 100)}" for key, value in fields.items())])
+    return " ".join([escape_unprintable(kind), *(f"{key}={shorten(str(value), 100)}" for key, value in fields.items())])

@@ -24,7 +24,7 @@ from rich.text import Text
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
-from learner.text import clock, printable
+from learner.text import escape_unprintable, format_clock
 from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
@@ -120,7 +120,7 @@ class LiveConsole:
         row.add_row(
             Text.assemble("step ", (f"{done}", "bold"), (f"/{self._steps}", "dim")),
             bar,
-            Text.assemble(clock(spent), ("  left ", "dim"), (clock(left), "bold")),
+            Text.assemble(format_clock(spent), ("  left ", "dim"), (format_clock(left), "bold")),
         )
         return row
 
@@ -139,7 +139,7 @@ class LiveConsole:
         reward.append(draw_sparkline(history.rewards, space), "cyan")
         lines = [_cut_line(held_out, width), _cut_line(reward, width)]
         if self._others:
-            cells = "  ".join(f"{printable(name)} {accuracy:.3f}" for name, accuracy in self._others.items())
+            cells = "  ".join(f"{escape_unprintable(name)} {accuracy:.3f}" for name, accuracy in self._others.items())
             lines.insert(1, _cut_line(Text.assemble(("sets      ", "dim"), (cells, "green")), width))
         return Group(*lines)
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from common.config.schema import Config
-from learner.text import clock, printable
+from learner.text import escape_unprintable, format_clock
 from learner.tracking.console import LineConsole, open_console
 from learner.tracking.lines import format_event, format_sample
 from learner.tracking.live import LiveConsole, draw_sparkline
@@ -41,8 +41,8 @@ HOSTILE = "\x1b[2J[red]seven[/red]\n\r\u200b\u202e"
 
 
 def test_hostile_text_is_escaped() -> None:
-    assert printable(HOSTILE) == "\\x1b[2J[red]seven[/red]\\n\\r\\u200b\\u202e"
-    assert printable("Größe 七") == "Größe 七"
+    assert escape_unprintable(HOSTILE) == "\\x1b[2J[red]seven[/red]\\n\\r\\u200b\\u202e"
+    assert escape_unprintable("Größe 七") == "Größe 七"
     assert format_sample(scored(("seven", "seven", "a\nb"))) == "sampled train/17 label seven: seven x2 · a\\nb x1"
     assert format_event("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
 
@@ -103,7 +103,7 @@ def test_sparklines(values: list[float], width: int, bars: str) -> None:
 
 
 def test_clock_and_an_ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [clock(seconds) for seconds in (0, 93, 7384)] == ["0:00", "1:33", "2:03:04"]
+    assert [format_clock(seconds) for seconds in (0, 93, 7384)] == ["0:00", "1:33", "2:03:04"]
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     open_console(CONFIG).sample(scored(("七",)))
