@@ -17,6 +17,11 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 import pytest
 
+from tests.helpers import warm_python
+
+if warm_python.OWNER not in os.environ:  # workers of xdist share what the first process offers
+    warm_python.offer(os.environ)
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
