@@ -25,7 +25,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,17 +53,17 @@ def offer(environment: MutableMapping[str, str]) -> None:
     folder = tempfile.mkdtemp(prefix="rc", dir="/tmp")  # socket paths are short
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     job = {"runtime_env": {"py_executable": " ".join(COMMAND)}}
-    environment |= {FOLDER: folder, OWNER: str(os.getpid()), RAY_JOB: json.dumps(job), PATIENCE: "300"}
+    environment.update({FOLDER: folder, OWNER: str(os.getpid()), RAY_JOB: json.dumps(job), PATIENCE: "300"})
 
 
-def cold(environment: MutableMapping[str, str]) -> dict[str, str]:
+def cold(environment: Mapping[str, str]) -> dict[str, str]:
     """The same environment for processes, and workers of their Ray, that import for themselves."""
     return {name: value for name, value in environment.items() if name not in (FOLDER, OWNER, RAY_JOB, PATIENCE)}
 
 
 def main() -> int:
     """Ask for a fork, wait for it and return its exit code, or end by the signal that ended it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a worker goes with its raylet
+    _end_with_parent()  # a worker with its raylet
     kind = next(number for number, name in enumerate(PRELOADED) if name in os.environ or not name)
     with _connect(kind) as server:
         asked = json.dumps([sys.argv[1:], dict(os.environ), str(Path.cwd())]).encode()
@@ -78,6 +78,10 @@ def main() -> int:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return int(code)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _path(kind: int, name: str) -> Path:
@@ -139,14 +143,14 @@ def serve(listener: socket.socket, kind: int) -> None:
                 events.register(asker, 0)  # only a hang-up
             elif file in askers:
                 asker = askers.pop(file)
-                _, status = os.waitpid(pids.pop(asker.fileno()), 0); print("ended", status, flush=True)
+                _, status = os.waitpid(pids.pop(asker.fileno()), 0)
                 events.unregister(file)
                 with contextlib.suppress(KeyError):
                     events.unregister(asker)
                 with asker, contextlib.suppress(OSError):
                     asker.sendall(SIZE.pack(os.waitstatus_to_exitcode(status)))
                 os.close(file)
-            elif file in pids and print("HANGUP", pids[file], flush=True) is None:  # whoever asked was killed
+            elif file in pids:  # whoever asked was killed
                 os.kill(pids[file], signal.SIGTERM)
                 events.unregister(file)
 
@@ -156,6 +160,7 @@ def _become(asker: socket.socket) -> NoReturn:
     import runpy
 
     os.setsid()
+    _end_with_parent()
     head, files, _, _ = socket.recv_fds(asker, SIZE.size, 3)
     for number, file in enumerate(files):
         os.dup2(file, number)
