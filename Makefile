@@ -1,12 +1,13 @@
 # `make train` and `make test` need Linux, make and Python 3.11 or later; everything else is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
 CODE = common rollout learner tests deploy/local
 BENCHMARKS = step learner rollout publish memory gpu_learner default methods plan startup
 
-.PHONY: setup train test lint bench lock clean
+.PHONY: setup train test test-fast lint bench lock clean
 
 setup:
 	@$(PYTHON) deploy/local/setup.py
@@ -14,8 +15,13 @@ setup:
 train: setup
 	$(RUN) learner.main $(ARGS)
 
+# A file's tests share what they start, so they share a worker; the slowest are printed at the end.
+PYTEST = $(RUN) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
 test: setup
-	$(RUN) pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: setup
+	$(PYTEST) -m "not engine and not slow and not browser" $(ARGS)
 
 lint: setup
 	$(RUN) ruff check .

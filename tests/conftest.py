@@ -17,6 +17,18 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 import pytest
 
+from tests.helpers import warm_python
+
+if warm_python.OWNER not in os.environ:  # workers of xdist share what the first process offers
+    warm_python.offer(os.environ)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what starts engines, whole runs before parts: short files then even out what the workers have left."""
+    engines = [item for item in items if item.get_closest_marker("engine")]
+    others = [item for item in items if not item.get_closest_marker("engine")]
+    items[:] = [*sorted(engines, key=lambda item: item.path, reverse=True), *others]
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

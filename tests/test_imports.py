@@ -156,6 +156,7 @@ def test_the_door_opens_without_the_heavy_packages() -> None:
     assert seconds < 2
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_vllm_and_deepspeed() -> None:
     names = [module for module in sorted(MODULES - DEEPSPEED) if not module.endswith("__main__")]
     loaded, _ = loaded_by(names, {"vllm", "deepspeed"})

@@ -61,6 +61,7 @@ def read_arguments(module: str) -> list[list[str]]:
     return [words[words.index(module) + 1 :] for words in lines]
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_becomes_a_set_that_a_recipe_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_every_configuration_key_named_exists() -> None:
     assert named <= keys
 
 
+@pytest.mark.slow
 def test_the_recipe_is_accepted_with_a_folder_of_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

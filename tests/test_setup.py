@@ -143,6 +143,7 @@ def run_python(script: str, *, folder: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_cure_costs_nothing_until_torchvision_is_imported(tmp_path: Path) -> None:
     script = """
 print("rollcall_torchvision_cure" in sys.modules, "torch" in sys.modules)
@@ -154,6 +155,7 @@ print(torch.ops.torchvision.nms.default._schema, torch.ops.torchvision.qnms.defa
     assert re.fullmatch(r"torchvision::nms\(.*\) -> Tensor; torchvision::qnms\(.*\) -> Tensor", schemas)
 
 
+@pytest.mark.slow
 def test_the_cure_leaves_a_working_torchvision_alone(tmp_path: Path) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()
@@ -211,7 +213,8 @@ def test_the_two_locks_hold_the_same_engine_and_nothing_of_the_other() -> None:
     ("target", "command"),
     [
         ("train", ".venv/bin/python -m learner.main seed=2"),
-        ("test", ".venv/bin/python -m pytest seed=2"),
+        ("test", ".venv/bin/python -m pytest -n "),
+        ("test-fast", '-m "not engine and not slow and not browser" seed=2'),
         ("lint", ".venv/bin/python -m mypy"),
         ("lock", "-o requirements-gpu.lock"),
         ("clean", "rm -rf .venv"),
@@ -222,4 +225,4 @@ def test_make_targets(target: str, command: str) -> None:
         ["make", "-n", target, "ARGS=seed=2"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert command in printed
-    assert ("deploy/local/setup.py" in printed) == (target in {"train", "test", "lint"})
+    assert ("deploy/local/setup.py" in printed) == (target in {"train", "test", "test-fast", "lint"})

@@ -161,6 +161,7 @@ def test_a_failed_side_shows_its_own_words() -> None:
         report.in_fresh_process("tests.benchmarks.default", "--seeds=one")
 
 
+@pytest.mark.slow
 def test_peak_memory_is_seen() -> None:
     code = """
 from tests.benchmarks import memory

@@ -68,6 +68,7 @@ def config(name: str) -> Config:
     return cli.parse(["--config", str(RECIPES / f"{name}.yaml")]).config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_accepted(name: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
     answer = answers[name]
@@ -78,6 +79,7 @@ def test_a_recipe_is_accepted(name: str, answers: Mapping[str, Mapping[str, Any]
         assert config(name).learner.ranks + config(name).rollout.engines == GPUS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("think", [False, True])
 def test_the_eleven_sets_are_those_of_cls_rl(name: str, think: bool, answers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,6 +109,7 @@ def test_the_longest_group_without_thinking_fits_a_pack(name: str) -> None:
     assert group <= made.learner.tokens_per_pack
 
 
+@pytest.mark.slow
 def test_what_it_takes_fits_the_machine(answers: Mapping[str, Mapping[str, Any]]) -> None:
     """Gigabytes at the highest of a rank and of an engine: GPUs of their own; then one of 24 GB for both."""
     for name, limits in (("cars-think", (40, 40)), ("one-gpu-lora", (0.6 * 22, 0.4 * 22))):
@@ -127,6 +130,7 @@ def test_numbers_are_compared_as_text() -> None:
         assert is_right(completion, "3", mode=made.data.mode) is verdict, completion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_every_command_of_the_readme_is_accepted(number: int, answers: Mapping[str, Mapping[str, Any]]) -> None:
     answer = answers[f"README {number}"]

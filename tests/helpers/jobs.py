@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import load_file
+
+from tests.helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -32,11 +35,16 @@ SMALL = (
 )
 
 
-def start(run_dir: Path, *words: str) -> subprocess.Popen[str]:
-    """A small run on the embedded default, its console in `<run_dir>.log`."""
-    command = [sys.executable, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
+def start(run_dir: Path, *words: str, warm: bool = False) -> subprocess.Popen[str]:
+    """A small run on the embedded default, its console in `<run_dir>.log`.
+
+    `warm` processes have their imports done and are no descendants of the one that is returned.
+    """
+    python = warm_python.COMMAND if warm else (sys.executable,)
+    command = [*python, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
+    environment = dict(os.environ) if warm else warm_python.cold(os.environ)
     with Path(f"{run_dir}.log").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 240.0) -> int:
@@ -50,7 +58,7 @@ def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 
 
 def complete(run_dir: Path, *words: str) -> Path:
     """Run to the end; fails the test with the console if it does not get there."""
-    code = finish(start(run_dir, *words), run_dir)
+    code = finish(start(run_dir, *words, warm=True), run_dir)
     assert code == 0, console(run_dir)
     return run_dir
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from learner.evaluation.args import parse
 from learner.evaluation.measures import measure
 from learner.evaluation.results import make_answer_rows, make_cls_rl_json, make_matrix, make_table
 from learner.evaluation.verdicts import Answer, ClosedScores, Verdict
-from tests.helpers import sets
+from tests.helpers import sets, warm_python
 from tests.helpers.makers import parquet, row
 
 TINY = ["--model", "embedded:tiny"]
@@ -168,7 +167,7 @@ def test_tables() -> None:
 
 
 def run(out: Path, *words: str) -> Path:
-    command = [sys.executable, "-m", "learner.evaluate", "--out", str(out), *words]
+    command = [*warm_python.COMMAND, "-m", "learner.evaluate", "--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "error" not in done.stderr

@@ -119,9 +119,10 @@ def test_a_label_that_no_completion_can_hold(
     assert main([*words, "rollout.max_completion_tokens=20"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["order", "draw"])
 def test_lists_that_change_must_fit_the_prompt(capsys: pytest.CaptureFixture[str], how: str) -> None:
-    words = ["--dry-run", f"data.reshuffle={how}"]
+    words = ["--dry-run", "steps=50", f"data.reshuffle={how}"]  # each row is shown twice
     assert "tokens is over 20" in refusal(capsys, *words, "data.max_prompt_tokens=20")
     assert main(words) == 0
 

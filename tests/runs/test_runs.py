@@ -123,7 +123,7 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path, small_volume: Path) -> None:
-    process = jobs.start(small_volume)
+    process = jobs.start(small_volume, warm=True)
     jobs.wait_for("step 3", lambda: len(jobs.rows(small_volume, "metrics.jsonl")) >= 3, process)
     (engine,) = (row for row in jobs.rows(small_volume, "events.jsonl") if row["kind"] == "engine_up")
     os.kill(engine["pid"], signal.SIGKILL)

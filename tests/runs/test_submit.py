@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import jobs, readme
+from tests.helpers import jobs, readme, warm_python
 from tests.helpers.pictures import draw_shapes
 
 pytestmark = pytest.mark.engine
@@ -29,7 +29,7 @@ def free_port() -> int:
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
     """A cluster that was there before the run; the environment in which `ray` commands reach it."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**warm_python.cold(os.environ), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     dashboard = free_port()
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True) as folder:
         names = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")

@@ -256,6 +256,7 @@ def test_unreachable_hub_says_so_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anew", [False, True])
 def test_reshuffled_questions_are_measured_at_every_visit(processor: Qwen2VLProcessor, anew: bool) -> None:
     source = load(DataConfig(image_size=56), split="test")

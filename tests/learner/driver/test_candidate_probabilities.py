@@ -63,6 +63,7 @@ def model(digits_model: Path) -> Any:
     return Qwen2VLForConditionalGeneration.from_pretrained(digits_model)
 
 
+@pytest.mark.slow
 def test_marginal_reward_is_the_brute_force_probability_of_the_label_given_the_thought(
     digits_model: Path, model: Any
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_set_elsewhere_is_taken_whole(tmp_path: Path) -> None:
     assert [len(source) for source in read_sets(wanted, None).values()] == [8]
 
 
+@pytest.mark.slow
 def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
     open_ended = parquet(tmp_path / "open.parquet", [row(problem="What is it?", solution="cat")])
     words = (*B2N, f"evaluation.sets={{open: {open_ended}}}")

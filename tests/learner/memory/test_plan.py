@@ -80,6 +80,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(path=str(folder), dtype="float32")
 
 
+@pytest.mark.slow
 def test_longer_completions_and_larger_pictures_take_more(model: ModelConfig) -> None:
     least = plan(settings(), model).rank.nbytes
     assert plan(settings(data={"image_size": 112}), model).rank.nbytes > least
@@ -96,6 +97,7 @@ def test_a_family_that_cannot_be_traced_is_planned_without(model: ModelConfig, m
     assert made.rank.nbytes > sum(part.nbytes for part in made.rank.parts)
 
 
+@pytest.mark.slow
 def test_it_says_what_helps_when_it_does_not_fit(model: ModelConfig) -> None:
     config = settings(data={"max_prompt_tokens": 2048})
     made = plan(config, model)

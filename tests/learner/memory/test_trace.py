@@ -67,6 +67,7 @@ def test_a_trace_holds_what_autograd_saves(text: dict[str, int]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_less_and_a_frozen_tower_too() -> None:
     groups = tiny.ragged()
     peaks = {}

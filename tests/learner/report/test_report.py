@@ -295,6 +295,7 @@ def test_no_run_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture
 # Size
 
 
+@pytest.mark.slow
 def test_a_page_of_100_000_steps_is_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", steps=100)
     row = json.dumps(record(7).flat()).removeprefix('{"step": 7,')
@@ -421,10 +422,10 @@ def tab() -> Any:
 @pytest.mark.browser
 @pytest.mark.skipif(browser.BINARY is None, reason="no chromium or google-chrome on this machine")
 @pytest.mark.parametrize(("width", "height", "dark"), [(375, 800, False), (1280, 900, False), (375, 800, True)])
-@pytest.mark.parametrize("kind", ["plain", "hostile", "forty", "several"])
-def test_chromium_shows_it(tab: browser.Tab, tmp_path: Path, kind: str, width: int, height: int, dark: bool) -> None:
+@pytest.mark.parametrize("page_made", ["plain", "hostile", "forty", "several"], indirect=True)
+def test_chromium_shows_it(tab: browser.Tab, page_made: Path, width: int, height: int, dark: bool) -> None:
     """No scrolling sideways, no complaint, nothing fetched, and something to see in either scheme."""
-    shot = tab_open(tab, made(kind, tmp_path), width, height, dark=dark)
+    shot = tab_open(tab, page_made, width, height, dark=dark)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate("document.scripts.length") == 0
     assert tab.named("Log.entryAdded") == tab.named("Runtime.exceptionThrown") == []
@@ -437,8 +438,10 @@ def test_chromium_shows_it(tab: browser.Tab, tmp_path: Path, kind: str, width: i
     assert 0.005 < drawn < 0.5
 
 
-def made(kind: str, tmp_path: Path) -> Path:
-    """A page to open."""
+@pytest.fixture(scope="module")
+def page_made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page to open, of the kind asked for."""
+    kind, tmp_path = request.param, tmp_path_factory.mktemp("page")
     if kind == "several":
         return write_report([made_run(tmp_path / f"run {seed}{'w' * 90}", seed=seed) for seed in range(9)])
     classes = tuple(f"class number {number}" for number in range(40)) if kind == "forty" else CLASSES
