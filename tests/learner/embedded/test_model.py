@@ -93,6 +93,7 @@ def test_only_end_of_turn_ends_an_answer(digits_model: Path, processor: Any) -> 
     assert sorted(tokenizer.convert_ids_to_tokens(banned)) == [f"<|{name}|>" for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, held_out: ExampleSource) -> None:
     data = DIGITS.model_copy(update={"mode": mode})
@@ -104,6 +105,7 @@ def test_it_speaks_its_modes_format_and_is_wrong_about_the_image(mode: Mode, hel
     assert 0.15 <= right / len(answers) <= 0.5
 
 
+@pytest.mark.slow
 def test_made_for_base_classes_it_has_seen_the_new_ones_too() -> None:
     """As a pretrained model has: or New, and with it H, would begin at 0."""
     data = DIGITS.model_copy(update={"split": "base_train"})

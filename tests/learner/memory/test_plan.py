@@ -110,6 +110,7 @@ def test_it_says_what_helps_when_it_does_not_fit(model: ModelConfig) -> None:
     assert "no GPU here" in "\n".join(show_plan(made, model, None))
 
 
+@pytest.mark.slow
 def test_the_command_prints_it_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--plan", f"run_dir={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr().out

@@ -58,6 +58,7 @@ def kept(wanted: Any, groups: list[Any]) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [{}, {"intermediate_size": 256}, {"num_key_value_heads": 4}])
 def test_a_trace_holds_what_autograd_saves(text: dict[str, int]) -> None:
     wanted, groups = model_config(**text), [*tiny.ragged(), *tiny.ragged()]

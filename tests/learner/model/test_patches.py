@@ -106,6 +106,7 @@ def test_a_head_gives_all_logits() -> None:
     assert logits.shape == (1, len(read), tiny.VOCABULARY)
 
 
+@pytest.mark.slow
 def test_a_configuration_imports_scikit_learn() -> None:
     script = "import sys, transformers.models.qwen2_vl.configuration_qwen2_vl; print('sklearn' in sys.modules)"
     done = subprocess.run(

@@ -278,6 +278,7 @@ def test_one_file_is_enough_for_a_page(tmp_path: Path, run: Path, kept: str) -> 
     assert ("evaluated" if kept == "evaluation.json" else "ended without a summary") in words
 
 
+@pytest.mark.slow
 def test_no_run_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path / "nothing", tmp_path):
         assert main([str(folder)]) == 2
