@@ -39,10 +39,12 @@ def find_loaded(lean: bool, folder: Path) -> set[str]:
     return set(loaded)
 
 
+@pytest.mark.slow
 def test_a_model_is_read_without_what_nobody_uses(digits_model: Path) -> None:
     assert find_loaded(True, digits_model) == set()
 
 
+@pytest.mark.slow
 def test_transformers_brings_along_what_we_leave_out(digits_model: Path) -> None:
     """What it no longer brings can go from our lists."""
     assert find_loaded(False, digits_model) == {*UNUSED_BY_TRANSFORMERS, *COMPILER}

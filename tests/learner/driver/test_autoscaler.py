@@ -28,7 +28,7 @@ SCRIPT = """
 import json, ray
 from ray._raylet import GcsClient
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
-from learner.driver.autoscaler import nodes_asked_for
+from learner.driver.autoscaler import request_nodes
 from common.config.schema import Config
 
 context = ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
@@ -39,7 +39,7 @@ def asked():
     return sum(request.count for constraint in constraints for request in constraint.resource_requests)
 
 seen = [asked()]
-with nodes_asked_for(Config.model_validate({"rollout": {"engines": 9}})):
+with request_nodes(Config.model_validate({"rollout": {"engines": 9}})):
     seen.append(asked())
 seen.append(asked())
 print(json.dumps(seen))

@@ -166,6 +166,7 @@ def test_equal_answers_are_shown_once_and_an_open_question_says_so(run: Path) ->
 # Hostile text
 
 
+@pytest.mark.slow
 def test_no_text_of_a_run_becomes_an_element_or_an_attribute(tmp_path: Path) -> None:
     """Each text stands in the place of every other in one of the pages or another."""
     plain = page(made_run(tmp_path / "plain"))
