@@ -59,7 +59,7 @@ PATCHES = (
     Patch(
         upstream="transformers 5.19.0",
         changes="the makers of docstrings",
-        by="common.models.docstrings:leave_out_docstrings",
+        by="common.lean_imports:_leave_out_docstrings",
         why="the docstring of a model's configuration imports scikit-learn: a second of every start",
         test="test_a_configuration_imports_scikit_learn",
     ),
