@@ -64,7 +64,7 @@ def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str
     job = ["ray", "job", "submit", "--working-dir", str(jobs.ROOT), "--", "python", "-m", "learner.main"]
     job += ["--config", str(recipe), "--run-dir", str(run_dir), f"data.path={pictures}"]
     job += ["steps=3", "learner.warmup_steps=1", "reward.on_error=drop", "reward.max_drop_share=0.9"]
-    job += ["reward.functions={accuracy: 1.0, tests.rollout.hostile_rewards:nan_on_odd: 0.1}"]
+    job += ["reward.functions={accuracy: 1.0, tests.helpers.hostile_rewards:nan_on_odd: 0.1}"]
     done = subprocess.run(job, env=cluster, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())

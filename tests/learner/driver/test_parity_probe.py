@@ -105,7 +105,7 @@ def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, fami
     words = ["--config", str(tmp_path / "recipe.yaml"), "steps=5", "learner.zero_stage=3", "rollout.engines=2"]
     words += ["evaluation.limit=8", "data.max_prompt_tokens=400", "rollout.cpus_per_engine=0.25", "checkpoint.every=0"]
     words.append("rollout.max_completion_tokens=6")  # its tokenizer has no label as one token
-    words.append("reward.functions={tests.rollout.hostile_rewards:length: 1.0}")  # random answers differ in that
+    words.append("reward.functions={tests.helpers.hostile_rewards:length: 1.0}")  # random answers differ in that
     run = jobs.complete(tmp_path / "run", *words)
     probes = [row for row in jobs.rows(run, "events.jsonl") if row["kind"] == "probe"]
     assert [row["version"] for row in probes] == [0, 1]

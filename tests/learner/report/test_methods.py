@@ -48,7 +48,7 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize("case", SAID)
 def test_the_page_says_what_the_method_does_and_nothing_else(tmp_path: Path, case: str) -> None:
     settings, said = SAID[case]
-    text = read_text(page(made_run(tmp_path / "run", settings=settings)))
+    text = read_text(page(made_run(tmp_path / "run", settings=settings), drawn=True))
     assert {sentence for sentence in EVERYTHING if sentence in text} == said
 
 

@@ -72,8 +72,9 @@ class Page(HTMLParser):
         self.tags.add("comment")
 
 
-def page(folder: Path, *more: Path) -> Page:
-    return Page(write_report([folder, *more]).read_text())
+def page(folder: Path, *more: Path, drawn: bool = False) -> Page:
+    """Write and read a page; its figures, which take most of the time, only where a test looks at them."""
+    return Page(write_report([folder, *more], seconds=math.inf if drawn else 0.0).read_text())
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_page_says_how_the_run_went(run: Path) -> None:
-    found = page(run)
+    found = page(run, drawn=True)
     for said in ("digits", "finished", "0.210", "0.810", "40 of 40", "1:33, start-up 0:21", "0123456789ab"):
         assert said in found.text
     for title in ("Accuracy", "Reward", "KL to the reference", "Entropy", "Gradient norm", "Completion length"):
@@ -169,13 +170,13 @@ def test_equal_answers_are_shown_once_and_an_open_question_says_so(run: Path) ->
 @pytest.mark.slow
 def test_no_text_of_a_run_becomes_an_element_or_an_attribute(tmp_path: Path) -> None:
     """Each text stands in the place of every other in one of the pages or another."""
-    plain = page(made_run(tmp_path / "plain"))
+    plain = page(made_run(tmp_path / "plain"), drawn=True)
     for turn in (0, 5):
         texts = itertools.cycle(HOSTILE[turn:] + HOSTILE[:turn])
         run = made_run(tmp_path / f"run-{turn}", classes=(*CLASSES, *"abcd"), say=appended(texts))
         lines = [evaluation(0, f"set{text}", list(HOSTILE), 0.5) | {"model": f"model{text}"} for text in HOSTILE]
         dump(run / "evaluation.json", {"lines": lines, "matrix": {one: {one: 0.5} for one in HOSTILE}})
-        found = page(run)
+        found = page(run, drawn=True)
         assert found.tags - plain.tags <= {"small", "span", "h2", "h3", "article", "table"}
         assert set(found.attributes) == set(plain.attributes)
         assert not any("url(h" in one for one in found.attributes["style"])
@@ -197,7 +198,7 @@ def test_a_comparison_is_as_safe(tmp_path: Path) -> None:
     for number, text in enumerate(HOSTILE[:8]):
         name = re.sub(r"[/\x00]", "_", f"{number}{text}")[:100]
         runs.append(made_run(tmp_path / name, steps=4, say=appended(itertools.repeat(text))))
-    found = page(runs[0], *runs[1:])
+    found = page(runs[0], *runs[1:], drawn=True)
     assert {"script", "img", "iframe", "comment"}.isdisjoint(found.tags)
     assert not [name for name in found.attributes if name.startswith("on")]
     assert "0<script>alert(1)<_script>" in found.text
@@ -256,7 +257,7 @@ def test_damage_is_named_and_the_rest_is_shown(run: Path) -> None:
         (run / name).write_text(text)
     add(run, "metrics.jsonl", record(9).flat() | {"grad_norm": 10**400, "kl": True})
     (run / "events.jsonl").unlink()
-    text = page(run).text
+    text = page(run, drawn=True).text
     for fault in (
         "metrics.jsonl: 4 lines are no JSON objects, the first is line 1",
         "config.yaml: unreadable",
@@ -274,7 +275,7 @@ def test_one_file_is_enough_for_a_page(tmp_path: Path, run: Path, kept: str) -> 
     alone = tmp_path / "alone"
     alone.mkdir()
     (run / kept).rename(alone / kept)
-    words = page(alone).words
+    words = page(alone, drawn=True).words
     assert ("Files that could not be read" in words) == (kept != "evaluation.json")
     assert ("evaluated" if kept == "evaluation.json" else "ended without a summary") in words
 
@@ -361,7 +362,7 @@ def test_evaluations_of_several_models_make_a_matrix(tmp_path: Path) -> None:
         for name, accuracy in zip(("base", "new"), accuracies, strict=True)
     ]
     dump(tmp_path / "evaluation.json", {"lines": lines, "models": {"trained": {"config": {}}}})
-    text = page(tmp_path).text
+    text = page(tmp_path, drawn=True).text
     assert "Models by data sets" in text
     for said in ("91.0", "51.0", "31.0", "21.0"):
         assert said in text
