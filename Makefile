@@ -1,6 +1,7 @@
 # `make train` and `make test` need Linux, make and Python 3.11 or later; everything else is installed into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ARGS ?=
+# Of `make test`, on two cores and 24 GB: engines wait for most of their time.
 WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
@@ -15,13 +16,13 @@ setup:
 train: setup
 	$(RUN) learner.main $(ARGS)
 
-# A file's tests share what they start, so they share a worker; the slowest are printed at the end.
-PYTEST = $(RUN) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
+# A file's tests share what they start, so they share a worker.
+PYTEST = $(RUN) pytest --dist loadfile --no-loadscope-reorder --durations=20
 test: setup
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n $(WORKERS) $(ARGS)
 
 test-fast: setup
-	$(PYTEST) -m "not engine and not slow and not browser" $(ARGS)
+	$(PYTEST) -n logical -m "not engine and not slow and not browser" $(ARGS)
 
 lint: setup
 	$(RUN) ruff check .

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-gc.disable()  # until all is imported: a fifth of a worker's start is looking through new objects
-
 # Before anything imports torch. Threads of several processes on two cores would spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -21,6 +19,8 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 import pytest
 
 from tests.helpers import warm_python
+
+gc.disable()  # until all is imported: a fifth of a worker's start is looking through new objects
 
 if warm_python.OWNER not in os.environ:  # workers of xdist share what the first process offers
     warm_python.offer(os.environ)

@@ -78,6 +78,7 @@ def test_a_folder_of_pictures_becomes_a_set_that_a_recipe_takes(
     assert "3 labels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluations_and_reports_are_asked_for_as_they_are_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

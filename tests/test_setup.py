@@ -213,7 +213,7 @@ def test_the_two_locks_hold_the_same_engine_and_nothing_of_the_other() -> None:
     ("target", "command"),
     [
         ("train", ".venv/bin/python -m learner.main seed=2"),
-        ("test", ".venv/bin/python -m pytest -n "),
+        ("test", ".venv/bin/python -m pytest --dist loadfile "),
         ("test-fast", '-m "not engine and not slow and not browser" seed=2'),
         ("lint", ".venv/bin/python -m mypy"),
         ("lock", "-o requirements-gpu.lock"),

@@ -23,6 +23,8 @@ from common.models.prompts import TEMPLATES, PromptEncoder
 from common.types import Example, Prompt
 from learner.embedded.model import DIGITS, ensure_model
 
+pytestmark = pytest.mark.slow  # each makes a model or draws a page
+
 LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 

@@ -43,6 +43,7 @@ def closed(probabilities: list[float], lengths: tuple[int, ...] = (1, 1, 1)) -> 
 pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "dog", NONE])), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(pairs=pairs)
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
@@ -52,6 +53,7 @@ def test_macro_f1_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     assert measure(rows(*pairs), name="x").row["macro_f1"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(pairs=pairs)
 def test_counts_are_a_confusion_matrix(pairs: list[tuple[str, str]]) -> None:
@@ -101,6 +103,7 @@ def test_closed_set_by_sum_and_by_mean() -> None:
     assert (row["closed_set"], row["closed_set_normalised"]) == (0.5, 0.5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     table=st.lists(

@@ -56,6 +56,7 @@ def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
         assert not any(one.closed_set for one in inputs.sets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "error", "says"),
     [

@@ -94,6 +94,7 @@ def test_packed_is_naive(family: tiny.Family, drawn: str) -> None:
     assert torch.equal(again, found_gradient), "checkpointing matters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", get_args(tiny.Family))
 @pytest.mark.parametrize("way", ["sdpa", "auto"])
 def test_packed_is_naive_in_bfloat16(family: tiny.Family, way: str) -> None:

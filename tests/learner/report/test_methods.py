@@ -12,6 +12,8 @@ from common.config.schema import Config
 from tests.helpers.made_run import made_run
 from tests.learner.report.test_report import Page, page
 
+pytestmark = pytest.mark.slow  # each makes a model or draws a page
+
 OF_SAMPLES = (
     "Zero-std groups",
     "Log-prob gap, engine to learner",

@@ -193,6 +193,7 @@ def appended(texts: Iterator[str]) -> Callable[[str], str]:
     return lambda word: word + next(texts)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_as_safe(tmp_path: Path) -> None:
     runs = []
     for number, text in enumerate(HOSTILE[:8]):
@@ -391,6 +392,7 @@ def test_gaps_stay_gaps() -> None:
     assert np.isnan(one.y).tolist() == [False, True, True, False]
 
 
+@pytest.mark.slow
 def test_drawing_leaves_no_setting_and_no_pyplot_behind(run: Path) -> None:
     script = """
 import sys, matplotlib

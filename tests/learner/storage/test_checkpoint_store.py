@@ -172,6 +172,7 @@ def write_forever(folder: str, report: str) -> None:
         os.pwrite(reports, step.to_bytes(4, "big"), 0)
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_instant_loses_one_at_most(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
