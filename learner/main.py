@@ -72,7 +72,8 @@ def _dry_run(config: Config) -> None:
 def _plan(config: Config) -> None:
     """Print the memory a run would take, from the model's configuration alone."""
     from learner.driver.preflight.model import make_embedded
-    from learner.memory.plan import device_memory, plan, show_plan
+    from learner.memory.plan import plan
+    from learner.memory.show import device_memory, show_plan
 
     model = make_embedded(config)
     for line in show_plan(plan(config, model), model, device_memory(config)):

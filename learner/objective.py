@@ -82,7 +82,7 @@ def group_advantages(scored: ScoredGroup, reward: RewardConfig = SUMMED) -> Tens
     arXiv:2601.05242; without its second normalisation over the batch, which would make packs depend on each other).
     """
     total = torch.zeros(len(scored.rewards))
-    for weight, rewards in _compared(scored, reward):
+    for weight, rewards in _select_rewards(scored, reward):
         total += weight * advantages(rewards)
     return total
 
@@ -92,10 +92,10 @@ def is_zero_std(scored: ScoredGroup, reward: RewardConfig = SUMMED) -> bool:
 
     Reads the same float32 rewards as `group_advantages`, which are then all 0.
     """
-    return len(scored.rewards) > 1 and all(all_equal(rewards) for _, rewards in _compared(scored, reward))
+    return len(scored.rewards) > 1 and all(all_equal(rewards) for _, rewards in _select_rewards(scored, reward))
 
 
-def _compared(scored: ScoredGroup, reward: RewardConfig) -> list[tuple[float, Tensor]]:
+def _select_rewards(scored: ScoredGroup, reward: RewardConfig) -> list[tuple[float, Tensor]]:
     """List what is compared inside a group: (weight, (G,) float32 rewards) of the sum, or of each function that counts.
 
     A group that is only read, never trained on, has no rewards by name.

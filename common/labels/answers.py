@@ -90,7 +90,7 @@ def is_well_formed(completion: str, mode: Mode) -> bool:
     return bool(blocks) and all(text.strip() and _has_no_tags(text) for text in blocks)
 
 
-def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = None) -> int:
+def choose_closed_set(logprobs: Sequence[float], lengths: Sequence[int] | None = None) -> int:
     """Return the index of the candidate with the highest log-prob, the first of equals: the closed-set variant.
 
     Args:
@@ -101,7 +101,7 @@ def closed_choice(logprobs: Sequence[float], lengths: Sequence[int] | None = Non
     if lengths is None:
         return max(range(len(logprobs)), key=logprobs.__getitem__)
     means = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
-    return closed_choice(means)
+    return choose_closed_set(means)
 
 
 def same_name(one: str, other: str) -> bool:

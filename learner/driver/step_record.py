@@ -45,7 +45,7 @@ def make_step_record(
         completion_length=fmean(len(one.token_ids) for one in completions),
         truncated_share=fmean(one.finish_reason == "length" for one in completions),
         rewards=_mean_by_name(scored, weights),
-        reward=fmean(_expected(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
+        reward=fmean(_weighted_mean(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         zero_std_share=fmean(is_zero_std(item, config.reward) for item in scored),
         thinking=_thinking(scored, config.data),
@@ -76,12 +76,12 @@ Weights = Sequence[float] | None  # probabilities of the given answers of a grou
 def _mean_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:
     names = scored[0].rewards_by_name.keys()
     return {
-        name: fmean(_expected(item.rewards_by_name[name], own) for item, own in zip(scored, weights, strict=True))
+        name: fmean(_weighted_mean(item.rewards_by_name[name], own) for item, own in zip(scored, weights, strict=True))
         for name in names
     }
 
 
-def _expected(values: Sequence[float], weights: Weights) -> float:
+def _weighted_mean(values: Sequence[float], weights: Weights) -> float:
     return fmean(values) if weights is None else sum(map(mul, values, weights))
 
 
@@ -89,7 +89,7 @@ def _deviation(values: Sequence[float], weights: Weights) -> float:
     if weights is None:
         return stdev(values) if len(values) > 1 else 0.0
     squares = [value**2 for value in values]
-    return sqrt(max(0.0, _expected(squares, weights) - _expected(values, weights) ** 2))
+    return sqrt(max(0.0, _weighted_mean(squares, weights) - _weighted_mean(values, weights) ** 2))
 
 
 def _thinking(scored: Sequence[ScoredGroup], data: DataConfig) -> Mapping[str, float]:

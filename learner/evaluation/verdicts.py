@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.config.schema import DataConfig
-from common.labels.answers import closed_choice, find_candidate, is_right, is_well_formed
+from common.labels.answers import choose_closed_set, find_candidate, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.consistency import consistency
 from common.types import Example
@@ -39,7 +39,7 @@ class ClosedScores:
 
     def choice(self, *, normalised: bool = False) -> str:
         """Return the candidate of the highest log-prob, or of the highest mean log-prob of a token (`normalised`)."""
-        return self.candidates[closed_choice(self.logprobs, self.lengths if normalised else None)]
+        return self.candidates[choose_closed_set(self.logprobs, self.lengths if normalised else None)]
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Return (K,) probabilities, given that the answer is one of the list."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.config.schema import Config, ModelConfig
 from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
@@ -26,7 +25,6 @@ from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.microbatches import count_positions
 from learner.trainer.zero_config import LARGEST_BUCKET, LIVE_PARAMETERS
 
-GIB = 2**30
 RANK_ITSELF = {"cpu": 640 << 20, "cuda": 1 << 30}  # imports and DeepSpeed, measured; CUDA and NCCL, a guess
 ENGINE_ITSELF = 850 << 20  # vLLM on a CPU, imports and workspaces
 LISTED = 100  # candidates a row that `method: exact` is planned for: no list of CLS-RL is longer
@@ -224,91 +222,6 @@ def plan_engine(counts: Counts, model_config: Any, config: Config) -> Share:
         parts.append(Part(name="loading weights", nbytes=loading, about="buffers that are kept"))
         parts.append(Part(name="the process", nbytes=ENGINE_ITSELF))
     return Share(parts=tuple(parts))
-
-
-def device_memory(config: Config) -> tuple[str, int] | None:
-    """Return name and bytes of the memory one process computes in; None when there is no such device here."""
-    if config.cluster.device == "cpu":
-        return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not torch.cuda.is_available():
-        return None
-    device = torch.cuda.get_device_properties(0)
-    return device.name, device.total_memory
-
-
-def show_plan(made: Plan, model: ModelConfig, device: tuple[str, int] | None) -> Iterator[str]:
-    """Yield the plan as lines to read; where it does not fit `device`, with remedies and what each would take."""
-    config, counts = made.config, made.counts
-    total, vision, trained = (_count(number) for number in (counts.total, counts.vision, counts.trained))
-    yield f"{total} parameters, {vision} of them vision, {trained} trained; ZeRO-{config.learner.zero_stage}"
-    yield f"largest pack: {made.pack}"
-    yield ""
-    yield from _table(f"each of {config.learner.ranks} learner rank(s)", made.rank)
-    yield ""
-    yield from _table(f"each of {config.rollout.engines} engine(s)", made.engine)
-    yield ""
-    yield from _table("the machine", made.host)
-    yield ""
-    needed = made.rank.nbytes
-    if config.cluster.device == "cpu":
-        needed = config.learner.ranks * needed + config.rollout.engines * made.engine.nbytes + made.host.nbytes
-        yield _row("in all", needed)
-    if device is None:
-        yield "no GPU here to hold it against"
-        return
-    name, there = device
-    room = int(there * min(1.0, config.learner.gpus_per_rank)) if config.cluster.device == "cuda" else there
-    if needed <= room:
-        yield f"fits: {name} has {_size(room)} for it"
-        return
-    yield f"does not fit: {name} has {_size(room)} for it. A learner rank takes {_size(made.rank.nbytes)};"
-    for change, other in _remedies(config):
-        instead = plan(other, model).rank.nbytes
-        if instead < made.rank.nbytes:
-            yield _row("  it would take", instead, f"with {change}")
-
-
-def _table(title: str, share: Share) -> Iterator[str]:
-    yield title
-    for part in (*share.parts, *share.passing):
-        yield _row(f"  {part.name}", part.nbytes, part.about)
-    yield _row("  at its highest", share.nbytes)
-
-
-def _row(name: str, nbytes: int, about: str = "") -> str:
-    return f"{name:<24}{_size(nbytes):>11}  {about}".rstrip()
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB else f"{nbytes / 2**20:.1f} MiB"
-
-
-def _count(elements: int) -> str:
-    return f"{elements / 1e9:.2f} G" if elements >= 1e9 else f"{elements / 1e6:.2f} M"
-
-
-def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield changes that may help, each with its configuration, the cheapest first."""
-    model, learner, data = config.model, config.learner, config.data
-
-    def changed(section: str, **values: Any) -> tuple[str, Config]:
-        words = ", ".join(f"{section}.{key}={value}" for key, value in values.items())
-        update = {section: getattr(config, section).model_copy(update=values)}
-        return words.replace("True", "true"), config.model_copy(update=update)
-
-    if not model.gradient_checkpointing:
-        yield changed("model", gradient_checkpointing=True)
-    if learner.ranks > 1 and learner.zero_stage < 3:
-        yield changed("learner", zero_stage=3)
-    if not config.towers_frozen:
-        yield changed("model", freeze_vision=True)
-    if not config.lora.rank:
-        yield changed("lora", rank=16)
-    if learner.zero_stage and learner.offload == "none" and config.cluster.device == "cuda":
-        yield changed("learner", offload="optimizer")
-    yield changed("learner", tokens_per_pack=max(1, learner.tokens_per_pack // 2))
-    yield changed("data", max_prompt_tokens=max(1, data.max_prompt_tokens // 2))
-    yield changed("rollout", max_completion_tokens=max(1, config.rollout.max_completion_tokens // 2))
 
 
 def _largest_packs(config: Config, least: int) -> Iterator[tuple[dict[str, int], int]]:

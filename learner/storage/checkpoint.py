@@ -109,13 +109,13 @@ class Checkpointer:
             with self.store.write_checkpoint(step, score=score, estimate=self._estimate()) as folder:
                 write_state(folder, save(folder))
         except CheckpointError as error:
-            self._failed(step, error)
+            self._record_failure(step, error)
             return False
         self._in_a_row, self._retry_at = 0, None
         self._on_event("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
         return True
 
-    def _failed(self, step: int, error: CheckpointError) -> None:
+    def _record_failure(self, step: int, error: CheckpointError) -> None:
         self.failures += 1
         self._retry_at = step + 2**self._in_a_row
         self._in_a_row += 1

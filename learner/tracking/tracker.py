@@ -50,11 +50,11 @@ class Tracker:
         """Log one step."""
         row = record.flat()
         self.history.add_step(row)
-        with self._counted():
+        with self._count_failures():
             append_jsonl(self._path / "metrics.jsonl", row)
-        with self._counted():
+        with self._count_failures():
             self._scalars.write(record.step, {key: value for key, value in row.items() if key != "step"})
-        with self._counted():
+        with self._count_failures():
             self._console.step(record)
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
@@ -63,14 +63,14 @@ class Tracker:
         for line in lines:
             self.history.add_evaluation(step, line)
         path = self._path / "evaluations.jsonl"
-        with self._counted():
+        with self._count_failures():
             if again:
                 keep_steps(path, lambda kept: kept != step)
             for line in lines:
                 append_jsonl(path, {"step": step, **line})
-        with self._counted():
+        with self._count_failures():
             self._scalars.write(step, {tag: value for line in lines for tag, value in _list_scalars(line).items()})
-        with self._counted():
+        with self._count_failures():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
@@ -81,26 +81,26 @@ class Tracker:
         for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
-            with self._counted():
+            with self._count_failures():
                 if image is not None and name is not None:
                     self._thumbnail(image, name)
                 append_jsonl(self._path / "samples.jsonl", sample_row(step, name, group, kept_for, self._config.reward))
         if groups:
-            with self._counted():
+            with self._count_failures():
                 self._console.sample(groups[0])
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append to `events.jsonl`: versions, faults, heals, drops, checkpoints."""
         row = {"wall": time.time(), "monotonic": time.monotonic(), "kind": kind, **fields}
-        with self._counted():
+        with self._count_failures():
             append_jsonl(self._path / "events.jsonl", row)
-        with self._counted():
+        with self._count_failures():
             self._console.event(kind, fields)
 
     def phase(self, what: str, seconds: float) -> None:
         """Log that a part of the start-up is done: `phase("engines up", 14.2)`."""
         self.event("phase", what=what, seconds=seconds)
-        with self._counted():
+        with self._count_failures():
             self._console.phase(what, seconds)
 
     @contextmanager
@@ -139,18 +139,18 @@ class Tracker:
             config_hash=config_hash(self._config),
             git_sha=git_sha(),
         )
-        with self._counted():
+        with self._count_failures():
             replace_text(self._path / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
         return summary
 
     def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
         """End the display with the closing lines, if there is a summary, and the run folder."""
         lines = format_closing(summary, self._folder, self._config, self.failures, report) if summary else []
-        with self._counted():
+        with self._count_failures():
             self._console.close([*lines, f"run folder: {self._folder.shown}"])
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _count_failures(self) -> Iterator[None]:
         """Count an OSError of the block as a failure, and show the first."""
         try:
             yield
@@ -164,13 +164,13 @@ class Tracker:
         """Remove what is on file about `first_step` and later, and read the rest into the history."""
         past = {"metrics": first_step - 1, "samples": first_step - 1, "evaluations": first_step}
         for name, last in past.items():
-            with self._counted():
+            with self._count_failures():
                 keep_steps(self._path / f"{name}.jsonl", range(last + 1).__contains__)
-        with self._counted():
+        with self._count_failures():
             for image in (self._path / "samples").glob("*.png"):
                 if int(image.name.split("-")[0]) >= first_step:
                     image.unlink()
-        with self._counted():
+        with self._count_failures():
             for row in read_jsonl(self._path / "metrics.jsonl"):
                 self.history.add_step(row)
             for row in read_jsonl(self._path / "evaluations.jsonl"):

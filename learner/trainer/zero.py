@@ -62,7 +62,7 @@ def build_training_engine(model: Any, config: Config) -> Any:
     if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
         engine.enable_backward_allreduce = False
     engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
-    engine.module_state_dict = lambda **_: _trained_state(model)
+    engine.module_state_dict = lambda **_: _select_trained_state(model)
     return engine
 
 
@@ -147,13 +147,13 @@ def load(engine: Any, folder: Path) -> None:
         )
 
 
-def _trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
+def _select_trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
     """Return the parameters a checkpoint holds: those that train. The others are in the base model."""
     return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
 
 
 def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> None:
-    if src.keys() != (wanted := _trained_state(dst).keys()):
+    if src.keys() != (wanted := _select_trained_state(dst).keys()):
         raise CheckpointError(
             "the checkpoint holds other parameters than this run trains",
             got=f"{len(src)} of them, {len(wanted)} here; one they do not share: {min(src.keys() ^ wanted)}",

@@ -14,7 +14,7 @@ from common.labels.aliases import check_aliases
 from common.labels.answers import (
     TAGS,
     Mode,
-    closed_choice,
+    choose_closed_set,
     extract,
     find_candidate,
     is_right,
@@ -286,10 +286,10 @@ def test_named_is_the_candidate_given_itself_or_by_an_alias() -> None:
 
 
 def test_closed_choice_is_the_likeliest_candidate_by_sum_or_by_mean() -> None:
-    assert closed_choice([-3.0, -1.0, -1.0]) == 1
-    assert closed_choice([-1.0, -1.5], lengths=[1, 3]) == 1
+    assert choose_closed_set([-3.0, -1.0, -1.0]) == 1
+    assert choose_closed_set([-1.0, -1.5], lengths=[1, 3]) == 1
     with pytest.raises(ValueError, match="shorter"):
-        closed_choice([-1.0, -1.5], lengths=[1])
+        choose_closed_set([-1.0, -1.5], lengths=[1])
 
 
 @pytest.mark.parametrize(

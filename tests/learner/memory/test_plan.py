@@ -11,7 +11,8 @@ import torch
 from common.config.schema import Config, ModelConfig
 from learner.main import main
 from learner.memory import plan as plans
-from learner.memory.plan import Counts, plan, plan_rank, show_plan
+from learner.memory.plan import Counts, plan, plan_rank
+from learner.memory.show import show_plan
 from tests.helpers import models, tiny
 
 
