@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from operator import mul
 from statistics import fmean, stdev
@@ -36,18 +36,22 @@ def make_step_record(
     count alike, and their deviation is the unbiased one, as CLS-RL logs it. Given answers count by their probability
     under the policy, and anything else it might say earns 0: answers of reward 1 and 0 that have probabilities 0.6 and
     0.3 give a reward of 0.6.
+
+    `zero_std_share` and `truncated_share` are of what engines sampled, as the log-prob gaps are: of 12 given groups and
+    4 sampled ones, of which one has equal rewards, the zero-std share is 0.25. Without samples both are 0.
     """
     weights = [result.probabilities.get(item.prompt.id) for item in scored]
     completions = [one for item in scored for one in item.group.completions]
+    sampled = [item for item in scored if item.group.origin == "sampled"]
     return StepRecord(
         step=step,
         epoch=epoch,
         completion_length=fmean(len(one.token_ids) for one in completions),
-        truncated_share=fmean(one.finish_reason == "length" for one in completions),
+        truncated_share=_share(one.finish_reason == "length" for item in sampled for one in item.group.completions),
         rewards=_mean_by_name(scored, weights),
         reward=fmean(_weighted_mean(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
-        zero_std_share=fmean(is_zero_std(item, config.reward) for item in scored),
+        zero_std_share=_share(is_zero_std(item, config.reward) for item in sampled),
         thinking=_thinking(scored, config.data),
         loss=result.loss,
         kl=result.kl,
@@ -71,6 +75,11 @@ def make_step_record(
 
 
 Weights = Sequence[float] | None  # probabilities of the given answers of a group; None: sampled, and alike
+
+
+def _share(found: Iterable[bool]) -> float:
+    """Return the share of True, 0 of nothing."""
+    return fmean([*found] or [False])
 
 
 def _mean_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:

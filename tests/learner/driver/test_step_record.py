@@ -78,3 +78,15 @@ def test_a_group_teaches_nothing_where_all_that_is_normalised_is_equal(normalise
     equal = replace(cancelling, rewards_by_name={"a": (1.0, 1.0), "b": (0.0, 0.0)})
     config = Config(reward=RewardConfig.model_validate({"functions": {"a": 1, "b": 1}, "normalise": normalise}))
     assert record([equal, cancelling], {}, config).zero_std_share == expected
+
+
+def test_zero_std_and_truncated_are_shares_of_what_was_sampled() -> None:
+    """Given answers are neither: three groups of candidates must not make one equal group of two look rare."""
+    equal, divided = scored(("nine", "nine")), scored(("seven", "nine"))
+    cut = replace(equal.group.completions[0], finish_reason="length")
+    equal = replace(equal, group=replace(equal.group, completions=(cut, equal.group.completions[1])))
+    given = replace(equal, group=replace(equal.group, origin="given", engine_id=None))
+    made = record([equal, divided, given, given, given], {})
+    assert (made.zero_std_share, made.truncated_share) == (0.5, 0.25)
+    made = record([given], {})
+    assert (made.zero_std_share, made.truncated_share) == (0, 0)
