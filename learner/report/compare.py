@@ -14,12 +14,7 @@ from learner.report.rows import as_number
 from learner.text import shorten
 
 _SETS = 6  # sets of a run in the table
-_FORMS = {"steps": "{:.0f}", "time (s)": "{:.0f}", "completions/s": "{:.0f}", "largest log-prob gap": "{:.1e}"}
-_SUMMARY_FIELDS = {
-    "time (s)": "wall_seconds",
-    "completions/s": "completions_per_second",
-    "largest log-prob gap": "max_logprob_gap",
-}
+_FORMS = {"steps": "{:.0f}", "time (s)": "{:.0f}", "largest log-prob gap": "{:.1e}"}
 
 
 def compare(runs: Sequence[RunData], left_out: list[str]) -> dict[str, Any]:
@@ -61,9 +56,10 @@ def _summarise_run(run: RunData) -> dict[str, float]:
         known = [reward for reward in tail if not math.isnan(reward)]
         values["mean reward, last 10 % of steps"] = fmean(known) if known else math.nan
     values["steps"] = float(run.steps)
-    values |= {key: as_number(run.summary.get(field)) for key, field in _SUMMARY_FIELDS.items()}
-    if not samples_answers(run.config):
-        del values["largest log-prob gap"]
+    values["time (s)"] = as_number(run.summary.get("wall_seconds"))
+    values[f"{run.learnt}/s"] = as_number(run.summary.get("completions_per_second"))
+    if samples_answers(run.config):
+        values["largest log-prob gap"] = as_number(run.summary.get("max_logprob_gap"))
     return {key: found for key, found in values.items() if not math.isnan(found)}
 
 
@@ -89,7 +85,7 @@ def _format_spread(key: str, found: Sequence[float]) -> str:
 
 
 def _format_value(key: str, found: float) -> str:
-    return _FORMS.get(key, "{:.3f}").format(found)
+    return _FORMS.get(key, "{:.0f}" if key.endswith("/s") else "{:.3f}").format(found)
 
 
 def _find_differences(runs: Sequence[RunData], left_out: list[str]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from common.errors import RunFolderError
 from learner.report.evaluations import Evaluation, find_evaluations, read_evaluations, read_matrix
 from learner.report.rows import Reader, Row, as_mapping, as_number, as_text, as_whole
 from learner.report.samples import Samples, read_samples
-from learner.tracking.records import STAGES, list_unmeasured
+from learner.tracking.records import STAGES, list_unmeasured, name_learnt
 
 Curve = npt.NDArray[np.float64]  # (S,) one value a step, NaN where none was measured
 FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "evaluations.jsonl", "events.jsonl")
@@ -80,6 +80,11 @@ class RunData:
     def method(self) -> str:
         """Return "grpo", "exact" or "sft"; a configuration from before there was a choice means GRPO."""
         return as_text(self.config.get("method")) or "grpo"
+
+    @property
+    def learnt(self) -> str:
+        """Name what the run learns from: "completions", "given answers" or both."""
+        return name_learnt(samples=samples_answers(self.config), given=self.method != "grpo")
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _describe_head(run: RunData) -> dict[str, Any]:
     facts = {
         "steps": f"{run.steps}" + (f" of {config['steps']}" if config.get("steps") else ""),
         "time": _format_time(as_number(summary.get("wall_seconds")), as_number(summary.get("startup_seconds"))),
-        "speed": _format_known(summary.get("completions_per_second"), "{:.0f} completions/s"),
+        "speed": _format_known(summary.get("completions_per_second"), f"{{:.0f}} {run.learnt}/s"),
         "log-prob gap": _describe_gap(run),
         "method": _METHODS.get(run.method, run.method) if config else "",
         "model": config.get("model.path"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
 from learner.text import format_clock
-from learner.tracking.records import Summary
+from learner.tracking.records import Summary, name_learnt
 
 
 def format_closing(
@@ -19,10 +19,11 @@ def format_closing(
         log_failures: lines and files that could not be written.
         report: the page, or None where it was not written.
     """
+    sampled, prompts = config.sampled_prompts, config.rollout.prompts_per_step
     rows = {
         "accuracy": _describe_accuracy(summary),
         "time": f"{format_clock(summary.wall_seconds)}, of which start-up {format_clock(summary.startup_seconds)}",
-        "speed": f"{summary.completions_per_second:.0f} {_learnt(config)}/s",
+        "speed": f"{summary.completions_per_second:.0f} {name_learnt(samples=sampled > 0, given=sampled < prompts)}/s",
         "log-prob gap": _describe_gap(config, summary),
         "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
         "report": str(folder.shown / report.name) if report else "not written",
@@ -43,13 +44,6 @@ def _describe_gap(config: Config, summary: Summary) -> str:
     if not (config.sampled_prompts and summary.steps):
         return "nothing was sampled to learn from; the gaps of the parity probe are in events.jsonl"
     return f"{summary.max_logprob_gap:.1e} at most, engine to learner"
-
-
-def _learnt(config: Config) -> str:
-    """Name what a run learns from."""
-    if config.sampled_prompts == config.rollout.prompts_per_step:
-        return "completions"
-    return "completions and given answers" if config.sampled_prompts else "given answers"
 
 
 def _describe_accuracy(summary: Summary) -> str:

@@ -25,14 +25,14 @@ class StepRecord:
     kl: float
     loss: float
     entropy: float
-    zero_std_share: float  # groups of two or more whose rewards are all equal, which teach nothing
+    zero_std_share: float  # of sampled groups: those whose rewards are all equal, which teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
     lr: float
     logprob_gap_mean: float  # |engine - learner| over sampled tokens; 0 without any
     logprob_gap_max: float
     clip_share: float
-    truncated_share: float  # completions that ended for length
+    truncated_share: float  # of sampled completions: those that ended for length
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet
     seconds: Mapping[str, float]  # of each of STAGES
     step_seconds: float
@@ -77,6 +77,16 @@ def list_unmeasured(*, samples: bool, reference: bool) -> frozenset[str]:
     """
     of_samples = ("zero_std_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
     return frozenset((*(() if samples else of_samples), *(() if reference else ("kl",))))
+
+
+def name_learnt(*, samples: bool, given: bool) -> str:
+    """Return the plural of what a run learns from: "completions", "given answers" or both.
+
+    Args:
+        samples: engines sample at least part of it.
+        given: data give at least part of it.
+    """
+    return " and ".join([*(["completions"] if samples else []), *(["given answers"] if given else [])])
 
 
 @dataclass(slots=True)

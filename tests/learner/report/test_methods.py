@@ -26,16 +26,18 @@ OF_SAMPLES = (
 )
 OF_CANDIDATES = ("Every candidate of a row, with the reward it earns. No engine sampled them.", "10 given answers")
 OF_LABELS = ("The right answer of a row, which the run learns. No engine sampled it.", "1 given answer")
-NONE_SAMPLED = ("nothing was sampled", "expected, mean of a step")
+NONE_SAMPLED = ("nothing was sampled", "expected, mean of a step", "640 given answers/s")
 EVERYTHING = {*OF_SAMPLES, *OF_CANDIDATES, *OF_LABELS, *NONE_SAMPLED, "KL to the reference"}
+EVERYTHING |= {"640 completions/s", "640 completions and given answers/s"}
 EVERYTHING |= {"GRPO", "exact gradient", "SFT (supervised)"}
 SAID: Mapping[str, tuple[Mapping[str, Any], set[str]]] = {
-    "grpo": ({"method": "grpo"}, {"GRPO", "KL to the reference", *OF_SAMPLES}),
-    "grpo without KL": ({"method": "grpo", "learner": {"beta": 0.0}}, {"GRPO", *OF_SAMPLES}),
+    "grpo": ({"method": "grpo"}, {"GRPO", "KL to the reference", "640 completions/s", *OF_SAMPLES}),
+    "grpo without KL": ({"method": "grpo", "learner": {"beta": 0.0}}, {"GRPO", "640 completions/s", *OF_SAMPLES}),
     "exact": ({"method": "exact"}, {"exact gradient", "KL to the reference", *OF_CANDIDATES, *NONE_SAMPLED}),
     "exact beside samples": (
         {"method": "exact", "exact": {"sampled_share": 0.25}},
-        {"exact gradient", "KL to the reference", *OF_CANDIDATES, *OF_SAMPLES} - {"Most divided"},
+        {"exact gradient", "KL to the reference", "640 completions and given answers/s", *OF_CANDIDATES, *OF_SAMPLES}
+        - {"Most divided"},
     ),
     "sft": ({"method": "sft", "learner": {"beta": 0.0}}, {"SFT (supervised)", *OF_LABELS, *NONE_SAMPLED}),
 }
@@ -60,6 +62,8 @@ def test_runs_of_two_methods_are_compared_by_what_both_have(tmp_path: Path) -> N
     sft = made_run(tmp_path / "sft", settings=SAID["sft"][0])
     text = read_text(page(grpo, sft))
     assert "largest log-prob gap" in text and text.count("3.0e-06") == 1
+    table = text.split("Results")[1].split("</table>")[0]
+    assert 'data-name="completions/s">640<' in table and 'data-name="given answers/s">640<' in table
 
 
 def read_text(found: Page) -> str:
