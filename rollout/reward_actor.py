@@ -19,6 +19,7 @@ from rollout.rewards.loading import load_function
 # Fields of a task that every function is given by name.
 _GIVEN_OF_TASK = ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
 
+LARGEST_REWARD = 1e30  # the learner compares rewards in float32, where sums over a group overflow from 3e38 on
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
 
 
@@ -118,7 +119,7 @@ class RewardActor:
 
 
 class _UnusableError(Exception):
-    """A function returned something that is not one finite number a completion."""
+    """A function returned something that is not one usable number a completion."""
 
 
 def _check(values: object, size: int) -> tuple[float, ...]:
@@ -130,6 +131,8 @@ def _check(values: object, size: int) -> tuple[float, ...]:
     for index, value in enumerate(values):
         if not isinstance(value, Real) or not math.isfinite(value):
             raise _UnusableError(f"returned {reprlib.repr(value)} for completion {index}, not a finite number")
+        if abs(float(value)) > LARGEST_REWARD:
+            raise _UnusableError(f"returned {value:g} for completion {index}, over {LARGEST_REWARD:g} in size")
     return tuple(float(value) for value in values)
 
 

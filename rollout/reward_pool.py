@@ -22,7 +22,7 @@ from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
-from rollout.reward_actor import RewardActor, RewardFault, RewardTask, Scores
+from rollout.reward_actor import LARGEST_REWARD, RewardActor, RewardFault, RewardTask, Scores
 from rollout.rewards.loading import find_functions_with
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
@@ -261,6 +261,11 @@ class RewardPool:
             sum(weight * value for weight, value in zip(weights, values, strict=True))
             for values in zip(*by_name.values(), strict=True)
         )
+        for total in rewards:
+            if not abs(total) <= LARGEST_REWARD:  # NaN is no number either
+                reason = f"the weighted sum is {total:g}, over {LARGEST_REWARD:g} in size"
+                yield from self._drop(job, RewardFault(function=" + ".join(by_name), reason=reason))
+                return
         yield ScoredGroup(prompt=job.prompt, group=job.group, rewards_by_name=by_name, rewards=rewards)
 
     def _drop(self, job: _Job, fault: RewardFault) -> Iterator[FailedGroup]:

@@ -55,6 +55,14 @@ def infinite(completions: Sequence[str], **columns: Any) -> list[float]:
     return [float("inf")] * len(completions)
 
 
+def huge(completions: Sequence[str], **columns: Any) -> list[float]:
+    return [-1e39] * len(completions)  # finite in float64, infinite in float32
+
+
+def large(completions: Sequence[str], **columns: Any) -> list[float]:
+    return [1e30, -1e30]
+
+
 def none(completions: Sequence[str], **columns: Any) -> None:
     return None
 

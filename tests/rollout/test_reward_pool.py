@@ -180,3 +180,15 @@ def test_close_leaves_no_process() -> None:
         processes = [psutil.Process(pid) for pid in pool.pids()]
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive
+
+
+@pytest.mark.parametrize(("weight", "total"), [(2.0, r"2e\+30"), (1e300, "inf")])
+def test_a_sum_that_the_learner_could_not_compare_is_refused(weight: float, total: str) -> None:
+    """Rewards that float32 can hold, with a weight that makes their sum too large."""
+    prompts = {"train/0": prompt(0, "cat")}
+    name = f"{HERE}:large"
+    with (
+        open_pool(RewardConfig(functions={name: weight})) as pool,
+        pytest.raises(RewardError, match=f"{name} failed on prompt train/0\n.*the weighted sum is {total}, over"),
+    ):
+        list(pool.score(prompts, [group(0, ("cat", "dog"))]))
