@@ -10,9 +10,10 @@ import yaml
 from common.config.schema import Config
 from learner.tracking.records import Summary
 
-_FINE_TUNED = {
+_FINE_TUNED = {  # by loss
     "grpo": "fine-tuned with GRPO",
-    "exact": "fine-tuned with the exact gradient of the expected reward over listed candidates",
+    "exact_raw": "fine-tuned with the exact gradient of the expected reward over listed candidates",
+    "exact_normalised": "fine-tuned with the exact gradient of the normalised reward over listed candidates",
     "sft": "fine-tuned with supervised learning of labels (SFT)",
 }
 
@@ -28,11 +29,12 @@ def make_model_card(config: Config, summary: Summary) -> str:
     """Return the card of the weights that a run exported, as Markdown with a YAML head."""
     base, data = _hide_path(config.model.path), _hide_path(config.data.path)
     revision = f" at revision `{config.model.revision}`" if config.model.revision else ""
-    method = _FINE_TUNED[config.method]
+    method = _FINE_TUNED[config.loss]
     if config.sampled_prompts and config.method != "grpo":
         method = f"{method}, and GRPO,"
     adapters = f", by adapters of rank {config.lora.rank} (LoRA)" if config.lora.rank else ""
     size = config.data.image_size
+    images = f"resized to {size}x{size}" if size else "at their own size"
     return f"""---
 {yaml.safe_dump(_make_head(config), sort_keys=False)}---
 
@@ -47,7 +49,7 @@ def make_model_card(config: Config, summary: Summary) -> str:
 
 - Trained for {summary.steps} steps ({summary.outcome}). Each step learns from {_describe_step(config)}.
 - Learning rate {config.learner.lr:g}; {_describe_kl(config)}.
-- Images {f"are resized to {size}x{size}" if size else "keep their size"}; prompts are in `{config.data.mode}` mode.
+- Images go to the processor {images}; prompts are in `{config.data.mode}` mode.
 {_describe_gap(config, summary)}- Configuration `{summary.config_hash}`, source `{summary.git_sha}`.
 """
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.config.schema import Config
-from learner.tracking.model_card import write_model_card
+from learner.tracking.model_card import make_model_card, write_model_card
 from learner.tracking.records import Summary
 
 SUMMARY = Summary(
@@ -56,3 +56,17 @@ def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
     _, head, body = write_model_card(tmp_path, config=config, summary=SUMMARY).read_text().split("---\n", 2)
     assert "by adapters of rank 4 (LoRA)" in body
     assert yaml.safe_load(head)["library_name"] == "peft"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "exact"}, "the exact gradient of the normalised reward over listed candidates"),
+        ({"method": "exact", "exact": {"advantage": "raw"}}, "the exact gradient of the expected reward over listed"),
+        ({"data": {"image_size": 56}}, "Images go to the processor resized to 56x56;"),
+        ({"data": {"image_size": None}}, "Images go to the processor at their own size;"),
+    ],
+)
+def test_the_card_says_what_was_followed_and_what_the_processor_got(settings: dict[str, object], says: str) -> None:
+    """A processor scales pictures by its own limits afterwards, so none "keep their size"."""
+    assert says in make_model_card(Config.model_validate(settings), SUMMARY)
