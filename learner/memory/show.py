@@ -76,7 +76,7 @@ def _count(elements: int) -> str:
 
 
 def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield changes that may help, each with its configuration, the cheapest first."""
+    """Yield changes that may help and that a run would accept, each with its configuration, the cheapest first."""
     model, learner, data = config.model, config.learner, config.data
 
     def change(section: str, **values: Any) -> tuple[str, Config]:
@@ -89,9 +89,10 @@ def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
     if learner.ranks > 1 and learner.zero_stage < 3:
         yield change("learner", zero_stage=3)
     if not config.towers_frozen:
-        yield change("model", freeze_vision=True)
+        yield change("lora", targets="language") if config.lora.rank else change("model", freeze_vision=True)
     if not config.lora.rank:
-        yield change("lora", rank=16)
+        vision_too = model.freeze_vision and config.lora.targets != "language"  # which cannot go together
+        yield change("lora", rank=16, targets="language") if vision_too else change("lora", rank=16)
     if learner.zero_stage and learner.offload == "none" and config.cluster.device == "cuda":
         yield change("learner", offload="optimizer")
     yield change("learner", tokens_per_pack=max(1, learner.tokens_per_pack // 2))

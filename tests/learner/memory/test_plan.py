@@ -12,7 +12,7 @@ from common.config.schema import Config, ModelConfig
 from learner.main import main
 from learner.memory import plan as plans
 from learner.memory.plan import Counts, plan, plan_rank
-from learner.memory.show import show_plan
+from learner.memory.show import _remedies, show_plan
 from tests.helpers import models, tiny
 
 
@@ -109,6 +109,28 @@ def test_it_says_what_helps_when_it_does_not_fit(model: ModelConfig) -> None:
     assert "does not fit: a machine has 1.0 MiB" in short
     assert "with model.gradient_checkpointing=true" in short
     assert "no GPU here" in "\n".join(show_plan(made, model, None))
+
+
+@pytest.mark.parametrize(
+    ("freeze", "rank", "targets", "wanted"),
+    [
+        (False, 0, "language", {"model.freeze_vision=true", "lora.rank=16"}),
+        (True, 0, "language", {"lora.rank=16"}),
+        (True, 0, "language_and_vision", {"lora.rank=16, lora.targets=language"}),
+        (False, 4, "language_and_vision", {"lora.targets=language"}),
+        (False, 4, "language", set()),
+    ],
+)
+def test_every_remedy_is_a_configuration_that_a_run_accepts(
+    freeze: bool, rank: int, targets: str, wanted: set[str]
+) -> None:
+    """Frozen vision does not go with adapters in the vision tower."""
+    made = settings(zero_stage=1, ranks=2).model_dump()
+    made["model"]["freeze_vision"], made["lora"] = freeze, {"rank": rank, "targets": targets}
+    found = list(_remedies(Config.model_validate(made)))
+    for words, remedy in found:
+        assert Config.model_validate(remedy.model_dump()) == remedy, words
+    assert {words for words, _ in found if "freeze" in words or "lora" in words} == wanted
 
 
 @pytest.mark.slow
