@@ -39,6 +39,7 @@ TINY = ["--model", "embedded:tiny"]
         ([*TINY, "--cls-rl-format", "x.json"], "1 models and 0 sets"),
         ([*TINY, "--seed-format=x.json"], "--seed-format is now called --cls-rl-format"),
         ([*TINY, "--data", "@test", "data.max_prompt_tokens=3"], "over 3"),
+        ([*TINY, "--data", "x={long}"], "labels of x cannot be used"),
         (["--model", "{run}"], "the run .* has no model to evaluate"),
         (["--model", "{adapted}"], "an adapter alone"),
         (["--model", "{run}/checkpoints/step-000003"], "is a checkpoint, which only its run can read"),
@@ -47,6 +48,7 @@ TINY = ["--model", "embedded:tiny"]
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     places = {
         "empty": parquet(tmp_path / "empty.parquet", [row()]),
+        "long": parquet(tmp_path / "long.parquet", [row(solution="an unheard-of creature", problem="What?")]),
         "open": parquet(tmp_path / "open.parquet", [row(problem="What?")]),
         "run": str(tmp_path / "run"),
         "adapted": str(tmp_path / "adapted"),

@@ -56,6 +56,6 @@ def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str
     model = read_model(config)
     for own, source in sources.items():
         settle(own, lint_sources([source], mode=config.data.mode), say=say)
-        check_lengths(config, [source], model.encoder.count, say=say)
+        check_lengths(own, config, [source], model.encoder.count, say=say)
     sets = check_sets(config, sources, model, say=say)
     return EvaluationTarget(name=name, config=config, model=model, sets=sets)

@@ -39,16 +39,22 @@ def check_labels(config: Config, data: RunData, *, say: Callable[[str], None]) -
 
 
 def check_lengths(
-    config: Config, sources: Sequence[ExampleSource], count: Callable[[str], int], *, say: Callable[[str], None]
+    name: str,
+    config: Config,
+    sources: Sequence[ExampleSource],
+    count: Callable[[str], int],
+    *,
+    say: Callable[[str], None],
 ) -> None:
-    """Raises DataError naming the labels that a completion is too short for: their reward would always be 0.
+    """Refuse labels that a completion is too short for, which no answer could give. Raises DataError naming them.
 
     Args:
+        name: of the data, for the error.
         count: tokens of a text.
     """
     labels = sorted({label for source in sources for label in source.labels})
     limit = config.rollout.max_completion_tokens
-    settle(config.data.path, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
+    settle(name, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
 
 
 def list_candidates(source: ExampleSource) -> list[str]:

@@ -52,7 +52,7 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
     if labels.reshuffle:
         visits = math.ceil(config.steps * config.rollout.prompts_per_step / len(data.train))
         model.encoder.check(data.train, labels.reshuffle.visits(data.train, visits))
-    check_lengths(config, data.own, model.encoder.count, say=say)
+    check_lengths(config.data.path, config, data.own, model.encoder.count, say=say)
     if config.method != "grpo":
         OfflineGroups(config, model.closed_set).check(data.train)
     if find_functions_with(config.reward.functions, "candidate_probabilities"):
