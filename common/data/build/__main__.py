@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,9 +102,13 @@ def _show(built: Built, collection: Collection, out: Path) -> None:
     for note in built.notes:
         print(f"note: {note}")
     print(f"written to {out}; next, on a laptop or on a GPU:")
-    print(f"  python -m learner.main --config deploy/recipes/laptop.yaml data.path={out}")
-    held_out = " data.eval_split=test data.eval_fraction=0" if "test" in built.written else ""
-    print(f"  python -m learner.main --config deploy/recipes/folder.yaml data.path={out}{held_out}")
+    place = shlex.quote(f"data.path={out}")
+    # Of the two recipes the first holds out split `test`, the second a share of `train`.
+    laptop, gpu = " data.eval_split=null", ""
+    if "test" in built.written:
+        laptop, gpu = "", " data.eval_split=test data.eval_fraction=0"
+    print(f"  python -m learner.main --config deploy/recipes/laptop.yaml {place}{laptop}")
+    print(f"  python -m learner.main --config deploy/recipes/folder.yaml {place}{gpu}")
 
 
 def _parser() -> argparse.ArgumentParser:

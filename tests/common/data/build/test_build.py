@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_mnist_in_a_list_with_few_of_one_class(tmp_path: Path, capsys: pytest.Ca
     out = made(folder, tmp_path / "set", "--shots", "4", "--candidates", "all", "--max-side", "14")
     printed = capsys.readouterr().out
     assert "note: 1 classes have fewer than 4 pictures: seven (2)" in printed
-    assert f"python -m learner.main --config deploy/recipes/laptop.yaml data.path={out}" in printed
+    assert f"python -m learner.main --config deploy/recipes/laptop.yaml data.path={out}\n" in printed
     source = load(DataConfig(path=str(out), image_size=None), split="train")
     assert len(source) == 38 and Counter(outline.label for outline in source.outlines)["seven"] == 2
     assert {outline.image_size for outline in source.outlines} == {(14, 14)}
@@ -257,3 +258,11 @@ def test_the_old_name_of_a_policy_is_told_the_new_one(capsys: pytest.CaptureFixt
         main(["x", "--out", "y", "--shots", "1", "--candidates", "seed"])
     assert caught.value.code == 2
     assert "--candidates seed is now called --candidates cls_rl" in capsys.readouterr().err
+
+
+def test_the_commands_it_prints_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a space in the path, and without a test split, which `laptop.yaml` would look for."""
+    write_textures(tmp_path / "textures", crops=2)
+    out = made(tmp_path / "textures/train", tmp_path / "my set", "--shots", "all", "--test-fraction", "0")
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "learner.main" in line]
+    assert [words[5:] for words in commands] == [[f"data.path={out}", "data.eval_split=null"], [f"data.path={out}"]]
