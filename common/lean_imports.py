@@ -1,7 +1,8 @@
-"""Imports without what they bring along and nobody here uses: more than half the seconds in which a process starts.
+"""Import third parties without the packages that they import in turn and nobody here uses.
 
-Third parties import at their top what few of their users need: torch's compiler, scikit-learn, an HTTP server. Each
-function says how many seconds of CPU it saves a process, measured where everything is in the page cache.
+They import at their top what few of their users need: torch's compiler, scikit-learn, an HTTP server. That is more than
+half of the time a process takes to start. Each function says how many seconds of CPU it saves a process, measured where
+all files are in the page cache.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def do_nothing(*_: Any, **__: Any) -> None:
 
 
 class _LeftOut(type):
-    """The type of every name in a module that was left out, and so of classes that inherit from one: they are real."""
+    """The type of every name in a module that was left out. `leave_out` says what can be done with such a name.
+
+    A class of ours or of a third party that inherits from one has this type too, and works as any class does.
+    """
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__") or not cls._left_out():
@@ -157,21 +161,25 @@ class _LeftOut(type):
         raise RuntimeError(f"{cls.__module__}.{cls.__name__} was left out of this process (common.lean_imports)")
 
     def _left_out(cls) -> bool:
+        """Say whether this is such a name itself, not a class that inherits from one: only `_stand_in` sets the key."""
         return "__get_pydantic_core_schema__" in vars(cls)
 
 
 def _stand_in(name: str, module: str) -> _LeftOut:
+    """Make the class that stands for `name` of `module`."""
     return _LeftOut(name, (), {"__module__": module, "__get_pydantic_core_schema__": classmethod(_any_schema)})
 
 
 def _any_schema(*_: Any) -> Any:
-    """For pydantic, which wants to check what is annotated with it."""
+    """Return a schema that lets everything pass: pydantic asks for one where such a class stands in an annotation."""
     from pydantic_core.core_schema import any_schema
 
     return any_schema()
 
 
 class _LeftOutModule(ModuleType):
+    """An empty module, in which every name that is asked for is made."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

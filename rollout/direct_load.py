@@ -188,13 +188,17 @@ class DirectLoader:
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def load(self, tensors: Mapping[str, Tensor], *, unchanged: Collection[str] = frozenset()) -> None:
-        """Copy `tensors` to where they go.
+        """Copy each tensor into the parameters that it fills.
 
-        A layer of which there is no tensor stays as it is (see `rollout.weight_loader`). So does one of which all
-        tensors are `unchanged` since the load before.
+        A layer stays as it is when none of its tensors is here (see `rollout.weight_loader`), or all of them are
+        `unchanged`.
+
+        Args:
+            tensors: by Hugging Face name.
+            unchanged: names of those that are the same as at the load before.
 
         Raises:
-            KeyError: a layer gets only some of its tensors.
+            KeyError: some of a layer's tensors are here, and others are not.
         """
         changed = tensors.keys() - unchanged
         layers = [layer for layer, sources in self._sources.items() if not changed.isdisjoint(sources)]
@@ -233,10 +237,10 @@ class DirectLoader:
         return scratch[:size].view(target.view.shape)
 
     def fingerprint(self) -> dict[str, int]:
-        """Return checksums of all the model computes with, by name.
+        """Return a checksum by name of everything the model computes with.
 
-        They are of its tensors, and of what comes out of layers that keep their weight packed. Two loads have done the
-        same if these are equal after either.
+        A layer that keeps its weight packed for oneDNN shows no weight: its entry, `NAME()`, is a checksum of its
+        outputs for fixed inputs. Two ways of loading are equal when they leave equal fingerprints.
         """
         tensors = (*self._model.named_parameters(), *self._model.named_buffers())
         found = {name: _checksum(tensor) for name, tensor in tensors if tensor.numel()}

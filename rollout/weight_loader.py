@@ -1,8 +1,8 @@
-"""Weights into a running vLLM model, and what was computed with the old ones out of its caches.
+"""Load weights into a running vLLM model, and empty its caches of what was computed with the old ones.
 
-Every transport gives the full set. A partial one would be silently wrong: vLLM fuses several Hugging Face tensors into
-one and leaves the missing part uninitialised. Only what stands before the language model may be left out, as a whole:
-vLLM keeps a layer that gets nothing.
+Every transport gives all weights. With only some of them vLLM would be silently wrong: it fuses several Hugging Face
+tensors into one parameter, as q, k and v into `qkv_proj`, and leaves a missing part uninitialised. Only vision tower
+and projector may be left out, both as a whole: vLLM keeps a layer for which no tensor comes.
 """
 
 from __future__ import annotations
