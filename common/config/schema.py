@@ -64,7 +64,7 @@ class Config(Section):
     """One run."""
 
     seed: int = 1
-    """Seed of every random draw, as row order and sampling. Change it to repeat a run independently."""
+    """Seed of every random draw, such as row order and sampling. Change it to repeat a run independently."""
     steps: Positive = 250
     """Optimizer steps of the run."""
     epochs: Positive | None = None

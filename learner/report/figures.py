@@ -1,4 +1,4 @@
-"""Choose which curves make which figure, for one run or for several drawn over each other."""
+"""Choose which curves make which figure, for one run or for several drawn over each other; `plots.py` draws them."""
 
 from __future__ import annotations
 

@@ -52,8 +52,7 @@ def format_value(value: Any) -> str:
 
 def format_fields(row: Mapping[str, Any]) -> str:
     """Format the fields of an event as the console does: `step=4 seconds=0.075`."""
-    rounded = {key: f"{item:.4g}" if isinstance(item, float) else item for key, item in row.items()}
-    return shorten(format_event("", rounded).strip(), 300)
+    return shorten(format_event("", row).strip(), 300)
 
 
 def format_number(number: float, pattern: str = "{:.3f}") -> str:

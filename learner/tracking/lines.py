@@ -66,5 +66,15 @@ def format_sample(group: ScoredGroup, limit: int = 110) -> str:
 
 
 def format_event(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return `engine_lost engine=engine-1 why=...`, each value cut to 100 characters."""
-    return " ".join([escape_unprintable(kind), *(f"{key}={shorten(str(value), 100)}" for key, value in fields.items())])
+    """Return `engine_lost engine=engine-1 why=...`, each value as plain text, cut to 100 characters."""
+    cells = [f"{key}={shorten(_format_field(value), 100)}" for key, value in fields.items()]
+    return " ".join([escape_unprintable(kind), *cells])
+
+
+def _format_field(value: Any) -> str:
+    """Return a value of an event as people write it: `engine-0, engine-1`, `none`, `0.0753`."""
+    if isinstance(value, list):
+        return ", ".join(map(_format_field, value))
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -47,6 +47,11 @@ def test_hostile_text_is_escaped() -> None:
     assert format_event("dropped", {"why": "\x1b]0;x\a"}) == "dropped why=\\x1b]0;x\\x07"
 
 
+def test_an_event_is_plain_text() -> None:
+    fields = {"version": None, "engines": ["engine-0", "engine-1"], "seconds": 0.07531, "step": 12345678}
+    assert format_event("joined", fields) == "joined version=none engines=engine-0, engine-1 seconds=0.07531 step=12345678"
+
+
 def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]:
     out = io.StringIO()
     screen = RichConsole(file=out, width=width, height=40, force_terminal=True, color_system=None, legacy_windows=False)
