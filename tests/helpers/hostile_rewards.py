@@ -60,7 +60,7 @@ def huge(completions: Sequence[str], **columns: Any) -> list[float]:
 
 
 def large(completions: Sequence[str], **columns: Any) -> list[float]:
-    return [1e30, -1e30]
+    return [1e15, -1e15]
 
 
 def none(completions: Sequence[str], **columns: Any) -> None:

@@ -49,7 +49,8 @@ def test_hostile_text_is_escaped() -> None:
 
 def test_an_event_is_plain_text() -> None:
     fields = {"version": None, "engines": ["engine-0", "engine-1"], "seconds": 0.07531, "step": 12345678}
-    assert format_event("joined", fields) == "joined version=none engines=engine-0, engine-1 seconds=0.07531 step=12345678"
+    expected = "joined version=none engines=engine-0, engine-1 seconds=0.07531 step=12345678"
+    assert format_event("joined", fields) == expected
 
 
 def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]:
