@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from common.config.settings import default, describe, kind, list_sections
@@ -37,5 +38,7 @@ def print_usage() -> None:
             console.print(
                 Text.assemble("  ", (key, "cyan"), f"  {kind(schema)}  ", (f"default {default(schema)}", "dim"))
             )
-            console.print(Padding(Text(describe(schema)), (0, 0, 0, 6)))
+            console.print(
+                Text(textwrap.indent(textwrap.fill(describe(schema), console.width - 6), " " * 6)), soft_wrap=True
+            )
         console.print()

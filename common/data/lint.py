@@ -79,11 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     defaults = DataConfig()
     parser = argparse.ArgumentParser(prog="python -m common.data.lint", description="Check labels, rows and images.")
     parser.add_argument("places", nargs="+", metavar="PATH[@SPLIT]", help="a data set, all its splits or one")
-    parser.add_argument("--mode", choices=get_args(Mode), default=defaults.mode, help="of the answers")
-    parser.add_argument("--question", default=defaults.question, help="asked about image folders")
+    parser.add_argument(
+        "--mode", choices=get_args(Mode), default=defaults.mode, help="form of the answers, as data.mode takes it"
+    )
+    parser.add_argument("--question", default=defaults.question, help="question about every picture of an image folder")
     parser.add_argument("--model", help="folder or hub id: counts the tokens of labels and prompts")
-    parser.add_argument("--image-size", type=int, default=defaults.image_size, help="side images are resized to")
-    parser.add_argument("--max-prompt-tokens", type=int, default=defaults.max_prompt_tokens)
+    parser.add_argument(
+        "--image-size", type=int, default=defaults.image_size, help="pixels a side that images are resized to"
+    )
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        default=defaults.max_prompt_tokens,
+        help="with --model: a longer prompt is refused",
+    )
     return parser
 
 

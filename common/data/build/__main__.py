@@ -135,8 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--confusion", type=Path, metavar="FILE", help="for hard: an evaluation's JSON or evaluations.jsonl")
     add("--list-length", type=_number(2), metavar="N", help="for hard: how many classes a question lists")
     add("--base-new", action="store_true", help="add base_train, base_test and new_test, by CoOp's rule")
-    add("--test-fraction", type=_share, help="taken for test where the source has none (default 0.2; 0: none)")
-    add("--question", help="asked about every picture, before the list")
+    add(
+        "--test-fraction",
+        type=_share,
+        help="share held out for test where the source has no test split (default 0.2; 0: none)",
+    )
+    add("--question", help="question about every picture; the class list follows")
     add(
         "--max-side",
         type=_number(1, none="any"),
