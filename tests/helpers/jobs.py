@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tests.helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")
 SMALL = (
     "seed=5",
     "steps=10",
@@ -74,7 +75,7 @@ def rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[Any], *, timeout_s: float = 180) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[Any], *, timeout_s: float = 400) -> Any:
     """What `condition` gives once it gives something true; fails if the run ends before, or at the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -95,11 +96,29 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @contextmanager
-def nothing_left_in_shared_memory() -> Iterator[None]:
-    """Fails if the block leaves a file in /dev/shm."""
-    before = set(Path("/dev/shm").iterdir())
+def nothing_left_in_shared_memory(*, timeout_s: float = 15.0) -> Iterator[None]:
+    """Fails if the block leaves a file in /dev/shm that no living process holds: other tests run at the same time."""
+    before = set(SHARED_MEMORY.iterdir())
     yield
-    assert set(Path("/dev/shm").iterdir()) <= before
+    deadline = time.monotonic() + timeout_s
+    while left := orphans_in_shared_memory() - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def orphans_in_shared_memory() -> set[Path]:
+    """Files in /dev/shm that no living process has open or mapped."""
+    files = set(SHARED_MEMORY.iterdir())
+    for process in psutil.process_iter():
+        folder = Path("/proc") / str(process.pid)
+        with suppress(OSError):  # it has ended, or is somebody else's
+            mapped = [line.split(maxsplit=5)[-1] for line in (folder / "maps").read_text().splitlines()]
+            files -= {Path(name) for name in mapped if name.startswith(str(SHARED_MEMORY))}
+        with suppress(OSError):
+            for handle in (folder / "fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    files.discard(handle.readlink())
+    return files
 
 
 def gone(processes: Sequence[psutil.Process], *, timeout_s: float = 15.0) -> list[psutil.Process]:
