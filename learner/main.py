@@ -64,7 +64,7 @@ def _dry_run(config: Config) -> None:
     from learner.driver.cluster import count_resources
     from learner.driver.preflight.run_inputs import run_preflight
 
-    run_preflight(config, say=print)
+    run_preflight(config, say=print, dry=True)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     print(f"a dry run: this would reserve {needs}; nothing was started")
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, model_validator
 from common.config.sections import (
     EMBEDDED_MODEL,
     FREE_ON_RESUME,
+    LOCAL_CLUSTER,
     OBJECT_QUESTION,
     CheckpointConfig,
     ClusterConfig,
@@ -39,6 +40,7 @@ from common.errors import ConfigError
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "LOCAL_CLUSTER",
     "OBJECT_QUESTION",
     "CheckpointConfig",
     "ClusterConfig",

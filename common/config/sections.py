@@ -5,6 +5,7 @@ Defaults are CLS-RL's recipe for a real model (Qwen2-VL-2B, 16 prompts, G=4, lr 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,7 @@ Free = Annotated[T, FREE_ON_RESUME]  # marks a key, or a whole section; a key wi
 
 
 EMBEDDED_MODEL = "embedded:tiny"
+LOCAL_CLUSTER = "local"  # Ray's word
 OBJECT_QUESTION = "What type of object is in the photo?"  # CLS-RL's, about most of its sets
 
 
@@ -299,3 +301,7 @@ class ClusterConfig(Section):
     """OMP threads of each process. Processes whose threads share cores run 5 to 15 times slower."""
     wait_for_resources_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds to wait for nodes to join before the run says what is missing; for autoscaling clusters."""
+
+    def resolve_address(self) -> str:
+        """Return the Ray address to join; LOCAL_CLUSTER means a cluster of its own on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or LOCAL_CLUSTER

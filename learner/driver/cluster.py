@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from common.config.schema import ClusterConfig, Config
+from common.config.schema import LOCAL_CLUSTER, ClusterConfig, Config
 from common.errors import PlacementError
 from common.lean_imports import do_nothing
 from common.placement import describe_shortage
 from learner.driver.autoscaler import list_bundles
-
-_LOCAL = "local"
 
 
 @contextmanager
@@ -28,8 +26,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     Raises:
         PlacementError: no cluster answers at the address.
     """
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or _LOCAL
-    local = address == _LOCAL
+    address = cluster.resolve_address()
+    local = address == LOCAL_CLUSTER
     if local:
         # A cluster of our own lets no other process in, and leaves no token in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -10,6 +10,7 @@ from common.data.lint import lint_sources
 from common.data.sources import ExampleSource, load_held_out
 from common.errors import ConfigError
 from common.labels.lint import settle
+from learner.driver.preflight.builds import check_builds
 from learner.driver.preflight.labels import check_lengths
 from learner.driver.preflight.model import ModelFiles, read_model
 from learner.evaluation.sets import EvaluationSet, make_set, read_sets
@@ -48,6 +49,7 @@ def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str
     Raises:
         RollcallError: naming what cannot be used and how to mend it.
     """
+    check_builds(config.cluster)
     sources = read_sets(config, load_held_out(config.data) if held_out else None)
     if not sources:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Everything that can be refused before a cluster is touched, in one line: data, labels, model, evaluation."""
+"""Everything that can be refused before a cluster is touched, in one line: builds, data, labels, model, evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.config.schema import Config
 from common.data.stream import PromptStream
+from learner.driver.preflight.builds import check_builds
 from learner.driver.preflight.data import RunData, read_data, settle_steps
 from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
@@ -36,12 +37,16 @@ class RunInputs:
         )
 
 
-def run_preflight(config: Config, *, say: Callable[[str], None]) -> RunInputs:
+def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = False) -> RunInputs:
     """Read and check all that a run needs, the cheapest first.
+
+    Args:
+        dry: nothing will run here, so builds of torch and vLLM that do not fit are worth a warning alone.
 
     Raises:
         RollcallError: naming what cannot be used and how to mend it.
     """
+    check_builds(config.cluster, say=say if dry else None)
     check_functions(config.reward)
     data = read_data(config, say=say)
     config = settle_steps(config, rows=len(data.train), say=say)
