@@ -39,6 +39,7 @@ class EngineSpec:
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
             "JOBLIB_MULTIPROCESSING": "0",  # joblib would leave a semaphore in /dev/shm
             "TQDM_DISABLE": "1",
+            "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # whoever calls torch.load: a file that holds code is refused
         }
         if self.device == "cuda":
             return common

@@ -87,9 +87,16 @@ PATCHES = (
     Patch(
         upstream="deepspeed 0.19.8",
         changes="the checkpoint engine",
-        by="learner.trainer.zero:CheckpointWriter",
+        by="learner.trainer.zero:CheckpointFiles",
         why="a write that fails on one rank is raised past the others, which then wait in a barrier",
         test="test_deepspeed_raises_on_a_full_disk",
+    ),
+    Patch(
+        upstream="deepspeed 0.19.8",
+        changes="`load` of the checkpoint engine",
+        by="learner.trainer.zero:CheckpointFiles",
+        why="it unpickles with `weights_only=False`: code in a checkpoint's file runs",
+        test="test_deepspeed_runs_code_in_a_checkpoint",
     ),
     Patch(
         upstream="deepspeed 0.19.8",

@@ -223,6 +223,7 @@ class LearnerGroup:
             "OMP_NUM_THREADS": str(cluster.threads),
             "DS_ACCELERATOR": cluster.device,
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on a GPU
+            "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # whoever calls torch.load: a file that holds code is refused
         }
         if cluster.device == "cpu":
             environment |= KEPT_MEMORY

@@ -190,14 +190,16 @@ class LearnerRank:
     def load(self, folder: Path) -> None:
         """Continue exactly where `save` was called, in this process or another.
 
-        Raises CheckpointError when the model it goes with is not the one this run started from.
+        Raises CheckpointError when the model it goes with is not the one this run started from, and for files that no
+        run wrote: nothing in them is run.
         """
         from learner.trainer import zero
 
-        own = torch.load(folder / f"rank-{self._rank}.pt", weights_only=True)
-        require_base(self._base, own["base"], folder)
-        zero.load(self._engine, folder)
-        set_random_states(own["random"])
+        with zero.refuse_strangers(folder):
+            own = zero.read_file(folder / f"rank-{self._rank}.pt")
+            require_base(self._base, own["base"], folder)
+            zero.load(self._engine, folder)
+            set_random_states(own["random"])
 
     def export(self, folder: Path) -> None:
         """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""

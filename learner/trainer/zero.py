@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,19 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
-from common.errors import CheckpointError
+from common.errors import CheckpointError, RollcallError
 from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
+# What DeepSpeed's files hold beside tensors and plain values, at any stage, dtype and offload: numbers in a class.
+SAFE_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 
 
 def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
@@ -58,7 +64,7 @@ def build_training_engine(model: Any, config: Config) -> Any:
     learner = config.learner
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=wanted, config=training_config(model, config))
-    engine.checkpoint_engine = CheckpointWriter(engine.checkpoint_engine)
+    engine.checkpoint_engine = CheckpointFiles(engine.checkpoint_engine)
     if learner.ranks == 1 and not learner.zero_stage:  # the mean of one: all gradients would be copied to and fro
         engine.enable_backward_allreduce = False
     engine._copy_recovery_script = lambda path: None  # noqa: SLF001  # a write that would raise past the others
@@ -147,6 +153,35 @@ def load(engine: Any, folder: Path) -> None:
         )
 
 
+def read_file(path: Path | str, *, map_location: Any = None) -> Any:
+    """Read one file of a checkpoint: tensors and plain values. Raises CheckpointError for any other; no code runs."""
+    with refuse_strangers(path), torch.serialization.safe_globals(list(SAFE_CLASSES)):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+@contextmanager
+def refuse_strangers(path: Path | str) -> Iterator[None]:
+    """Raise CheckpointError naming `path` for whatever goes wrong inside: its files may be anybody's."""
+    try:
+        yield
+    except RollcallError:
+        raise
+    except Exception as error:  # torch and DeepSpeed fail on foreign files in any way
+        raise CheckpointError(
+            f"{path} of the checkpoint cannot be used",
+            got=_describe(error),
+            remedy="resume from a checkpoint that a run of yours wrote; code in one is never run",
+        ) from error
+
+
+def _describe(error: Exception) -> str:
+    """Say what is wrong with a file; torch says it amid advice on how to load the file all the same."""
+    text = " ".join(str(error).split())
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it names {named[1]}, which is no part of a checkpoint"
+    return f"{type(error).__name__}: {text.rpartition('WeightsUnpickler error: ')[2][:300]}"
+
+
 def _select_trained_state(module: torch.nn.Module) -> dict[str, Tensor]:
     """Return the parameters a checkpoint holds: those that train. The others are in the base model."""
     return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items() if tensor.requires_grad}
@@ -162,8 +197,11 @@ def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> N
     dst.load_state_dict(src, strict=False)
 
 
-class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
-    """Remembers the first failed write and goes on, so that no other rank waits in a barrier for ever."""
+class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
+    """Writes and reads DeepSpeed's files: a write that fails is remembered, and no file that is read runs code.
+
+    The first failed write is kept and all others are tried, so that no other rank waits in a barrier for ever.
+    """
 
     def __init__(self, engine: Any) -> None:
         self.name = engine.name
@@ -183,6 +221,9 @@ class CheckpointWriter(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpee
             self._remember(error, path)
         except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
             self._remember(OSError(errno.EIO, str(error).splitlines()[0]), path)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return read_file(path, map_location=map_location)
 
     def _remember(self, error: OSError, path: str) -> None:
         self.error = self.error or OSError(error.errno, error.strerror, path)

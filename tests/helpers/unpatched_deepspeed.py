@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,8 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 from torch._C._distributed_c10d import HashStore
+
+from tests.helpers.planted import plant_in_torch_file
 
 
 def raises(call: Any) -> bool:
@@ -69,6 +73,12 @@ def main() -> None:
             lambda: DeepSpeedEngine._copy_recovery_script(bare, "/nowhere")  # noqa: SLF001
         ),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        file, marker = Path(folder) / "file", Path(folder) / "marker"
+        torch.save({}, file)
+        plant_in_torch_file(file, marker)
+        TorchCheckpointEngine().load(str(file))
+        facts["runs code in a checkpoint"] = marker.exists()
     print(json.dumps(facts))
 
 

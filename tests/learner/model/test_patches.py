@@ -172,3 +172,8 @@ def test_deepspeed_keeps_a_frozen_tied_weight(deepspeed: dict[str, Any]) -> None
 @pytest.mark.engine
 def test_deepspeed_averages_over_one_rank(deepspeed: dict[str, Any]) -> None:
     assert deepspeed["averages over one rank"]
+
+
+@pytest.mark.engine
+def test_deepspeed_runs_code_in_a_checkpoint(deepspeed: dict[str, Any]) -> None:
+    assert deepspeed["runs code in a checkpoint"]
