@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.output import WriteReport, describe_file
+
 ROWS = 20  # of the table
 
 
@@ -23,17 +25,19 @@ class Recorder:
         self._profile = profile(activities=activities)
         self._profile.start()
 
-    def stop(self, path: Path) -> None:
-        """Write `path`.json.gz, for Perfetto or chrome://tracing, and `path`.txt, the operators that took longest.
+    def stop(self, folder: Path, name: str) -> WriteReport:
+        """Write `name`.json.gz, for Perfetto or chrome://tracing, and `name`.txt, the operators that took longest.
 
-        Do nothing where nothing was started: the process may have come in between.
+        Write nothing where nothing was started: the process may have come in between.
         """
         if self._profile is None:
-            return
+            return WriteReport(by=name, files=())
         profile, self._profile = self._profile, None
         profile.stop()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
         profile.export_chrome_trace(f"{path}.json.gz")
         by = "self_cuda_time_total" if any(event.device_type.name == "CUDA" for event in profile.events()) else None
         table = profile.key_averages().table(sort_by=by or "self_cpu_time_total", row_limit=ROWS)
-        path.with_suffix(".txt").write_text(table)
+        Path(f"{path}.txt").write_text(table)
+        return WriteReport(by=name, files=tuple(describe_file(folder, f"{name}{end}") for end in (".json.gz", ".txt")))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.object_store import fetch_features
+from common.output import WriteReport
 from common.recorder import Recorder
 from common.types import (
     Completion,
@@ -93,9 +94,9 @@ class RolloutEngine:
         """Record what this process does from now on."""
         self._recorder.start()
 
-    def stop_profile(self, folder: Path) -> None:
+    def stop_profile(self, folder: Path) -> WriteReport:
         """Write what was recorded into `folder`, under this engine's name."""
-        self._recorder.stop(folder / self._id)
+        return self._recorder.stop(folder, self._id)
 
     def join(self, init_info: Mapping[str, Any]) -> None:
         """Enter the NCCL group that the learner's rank 0 has opened; return when every engine is in it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.config.schema import Config
 from common.errors import EngineError
+from common.output import WriteReport
 from common.placement import get
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
@@ -236,10 +237,10 @@ class RolloutFleet:
         calls = [member.handle.start_profile.remote() for member in self.serving()]
         get(calls, what="the engines to begin a profile", timeout_s=self._load_timeout_s)
 
-    def stop_profile(self, folder: Path) -> None:
+    def stop_profile(self, folder: Path) -> list[WriteReport]:
         """Make every serving engine write its record into `folder`; one that came in between has none."""
         calls = [member.handle.stop_profile.remote(folder) for member in self.serving()]
-        get(calls, what="the engines to write their profiles", timeout_s=self._load_timeout_s)
+        return get(calls, what="the engines to write their profiles", timeout_s=self._load_timeout_s)
 
     # -- sampling ----------------------------------------------------------------------------------------------
 

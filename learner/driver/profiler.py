@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from common.config.schema import Config
-from common.errors import RollcallError
+from common.errors import RollcallError, RunFolderError
+from common.output import WriteReport, find_unseen
 
 
 class Profiled(Protocol):
@@ -17,7 +18,7 @@ class Profiled(Protocol):
 
     def start_profile(self) -> None: ...
 
-    def stop_profile(self, folder: Path) -> None: ...
+    def stop_profile(self, folder: Path) -> list[WriteReport]: ...
 
 
 class Profiler:
@@ -43,13 +44,20 @@ class Profiler:
         self._running = False
         import ray
 
-        self._call(lambda processes: processes.stop_profile(self._folder))
+        self._call(lambda processes: self._require(processes.stop_profile(self._folder)))
         logging.getLogger("ray._private.state").setLevel(logging.ERROR)  # it announces a change that is to come
         try:
             self._folder.mkdir(exist_ok=True)
             ray.timeline(str(self._folder / "ray-timeline.json"))
         except OSError as error:
             print(f"the profile is not complete: {error}", file=sys.stderr)
+
+    def _require(self, reports: Sequence[WriteReport]) -> None:
+        """Raise RunFolderError unless every file that was reported is in the folder."""
+        if unseen := find_unseen(self._folder, reports):
+            raise RunFolderError(
+                "a profile is not in the run folder", got=unseen, remedy="give run_dir a folder that every host mounts"
+            )
 
     def _call(self, method: Callable[[Profiled], None]) -> None:
         """Call a method of ranks and engines; an engine that died or a full disk is printed."""

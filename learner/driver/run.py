@@ -10,6 +10,7 @@ from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
+from common.output import WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
@@ -198,11 +199,12 @@ class Run:
             score=self.tracker.history.find_measure(self.version, self.config.checkpoint.best_by),
         )
 
-    def _write_state(self, folder: Path) -> DriverState:
-        self.learner.save(folder)
-        return DriverState(
+    def _write_state(self, folder: Path) -> tuple[DriverState, Sequence[WriteReport]]:
+        reports = self.learner.save(folder)
+        state = DriverState(
             step=self.version,
             config=self.config,
             stream=asdict(self.feed.state()),
             counts=self.ledger.counts(),
         )
+        return state, reports

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.config.schema import Config, config_hash, incompatible_keys
 from common.errors import CheckpointError
+from common.output import WriteReport
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.files import replace_text
 
@@ -91,12 +92,17 @@ class Checkpointer:
         self._retry_at: int | None = None
 
     def maybe_save(
-        self, step: int, *, save: Callable[[Path], DriverState], due: bool = False, score: float | None = None
+        self,
+        step: int,
+        *,
+        save: Callable[[Path], tuple[DriverState, Sequence[WriteReport]]],
+        due: bool = False,
+        score: float | None = None,
     ) -> bool:
         """Save after `step` optimizer steps if it is time. Return whether a checkpoint was written.
 
         Args:
-            save: writes all but the driver's state into the folder it is given, and returns that state.
+            save: makes the ranks write into the folder it is given; returns the driver's state and their reports.
             due: save at this step, whatever `every` says.
             score: of these weights, if they were evaluated.
         """
@@ -106,8 +112,9 @@ class Checkpointer:
             return False
         started = time.monotonic()
         try:
-            with self.store.write_checkpoint(step, score=score, estimate=self._estimate()) as folder:
-                write_state(folder, save(folder))
+            with self.store.write_checkpoint(step, score=score, estimate=self._estimate()) as draft:
+                state, draft.reports = save(draft.folder)
+                write_state(draft.folder, state)
         except CheckpointError as error:
             self._record_failure(step, error)
             return False

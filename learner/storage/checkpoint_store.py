@@ -1,6 +1,6 @@
 """Checkpoint folders that are whole or absent: written under another name, hashed, synced, renamed.
 
-checkpoints/step-000050/         rank files, state.json, manifest.json (size and sha256 of every other file)
+checkpoints/step-000050/         rank files, state.json, manifest.json (writer, size and sha256 of every other file)
             .writing-000100/     unfinished; what a killed run left of it is removed at the next start
             .removing-000000/    half removed
             best.json            step and score of the checkpoint that is kept beyond the last k, and its measure
@@ -9,27 +9,36 @@ checkpoints/step-000050/         rank files, state.json, manifest.json (size and
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.output import WriteReport, describe_file, find_unseen, name_rank
 from learner.storage.files import replace_text, sync_folder
 
-FORMAT = 1
+FORMAT = 2  # 1 did not say which rank wrote a file
 _MANIFEST = "manifest.json"
+_DRIVER = "driver"  # who wrote what no rank did
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _PROBE = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A checkpoint that is being written."""
+
+    folder: Path  # to write into, from any process
+    reports: Sequence[WriteReport] = ()  # of the ranks, in rank order; files of nobody's report are the driver's
 
 
 class CheckpointStore:
@@ -57,22 +66,24 @@ class CheckpointStore:
         return self.folder / f"step-{step:06}"
 
     @contextmanager
-    def write_checkpoint(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Path]:
-        """Give a folder to write into, from any process; at the end of the block it becomes checkpoint `step`.
+    def write_checkpoint(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Draft]:
+        """Give a draft to write and to report in; at the end of the block it becomes checkpoint `step`.
 
         Args:
             score: of these weights by `best_by`, if known; the best is kept however old it is.
             estimate: bytes it will take; the size of the last checkpoint counts where it is the larger.
 
         Raises:
-            CheckpointError: no room, or the volume failed. Nothing is left of the attempt, and nothing else changed.
+            CheckpointError: no room, the volume failed, or a file that a rank reported is not in the folder. Nothing
+                is left of the attempt, and nothing else changed.
         """
         self.require_room(estimate)
         aside = self.folder / f".writing-{step:06}"
         try:
             aside.mkdir()
-            yield aside
-            _seal(aside, step)
+            draft = Draft(aside)
+            yield draft
+            _seal(draft, step)
             self._move_in(aside, step)
             if score is not None and score > self.best_score():
                 best = {"step": step, "by": self._best_by, "score": score}
@@ -197,31 +208,47 @@ def _find_fault(path: Path) -> str | None:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         label = f"format {manifest['format']}, step {manifest['step']:06}"
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        wrote = {entry["by"] for entry in manifest["files"].values()} if manifest["format"] == FORMAT else set()
+        ranks = range(int(manifest.get("ranks", 0)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} is damaged: {error!r}"
     if label != f"format {FORMAT}, step {path.name.removeprefix('step-')}":
         return f"{_MANIFEST} is of {label}"
+    writers = {_DRIVER, *(map(name_rank, ranks) if ranks else ["any rank"])}
+    if odd := sorted(writers ^ wrote):
+        return f"it holds no file of {odd[0]}" if odd[0] in writers else f"it holds a file of {odd[0]}"
     for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _sha256(file) != digest:
+        if describe_file(path, name).sha256 != digest:
             return f"{name} is damaged: its sha256 is not the one it was written with"
     return None
 
 
-def _seal(folder: Path, step: int) -> None:
-    """Hash and sync every file, write the manifest, sync every folder. Raises OSError."""
-    files = sorted(_files(folder))
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_synced_sha256, files))
+def _seal(draft: Draft, step: int) -> None:
+    """Write the manifest of what ranks reported and the driver sees, and sync every folder.
+
+    Raises OSError, or CheckpointError where a rank's file is not here.
+    """
+    folder = draft.folder
+    silent = [report.by for report in draft.reports if not report.files] or ([] if draft.reports else ["any rank"])
+    if unseen := f"no file of {silent[0]}" if silent else find_unseen(folder, draft.reports):
+        raise CheckpointError(
+            f"checkpoint {step} lacks a file of a rank",
+            got=unseen,
+            remedy="give run_dir a folder that every host mounts",
+        )
+    of_ranks = {file.name: (report.by, file) for report in draft.reports for file in report.files}
+    own = [str(path.relative_to(folder)) for path in sorted(_files(folder))]
+    of_driver = {name: (_DRIVER, describe_file(folder, name)) for name in own if name not in of_ranks}
     entries = {
-        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": digest}
-        for file, digest in zip(files, digests, strict=True)
+        name: {"by": writer, "bytes": file.bytes, "sha256": file.sha256}
+        for name, (writer, file) in (of_driver | of_ranks).items()
     }
-    manifest = {"format": FORMAT, "step": step, "files": entries}
+    manifest = {"format": FORMAT, "step": step, "ranks": len(draft.reports), "files": entries}
     replace_text(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for inside in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync_folder(inside)
@@ -229,20 +256,6 @@ def _seal(folder: Path, step: int) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _synced_sha256(file: Path) -> str:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return _sha256(file)
 
 
 def _is_storage_trouble(error: Exception, folder: Path) -> bool:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
 from common.config.schema import Config
-from common.errors import CheckpointError
+from common.errors import CheckpointError, RunFolderError
 from common.labels.closed_set import Answer
+from common.output import WriteReport, find_unseen
 from common.placement import get, reserve
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.trainer.given_answers import build_unscored_group
@@ -174,21 +175,22 @@ class LearnerGroup:
         """Make every rank record what it does from now on."""
         self._all("profiles to begin", self._config.learner.step_timeout_s, LearnerRank.start_profile)
 
-    def stop_profile(self, folder: Path) -> None:
+    def stop_profile(self, folder: Path) -> list[WriteReport]:
         """Make every rank write its record into `folder`; see `common.recorder`."""
-        self._all("profiles to be written", self._config.learner.step_timeout_s, LearnerRank.stop_profile, folder)
+        timeout_s = self._config.learner.step_timeout_s
+        return self._all("profiles to be written", timeout_s, LearnerRank.stop_profile, folder)
 
-    def save(self, folder: Path) -> None:
-        """Write everything `load` needs, one file or more a rank.
+    def save(self, folder: Path) -> list[WriteReport]:
+        """Write everything `load` needs, one file or more a rank. Return what each rank wrote on its host.
 
         Raises CheckpointError naming what was not written; training can go on.
         """
-        failures = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, folder)
-        errors = [f"rank {rank}: {error}" for rank, error in enumerate(failures) if error]
-        if errors:
+        reports = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, folder)
+        if errors := [f"{report.by} on {report.host}: {report.error}" for report in reports if report.error]:
             raise CheckpointError(
                 f"cannot write the checkpoint {folder}", got="; ".join(errors), remedy="free space on that disk"
             )
+        return reports
 
     def checkpoint_bytes(self) -> int:
         """Estimate the bytes that `save` writes."""
@@ -201,8 +203,18 @@ class LearnerGroup:
         self._all("a checkpoint to be loaded", self._config.learner.step_timeout_s, LearnerRank.load, folder)
 
     def export(self, folder: Path) -> None:
-        """Write the policy in Hugging Face layout: weights, config, generation config, processor, chat template."""
-        self._all("the export of the weights", self._config.learner.step_timeout_s, LearnerRank.export, folder)
+        """Write the policy in Hugging Face layout: weights, config, generation config, processor, chat template.
+
+        Raises RunFolderError where `folder` of this process does not hold what rank 0 wrote.
+        """
+        timeout_s = self._config.learner.step_timeout_s
+        reports = self._all("the export of the weights", timeout_s, LearnerRank.export, folder)
+        if unseen := find_unseen(folder, reports, hashed=True):
+            raise RunFolderError(
+                "the exported model is not in the run folder",
+                got=unseen,
+                remedy="give run_dir a folder that every host mounts, and start again with resume=auto",
+            )
 
     def close(self) -> None:
         """End every rank and give its place back."""

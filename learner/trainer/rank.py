@@ -20,6 +20,7 @@ from common.errors import LearnerError
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
 from common.models.families import family_of
 from common.object_store import fetch_features, share_features
+from common.output import FolderOutput, WriteReport, describe_folder, name_rank
 from common.recorder import Recorder
 from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
@@ -167,19 +168,21 @@ class LearnerRank:
         """Record what this process does from now on."""
         self._recorder.start()
 
-    def stop_profile(self, folder: Path) -> None:
+    def stop_profile(self, folder: Path) -> WriteReport:
         """Write the record as rank-N."""
-        self._recorder.stop(folder / f"rank-{self._rank}")
+        return self._recorder.stop(folder, f"rank-{self._rank}")
 
-    def save(self, folder: Path) -> OSError | None:
+    def save(self, folder: Path) -> WriteReport:
         """Write what trains, its optimizer, the step counter and random states into `folder`.
 
-        Returns the error of a write that failed, None where all is written.
+        Returns what was written on this host, with the error of a write that failed.
         """
         from learner.trainer import zero
 
+        output = FolderOutput(folder)
         own = {"base": self._base, "random": read_random_states()}
-        return zero.save(self._engine, folder, besides={f"rank-{self._rank}.pt": own})
+        error = zero.save(self._engine, output, besides={f"rank-{self._rank}.pt": own})
+        return WriteReport(by=name_rank(self._rank), files=tuple(output.files), error=error)
 
     def checkpoint_bytes(self) -> int:
         """Estimate the bytes that all ranks together write at `save`."""
@@ -201,11 +204,18 @@ class LearnerRank:
             zero.load(self._engine, folder)
             set_random_states(own["random"])
 
-    def export(self, folder: Path) -> None:
-        """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""
+    def export(self, folder: Path) -> WriteReport:
+        """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather.
+
+        Returns what is in the folder as rank 0 sees it; nothing from the other ranks.
+        """
         if self._config.checkpoint.export == "adapter":
             self._export_adapter(folder)
-            return
+        else:
+            self._export_model(folder)
+        return WriteReport(by=name_rank(self._rank), files=describe_folder(folder) if self._rank == 0 else ())
+
+    def _export_model(self, folder: Path) -> None:
         whole = {}
         for name, tensor in self._source:
             if self._rank == 0:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import deepspeed
 import torch
@@ -28,9 +28,11 @@ from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
 from common.errors import CheckpointError, RollcallError
+from common.output import FolderOutput
 from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
+_ROOT = "checkpoint"  # what DeepSpeed is told to write into: CheckpointFiles puts it elsewhere
 # What DeepSpeed's files hold beside tensors and plain values, at any stage, dtype and offload: numbers in a class.
 SAFE_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 
@@ -117,17 +119,17 @@ def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
 
 
-def save(engine: Any, folder: Path, *, besides: Mapping[str, Any]) -> OSError | None:
+def save(engine: Any, output: FolderOutput, *, besides: Mapping[str, Any]) -> OSError | None:
     """Write this rank's share of what trains, and the files `besides` it.
 
     A collective: the error of a failed write is returned, not raised past the other ranks.
     """
-    engine.checkpoint_engine.error = None
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    writer: CheckpointFiles = engine.checkpoint_engine
+    writer.output, writer.error = output, None
+    engine.save_checkpoint(_ROOT, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     for name, state in besides.items():
-        engine.checkpoint_engine.save(state, str(folder / name))
-    error: OSError | None = engine.checkpoint_engine.error
-    return error
+        writer.save(state, f"{_ROOT}/{name}")
+    return writer.error
 
 
 def checkpoint_bytes(engine: Any) -> int:
@@ -198,35 +200,36 @@ def _load_trained_state(*, src: Mapping[str, Tensor], dst: torch.nn.Module) -> N
 
 
 class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
-    """Writes and reads DeepSpeed's files: a write that fails is remembered, and no file that is read runs code.
+    """Writes DeepSpeed's files to `output`, whatever folder DeepSpeed takes them to lie in, and reads them back.
 
-    The first failed write is kept and all others are tried, so that no other rank waits in a barrier for ever.
+    The first failed write is kept and all others are tried, so that no other rank waits in a barrier for ever. No file
+    that is read runs code.
     """
 
     def __init__(self, engine: Any) -> None:
         self.name = engine.name
+        self.output: FolderOutput | None = None
         self.error: OSError | None = None
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        try:
-            Path(path).mkdir(parents=True, exist_ok=exist_ok)
-        except OSError as error:
-            self._remember(error, path)
+        """Do nothing: the output makes the folders of its files."""
 
     def save(self, state_dict: Any, path: str) -> None:
+        assert self.output is not None, "only `save` of this module writes"
+        name = str(Path(path).relative_to(_ROOT))
         try:
-            with Path(path).open("wb") as file:
-                torch.save(state_dict, file)
+            with self.output.open(name) as file:
+                torch.save(state_dict, cast("IO[bytes]", file))
         except OSError as error:
-            self._remember(error, path)
+            self._remember(error, name)
         except RuntimeError as error:  # torch's zip writer turns what `file` raised into its own
-            self._remember(OSError(errno.EIO, str(error).splitlines()[0]), path)
+            self._remember(OSError(errno.EIO, str(error).splitlines()[0]), name)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return read_file(path, map_location=map_location)
 
-    def _remember(self, error: OSError, path: str) -> None:
-        self.error = self.error or OSError(error.errno, error.strerror, path)
+    def _remember(self, error: OSError, name: str) -> None:
+        self.error = self.error or OSError(error.errno, error.strerror, name)
 
 
 def _clip(module: torch.nn.Module, limit: float) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import EngineError
+from common.output import WriteReport, WrittenFile, find_unseen
 from common.recorder import Recorder
 from learner.driver.profiler import Profiler
 
@@ -19,15 +20,17 @@ class Processes:
 
     def __init__(self, fault: Exception | None = None) -> None:
         self.told: list[str] = []
+        self.reports: list[WriteReport] = []
         self._fault = fault
 
     def start_profile(self) -> None:
         self.told.append("start")
 
-    def stop_profile(self, folder: Path) -> None:
+    def stop_profile(self, folder: Path) -> list[WriteReport]:
         self.told.append("stop")
         if self._fault:
             raise self._fault
+        return self.reports
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,15 @@ def test_a_lost_engine_does_not_end_the_run(tmp_path: Path, capsys: pytest.Captu
     assert "an engine is lost" in capsys.readouterr().err
 
 
+def test_a_trace_on_another_hosts_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded, trace = Processes(), WrittenFile(name="rank-1.json.gz", bytes=9, sha256="")
+    recorded.reports = [WriteReport(by="rank-1", host="far", files=(trace,))]
+    profiler = Profiler(settings(0, 1), tmp_path, [recorded])
+    profiler.begin_step(0)
+    profiler.stop()
+    assert "rank-1 on far wrote rank-1.json.gz" in capsys.readouterr().err
+
+
 def test_a_full_disk_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,10 +115,11 @@ def test_a_recorder_writes_a_trace_and_a_table(tmp_path: Path) -> None:
     import torch
 
     recorder = Recorder()
-    recorder.stop(tmp_path / "never")
+    assert recorder.stop(tmp_path, "never").files == ()
     recorder.start()
     torch.ones(8, 8) @ torch.ones(8, 8)
-    recorder.stop(tmp_path / "rank-0")
+    report = recorder.stop(tmp_path, "rank-0")
+    assert find_unseen(tmp_path, [report], hashed=True) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.json.gz", "rank-0.txt"]
     trace = json.loads(gzip.decompress((tmp_path / "rank-0.json.gz").read_bytes()))
     assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])

@@ -11,6 +11,7 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import CheckpointError
+from common.output import FolderOutput, WriteReport
 from learner.storage.checkpoint import Checkpointer, DriverState, check_compatible, read_state, write_state
 from learner.storage.checkpoint_store import CheckpointStore
 
@@ -37,10 +38,15 @@ def checkpointer(folder: Path, *, every: int = 5, estimate: int = 100) -> tuple[
     return Checkpointer(store, every=every, estimate=lambda: estimate, on_event=events), events
 
 
-def save_at(step: int) -> Callable[[Path], DriverState]:
-    def save(folder: Path) -> DriverState:
-        (folder / "weights").write_bytes(b"w" * 100)
-        return state(step)
+Saved = tuple[DriverState, list[WriteReport]]
+
+
+def save_at(step: int) -> Callable[[Path], Saved]:
+    def save(folder: Path) -> Saved:
+        output = FolderOutput(folder)
+        with output.open("weights") as file:
+            file.write(b"w" * 100)
+        return state(step), [WriteReport(by="rank 0", files=tuple(output.files))]
 
     return save
 
@@ -80,13 +86,13 @@ def test_a_failed_save_is_counted_and_retried_with_backoff(tmp_path: Path) -> No
     saver, events = checkpointer(tmp_path, every=100)
     tried = []
 
-    def save_now(step: int) -> Callable[[Path], DriverState]:
-        def save(folder: Path) -> DriverState:
+    def save_now(step: int) -> Callable[[Path], Saved]:
+        def save(folder: Path) -> Saved:
             tried.append(step)
             (folder / "half").write_bytes(b"x")
             if step < 110:
                 raise OSError(28, "No space left on device")
-            return state(step)
+            return save_at(step)(folder)
 
         return save
 
@@ -104,7 +110,7 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_it_is_written(
     free = shutil.disk_usage(tmp_path).free
     saver, events = checkpointer(tmp_path / "large", estimate=2 * free)
 
-    def save(folder: Path) -> DriverState:
+    def save(folder: Path) -> Saved:
         pytest.fail("nothing may be written")
 
     assert not saver.maybe_save(5, save=save)
@@ -118,7 +124,7 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_it_is_written(
 def test_an_error_that_is_not_the_disks_is_not_swallowed(tmp_path: Path) -> None:
     saver, _ = checkpointer(tmp_path)
 
-    def save(folder: Path) -> DriverState:
+    def save(folder: Path) -> Saved:
         raise RuntimeError("a rank is dead")
 
     with pytest.raises(RuntimeError, match="a rank is dead"):
@@ -132,3 +138,23 @@ def test_another_experiment_is_refused_by_key() -> None:
         check_compatible(CONFIG, other)
     assert str(caught.value.got) == "learner.lr: 1e-06 then, 0.001 now; seed: 1 then, 2 now"
     check_compatible(CONFIG, Config(steps=20, name="other"))
+
+
+def test_a_file_that_a_rank_wrote_elsewhere_makes_no_checkpoint(tmp_path: Path) -> None:
+    """Its host has another folder under the same path; training goes on, and the event names host and file."""
+    saver, events = checkpointer(tmp_path / "driver")
+
+    def save(folder: Path) -> Saved:
+        reports = []
+        for rank, place in enumerate((folder, tmp_path / "other host")):
+            output = FolderOutput(place)
+            with output.open(f"rank-{rank}.pt") as file:
+                file.write(b"w" * 100)
+            reports.append(WriteReport(by=f"rank {rank}", host=f"host-{rank}", files=tuple(output.files)))
+        return state(5), reports
+
+    assert not saver.maybe_save(5, save=save)
+    (event,) = events
+    assert event["kind"] == "checkpoint_failed"
+    assert "rank 1 on host-1 wrote rank-1.pt (100 bytes), this process on" in event["why"]
+    assert list((tmp_path / "driver").iterdir()) == []

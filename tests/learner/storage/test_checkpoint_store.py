@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,14 +18,17 @@ from pathlib import Path
 import pytest
 
 from common.errors import CheckpointError
+from common.output import FolderOutput, WriteReport
 from learner.storage.checkpoint_store import CheckpointStore, verify
 
 
 def save(store: CheckpointStore, step: int, *, accuracy: float | None = None, size: int = 3000) -> None:
-    with store.write_checkpoint(step, score=accuracy, estimate=0) as folder:
-        (folder / "rank0").mkdir()
-        (folder / "rank0" / "weights").write_bytes(step.to_bytes(4, "big") * (size // 4))
-        (folder / "state.json").write_text(json.dumps({"step": step}))
+    with store.write_checkpoint(step, score=accuracy, estimate=0) as draft:
+        output = FolderOutput(draft.folder)
+        with output.open("rank0/weights") as file:
+            file.write(step.to_bytes(4, "big") * (size // 4))
+        draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
+        (draft.folder / "state.json").write_text(json.dumps({"step": step}))
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -44,7 +48,11 @@ def test_a_checkpoint_is_hashed_and_verified(tmp_path: Path) -> None:
     assert found == tmp_path / "checkpoints" / "step-000050"
     manifest = json.loads((found / "manifest.json").read_text())
     assert manifest["files"].keys() == {"rank0/weights", "state.json"}
-    assert manifest["files"]["rank0/weights"]["bytes"] == 3000
+    assert manifest["ranks"] == 1
+    weights = found / "rank0" / "weights"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert manifest["files"]["rank0/weights"] == {"by": "rank 0", "bytes": 3000, "sha256": digest}
+    assert manifest["files"]["state.json"]["by"] == "driver"
 
 
 def _flip(path: Path) -> None:
@@ -63,7 +71,7 @@ def _flip(path: Path) -> None:
         (lambda path: os.truncate(path / "manifest.json", 40), "manifest.json is damaged"),
         (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),
         (lambda path: (path / "manifest.json").write_text('{"format": 9, "step": 3, "files": {}}'), "of format 9"),
-        (lambda path: (path / "manifest.json").write_text('{"format": 1, "step": 2, "files": {}}'), "step 000002"),
+        (lambda path: (path / "manifest.json").write_text('{"format": 2, "step": 2, "files": {}}'), "step 000002"),
         (shutil.rmtree, None),
     ],
 )
@@ -82,6 +90,41 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
     assert "step-000003 is passed over" in told and reason in told
     with pytest.raises(CheckpointError, match="step-000003 is not sound"):
         verify(store.path(3))
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change the manifest of a checkpoint, as a version that counts otherwise would have written it."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ranks": 2}, "it holds no file of rank 1"),
+        ({"ranks": 0}, "it holds no file of any rank"),
+        ({"ranks": 2, "files": {}}, "it holds no file of driver"),
+        ({"format": 1}, "of format 1"),
+    ],
+)
+def test_a_checkpoint_is_sound_only_with_files_of_every_rank(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 1)
+    rewrite(store.path(1), **changes)
+    with pytest.raises(CheckpointError, match=reason):
+        verify(store.path(1))
+
+
+def test_a_checkpoint_of_no_rank_is_not_sealed_as_sound(tmp_path: Path) -> None:
+    """What a run wrote whose ranks had another disk under the same path: a state, and no weights."""
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 1)
+    for reports in ([], [WriteReport(by="rank 0", files=())]):
+        with pytest.raises(CheckpointError, match="lacks a file"), store.write_checkpoint(2, estimate=0) as draft:
+            draft.reports = reports
+    assert store.steps() == [1]
 
 
 @pytest.mark.parametrize("name", ["rank0/weights", "state.json", "manifest.json"])
@@ -238,8 +281,8 @@ def test_a_full_disk_that_hides_behind_another_error_is_seen(small_volume: Path)
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     for write in (like_torch, like_safetensors):
-        with pytest.raises(CheckpointError), store.write_checkpoint(1, estimate=0) as folder:
-            write(folder)
+        with pytest.raises(CheckpointError), store.write_checkpoint(1, estimate=0) as draft:
+            write(draft.folder)
     assert names(store.folder) == []
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import CheckpointError
+from common.output import FolderOutput, WriteReport
 from learner.storage.checkpoint import DriverState, write_state
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.resume import find_resume_point
@@ -32,8 +33,12 @@ def run(tmp_path: Path) -> Path:
     store = CheckpointStore(tmp_path / "run/checkpoints", keep=5)
     for step in (5, 10):
         state = DriverState(step=step, config=CONFIG, stream={}, counts={})
-        with store.write_checkpoint(step, estimate=0) as folder:
-            write_state(folder, state)
+        with store.write_checkpoint(step, estimate=0) as draft:
+            output = FolderOutput(draft.folder)
+            with output.open("rank-0.pt") as file:
+                file.write(b"weights")
+            draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
+            write_state(draft.folder, state)
     return tmp_path / "run"
 
 

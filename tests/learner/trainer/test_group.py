@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from common.checksum import checksum
 from common.config.schema import CheckpointConfig, Config, LoraConfig
 from common.errors import CheckpointError, LearnerError
+from common.output import WriteReport, describe_folder
 from common.types import ImageFeatures, ScoredGroup, StepResult, WeightManifest
 from learner.driver.vision_cache import VisionCache
 from learner.model.head import ScoringSpec
@@ -121,10 +122,17 @@ def train(config: Config, folder: Path) -> Trained:
         results = [group.step(batch(step)) for step in range(3)]
         weights = {3: unpack(group.publish(3))}
         refuse_full_disk(group, folder, config)
-        group.save(folder)
+        check_reports(group.save(folder), folder, config)
         results += [group.step(batch(step)) for step in (3, 4)]
         weights[5] = unpack(group.publish(5))
         return Trained(results, logprobs, weights, folder, group.checkpoint_bytes())
+
+
+def check_reports(reports: Sequence[WriteReport], folder: Path, config: Config) -> None:
+    """Every file of the folder is in the report of one rank, with its size and its hash; each rank has some."""
+    files = [file for report in reports for file in report.files]
+    assert sorted(files, key=lambda file: file.name) == list(describe_folder(folder))
+    assert [report.by for report in reports if report.files] == [f"rank {n}" for n in range(config.learner.ranks)]
 
 
 def refuse_full_disk(group: LearnerGroup, folder: Path, config: Config) -> None:
@@ -135,7 +143,7 @@ def refuse_full_disk(group: LearnerGroup, folder: Path, config: Config) -> None:
     )
     (folder / "deepspeed").mkdir(parents=True)
     (folder / "deepspeed" / name).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=rf"rank {rank}: .*No space left.*{name}"):
+    with pytest.raises(CheckpointError, match=rf"rank {rank} on .*No space left.*{name}"):
         group.save(folder)
     shutil.rmtree(folder)
 
