@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
 
 from common.errors import RollcallError
 
 REFUSED, FAILED = 2, 1
+_SAME_SIGNAL_S = 0.2  # a shell or `timeout` may pass on a signal that the process already got from the sender
 
 
 @dataclass(slots=True)
@@ -30,9 +31,48 @@ class Terminated(BaseException):
     """SIGTERM arrived: unwind and close everything, as Ctrl-C does."""
 
 
-def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle SIGTERM: `signal.signal(signal.SIGTERM, raise_terminated)`."""
-    raise Terminated
+class Grace:
+    """Lets a run that SIGTERM ends come to a point where it can be saved, within a number of seconds.
+
+    The first signal raises Terminated, where the run holds only once it lets go. A second one, or the end of the
+    seconds, raises it at once.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False  # nothing may be saved any more: a second signal came, or the time is up
+        self._seconds = seconds
+        self._holds = False
+        self._asked_at: float | None = None  # by time.monotonic()
+
+    def install(self) -> None:
+        """Handle SIGTERM, and the timer that ends the grace."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGALRM, self._handle)
+
+    def hold(self) -> None:
+        """Put off what the first SIGTERM does until `release`."""
+        self._holds = True
+
+    def release(self) -> None:
+        """Raise Terminated if SIGTERM came since `hold`."""
+        self._holds = False
+        if self._asked_at is not None:
+            raise Terminated
+
+    def end(self) -> None:
+        """Stop the timer: what could be saved is saved."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+            if not self._holds:
+                raise Terminated
+        elif number == signal.SIGALRM or now - self._asked_at > _SAME_SIGNAL_S:
+            self.over = True
+            raise Terminated
 
 
 @contextmanager

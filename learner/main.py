@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from common.command import raise_terminated, run_command
+from common.command import Grace, run_command
 from common.config import cli
 
 if TYPE_CHECKING:
@@ -84,14 +83,15 @@ def _plan(config: Config) -> None:
 def _open_run(config: Config) -> Iterator[Run]:
     """Open the run folder, check everything, start all parts; close all of it at the end."""
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, raise_terminated)
+    grace = Grace(config.checkpoint.grace_s)
+    grace.install()
     from learner.driver.open_run import open_run
     from learner.driver.preflight.run_inputs import run_preflight
     from learner.storage.run_folder import RunFolder
 
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
-        print(f"run folder: {folder.shown}", flush=True)
-        with open_run(run_preflight(config, say=print), folder, started=started) as run:
+        print(f"run folder: {folder.address}", flush=True)
+        with open_run(run_preflight(config, say=print), folder, started=started, grace=grace) as run:
             yield run
 
 

@@ -273,6 +273,9 @@ class CheckpointConfig(Section):
     best_by: str = "accuracy"
     """Measure by which a checkpoint is the best. Of the held-out rows: accuracy, lenient, closed_set, macro_f1. Of
     another set: `SET/accuracy`. Of base and new: H."""
+    grace_s: Seconds = 20.0
+    """Seconds after SIGTERM in which a step that is learning may end and a checkpoint be written. Closing takes up to
+    ten more. Set it below the time after which the scheduler kills."""
     export: bool | Literal["merged", "adapter"] = True
     """Write the final weights in Hugging Face layout. true and merged: adapters merged into them. adapter: the adapter
     alone, in PEFT's layout. false: nothing."""

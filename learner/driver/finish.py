@@ -70,7 +70,7 @@ def _name_outcome(kind: type[BaseException] | None) -> str:
 
 @contextmanager
 def close_undisturbed() -> Iterator[ExitStack]:
-    """Open a stack of parts, and ignore Ctrl-C and SIGTERM while it closes them.
+    """Open a stack of parts, and ignore Ctrl-C, SIGTERM and the end of its grace while it closes them.
 
     Every close has a deadline, and only a whole one leaves no process and no shared memory behind.
     """
@@ -78,5 +78,5 @@ def close_undisturbed() -> Iterator[ExitStack]:
         try:
             yield parts
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
                 afterwards.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
+from common.command import Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.autoscaler import request_nodes
 from learner.driver.cluster import connect, count_resources, require
@@ -19,7 +20,7 @@ from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
 from learner.storage.checkpoint import Checkpointer
 from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.resume import find_resume_point
+from learner.storage.resume import describe_start, find_resume_point
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import open_console
 from learner.tracking.tracker import Tracker
@@ -31,24 +32,28 @@ from rollout.spec import engine_spec
 
 
 @contextmanager
-def open_run(inputs: RunInputs, folder: RunFolder, *, started: float) -> Iterator[Run]:
+def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Grace) -> Iterator[Run]:
     """Open everything a run needs, with the weights of its first step in every engine; at the end close all of it.
 
-    A block that ends well leaves exported weights; however it ends, `summary.json` says so.
+    A block that ends well leaves exported weights, one that SIGTERM ends a checkpoint of its last step. However it
+    ends, `summary.json` says so.
 
     Args:
         started: `time.monotonic()` at the start of the process, for the summary.
+        grace: handles SIGTERM.
     """
     config = inputs.config
     store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
     point = find_resume_point(config, folder, store)
+    if config.resume:
+        print(describe_start(point), flush=True)
     folder.begin(config)
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, close_undisturbed() as parts:
         _join_cluster(inputs, tracker, parts)
-        run = _start_parts(inputs, folder, tracker, store, parts)
+        run = _start_parts(inputs, folder, tracker, store, parts, grace)
         _wait_for_parts(run)
         if point:
             run.restore(point)
@@ -58,7 +63,11 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float) -> Iterato
         tracker.phase("everything up", finish.startup_seconds)
         try:
             yield run
+        except Terminated:
+            run.save_before_leaving()
+            raise
         finally:
+            grace.end()
             finish.version, finish.checkpoint_failures = run.version, run.checkpoints.failures
         run.profiler.stop()
         if config.checkpoint.export:
@@ -75,7 +84,7 @@ def _join_cluster(inputs: RunInputs, tracker: Tracker, parts: ExitStack) -> None
 
 
 def _start_parts(
-    inputs: RunInputs, folder: RunFolder, tracker: Tracker, store: CheckpointStore, parts: ExitStack
+    inputs: RunInputs, folder: RunFolder, tracker: Tracker, store: CheckpointStore, parts: ExitStack, grace: Grace
 ) -> Run:
     """Start the parts side by side, and wait for none of them."""
     config, model = inputs.config, inputs.model
@@ -107,6 +116,7 @@ def _start_parts(
             store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
         ),
         profiler=Profiler(config, folder.path / "profile", (fleet, learner)),
+        grace=grace,
     )
 
 

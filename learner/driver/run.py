@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
@@ -50,7 +51,9 @@ class Run:
     vision_cache: VisionCache | None  # None: the vision tower is trained, or its engine takes no features
     checkpoints: Checkpointer
     profiler: Profiler
+    grace: Grace
     version: int = 0  # of the weights that the learner holds: optimizer steps done
+    whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
 
     @property
@@ -62,7 +65,7 @@ class Run:
         self.learner.load(point.folder)
         self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
-        self.version = point.state.step
+        self.version = self.checkpoints.newest = point.state.step
 
     def next_prompts(self) -> list[Prompt]:
         """Return the P prompts of the next step, all different."""
@@ -113,6 +116,8 @@ class Run:
         Raises:
             EngineError: the engines sample from another policy than the learner scores (law 1).
         """
+        self.grace.hold()  # from here to the end of `write` the step is finished first
+        self.whole = None
         result = self.learner.step(scored)
         limit = self.config.learner.max_logprob_gap
         if limit is not None and not result.logprob_gap_max <= limit:
@@ -160,6 +165,10 @@ class Run:
         every = config.tracking.samples_every
         if every and step % every == 0:
             self.tracker.samples(step, scored, config.tracking.samples)
+        self.whole = DriverState(
+            step=self.version, config=config, stream=asdict(self.feed.state()), counts=self.ledger.counts()
+        )
+        self.grace.release()
 
     def evaluate(self) -> None:
         """Evaluate the current weights on every set: first, last and every `evaluation.every` steps."""
@@ -192,19 +201,27 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint when one is due, at the end, and of the best weights so far."""
+        self.grace.hold()
+        self._save(due=self.version == self.config.steps)
+        self.grace.release()
+
+    def save_before_leaving(self) -> None:
+        """Write a checkpoint of the last whole step, as SIGTERM ends the run. A failure is an event, and no more."""
+        if self.grace.over or self.whole is None or self.checkpoints.newest == self.version:
+            return
+        try:
+            self._save(due=True)
+        except Exception as error:  # noqa: BLE001  # ranks may have got the signal too
+            self.tracker.event("checkpoint_failed", step=self.version, why=f"{type(error).__name__}: {error}")
+
+    def _save(self, *, due: bool) -> None:
         self.checkpoints.maybe_save(
             self.version,
             save=self._write_state,
-            due=self.version == self.config.steps,
+            due=due,
             score=self.tracker.history.find_measure(self.version, self.config.checkpoint.best_by),
         )
 
     def _write_state(self, folder: Path) -> tuple[DriverState, Sequence[WriteReport]]:
-        reports = self.learner.save(folder)
-        state = DriverState(
-            step=self.version,
-            config=self.config,
-            stream=asdict(self.feed.state()),
-            counts=self.ledger.counts(),
-        )
-        return state, reports
+        assert self.whole is not None, "nothing is saved within a step"
+        return self.whole, self.learner.save(folder)

@@ -87,6 +87,7 @@ class Checkpointer:
             estimate: returns the bytes of a checkpoint, for a first one to find a disk that is too full.
         """
         self.store, self.failures = store, 0
+        self.newest: int | None = None  # step of the checkpoint that this start wrote last, or went on from
         self._every, self._on_event, self._estimate = every, on_event, estimate
         self._in_a_row = 0
         self._retry_at: int | None = None
@@ -118,7 +119,7 @@ class Checkpointer:
         except CheckpointError as error:
             self._record_failure(step, error)
             return False
-        self._in_a_row, self._retry_at = 0, None
+        self._in_a_row, self._retry_at, self.newest = 0, None, step
         self._on_event("checkpoint", step=step, seconds=round(time.monotonic() - started, 3))
         return True
 

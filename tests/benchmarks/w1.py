@@ -225,6 +225,7 @@ def read_inputs(wanted: Config) -> RunInputs:
 @contextmanager
 def running(what: RunInputs) -> Iterator[Run]:
     """A run with everything up and the first weights published, as `learner.main` has it."""
+    from common.command import Grace
     from learner.driver.open_run import open_run
     from learner.storage.run_folder import RunFolder
 
@@ -234,6 +235,6 @@ def running(what: RunInputs) -> Iterator[Run]:
         what = dataclasses.replace(what, config=wanted)
         with (
             closing(RunFolder.open(wanted, now=datetime.now().astimezone())) as folder,
-            open_run(what, folder, started=time.monotonic()) as run,
+            open_run(what, folder, started=time.monotonic(), grace=Grace(20.0)) as run,
         ):
             yield run

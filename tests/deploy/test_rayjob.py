@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,30 @@ def test_a_lost_head_resumes_from_the_shared_volume(job: dict[str, Any]) -> None
         volumes = {volume["name"]: volume for volume in group(job, name)["template"]["spec"]["volumes"]}
         assert config.run_dir is not None and Path("/shared") in config.run_dir.parents
         assert "persistentVolumeClaim" in volumes[mounts["/shared"]]
+
+
+def test_a_driver_that_is_told_to_end_has_time_to_save(job: dict[str, Any]) -> None:
+    """SIGTERM reaches it, the ranks outlive it, and nothing kills before it is done: closing takes ten seconds."""
+    needed = invocation(job).config.checkpoint.grace_s + 10
+    head, learner = (container(job, name) for name in ("head", "learner"))
+    (stop_wait,) = [entry["value"] for entry in head["env"] if entry["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
+    told = head["lifecycle"]["preStop"]["exec"]["command"][-1]
+    driver_wait = float(told.rpartition("timeout=")[2].strip(") \n"))
+    _, ranks_wait = learner["lifecycle"]["preStop"]["exec"]["command"]
+    graces = {
+        name: group(job, name)["template"]["spec"]["terminationGracePeriodSeconds"] for name in ("head", "learner")
+    }
+    assert needed <= float(stop_wait)
+    assert needed <= driver_wait < graces["head"]
+    assert driver_wait < float(ranks_wait) < graces["learner"]
+
+
+def test_the_heads_last_word_ends_a_driver(job: dict[str, Any]) -> None:
+    """What `preStop` runs sends SIGTERM to a process whose words hold learner.main, and waits for it."""
+    told = container(job, "head")["lifecycle"]["preStop"]["exec"]["command"][-1].replace("learner.main", "rollcall-x")
+    driver = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "rollcall-x"])
+    subprocess.run([sys.executable, "-c", told], check=True, timeout=30)
+    assert driver.wait(5) == -signal.SIGTERM
 
 
 def test_worker_groups_hold_what_the_run_asks_for(job: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """Every shell line, and every `make …` and `python -m …` inside the text, without comments."""
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for block in blocks("sh")]  # a command may go on in the next line
+    lines = [line.split("#")[0].strip() for block in whole for line in block.splitlines()]
     inline = re.findall(r"`((?:make|\.venv/bin/python|ray job submit) [^`]+)`", TEXT)
     return [line for line in [*lines, *inline] if line]
 

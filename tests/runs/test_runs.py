@@ -139,13 +139,14 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
     assert_same_weights(undisturbed, small_volume)
 
 
-def test_sigterm_ends_a_run_cleanly(tmp_path: Path) -> None:
-    """No process, no shared-memory file; and the folder says how it ended. Ctrl-C is in test_main.py."""
+def test_law_5_sigterm_ends_a_run_cleanly_and_loses_no_step(undisturbed: Path, tmp_path: Path) -> None:
+    """No process, no shared-memory file, the folder says how it ended; resumed, it is the run left alone."""
     run_dir = tmp_path / "run"
     with jobs.nothing_left_in_shared_memory():
-        process = jobs.start(run_dir)
+        process = jobs.start(run_dir, "checkpoint.every=100")
         family: list[psutil.Process] = []
-        jobs.wait_for("step 2", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 2, process)
+        step = random.randrange(2, 9)
+        jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
         family = jobs.descendants(process)
         process.terminate()
         assert jobs.finish(process, run_dir, timeout_s=60) == 143, jobs.console(run_dir)
@@ -154,6 +155,12 @@ def test_sigterm_ends_a_run_cleanly(tmp_path: Path) -> None:
     assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"
     assert "interrupted" in (run_dir / "report.html").read_text()
     assert "Traceback" not in jobs.console(run_dir)
+    done = len(jobs.rows(run_dir, "metrics.jsonl"))
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{done:06}"]
+    jobs.complete(run_dir, "resume=auto")
+    assert f"going on from step {done} " in jobs.console(run_dir)
+    assert_same_weights(undisturbed, run_dir)
+    assert [row["step"] for row in jobs.rows(run_dir, "metrics.jsonl")] == list(range(10))
 
 
 def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Path) -> None:

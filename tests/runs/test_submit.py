@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -57,16 +58,25 @@ def takes_jobs(port: int, environment: dict[str, str]) -> bool:
 
 
 def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str], tmp_path: Path) -> None:
-    """With the README's recipe, and a reward of the user's own that fails on every other row: dropped, never a 0."""
+    """With the README's command and recipe, and a reward of the user's own that fails on every other row: dropped."""
     pictures = draw_shapes(tmp_path / "pictures", each=12)
     recipe, run_dir = tmp_path / "shapes.yaml", tmp_path / "run"
     recipe.write_text(readme.recipe())
-    job = ["ray", "job", "submit", "--working-dir", str(jobs.ROOT), "--", "python", "-m", "learner.main"]
-    job += ["--config", str(recipe), "--run-dir", str(run_dir), f"data.path={pictures}"]
-    job += ["steps=3", "learner.warmup_steps=1", "reward.on_error=drop", "reward.max_drop_share=0.9"]
-    job += ["reward.functions={accuracy: 1.0, tests.helpers.hostile_rewards:nan_on_odd: 0.1}"]
-    done = subprocess.run(job, env=cluster, capture_output=True, text=True, timeout=300, check=False)
+    (command,) = [line for line in readme.commands() if line.startswith("ray job submit")]
+    words = [f"data.path={pictures}", "steps=3", "learner.warmup_steps=1", "reward.on_error=drop"]
+    words += ["reward.max_drop_share=0.9"]
+    words += ["reward.functions={accuracy: 1.0, tests.helpers.hostile_rewards:nan_on_odd: 0.1}"]
+    ours = {"deploy/recipes/qwen2vl-2b.yaml": str(recipe), "/shared/runs/dtd": str(run_dir)}
+    for theirs, own in ours.items():
+        assert theirs in command
+        command = command.replace(theirs, own)
+    job = ["bash", "-c", f"{command} {shlex.join(words)}"]
+    done = subprocess.run(job, cwd=jobs.ROOT, env=cluster, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"run folder: {socket.gethostname()}:{run_dir}" in done.stdout
+    assert "no checkpoint found, starting at step 0" in done.stdout
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=jobs.ROOT, capture_output=True, text=True, check=False)
+    assert json.loads((run_dir / "environment.json").read_text())["git_sha"] == head.stdout.strip()
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["outcome"] == "finished"
     assert summary["steps"] == 3
@@ -82,3 +92,11 @@ def test_a_folder_of_pictures_trains_under_ray_job_submit(cluster: dict[str, str
     assert last["groups_dispatched"] == last["groups_trained"] + last["groups_dropped"] == 3 * 16
     assert last["groups_dropped"] == len(dropped) > 10
     assert all("nan_on_odd" in row["reason"] and row["prompt"] for row in dropped)
+
+
+def test_a_run_folder_in_rays_copy_of_the_checkout_is_refused(cluster: dict[str, str]) -> None:
+    """The command without `run_dir`: its results could not be found again."""
+    job = ["ray", "job", "submit", "--working-dir", str(jobs.ROOT), "--", "python", "-m", "learner.main"]
+    done = subprocess.run(job, env=cluster, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "the run folder lies in Ray's copy of the working directory" in done.stdout + done.stderr

@@ -54,7 +54,7 @@ def test_a_run_ends_with_its_report(folder: RunFolder, error: BaseException | No
     page = (folder.path / "report.html").read_text()
     assert f'">{outcome}</span>' in page and "2 of 6" in page and "<svg" in page
     assert f"  report        {folder.shown / 'report.html'}" in console
-    assert console[-1] == f"run folder: {folder.shown}"
+    assert console[-1] == f"run folder: {folder.address}"
 
 
 def test_a_report_that_fails_is_named_and_the_run_is_finished_all_the_same(

@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import pytest
 
+from common.command import Grace, Terminated
 from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
+from learner.storage.checkpoint import DriverState
 from tests.helpers import tiny
 from tests.learner.trainer.test_offline_groups import prompt, row, writer
 
@@ -61,6 +63,7 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
         vision_cache=None,
         checkpoints=nothing,
         profiler=nothing,
+        grace=Grace(9.0),
     )
     return made, engines, recorded
 
@@ -116,3 +119,65 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16
     assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1}
     assert made.ledger.pending == len(groups)
+
+
+class Saves:
+    """What was saved, and an error to raise in place of it."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.steps: list[int] = []
+        self.events: list[str] = []
+        self.newest: int | None = None
+        self._error = error
+
+    def maybe_save(self, step: int, *, due: bool, **_: Any) -> None:
+        if self._error:
+            raise self._error
+        if due:
+            self.steps.append(step)
+            self.newest = step
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.events.append(f"{kind} {fields['why']}")
+
+
+def stopped_run(error: BaseException | None = None) -> tuple[Run, Saves]:
+    """A run that has done three steps of ten."""
+    made, _, _ = run(config("grpo"))
+    saves = Saves(error)
+    made.checkpoints = cast("Any", saves)
+    made.tracker = cast(
+        "Any", SimpleNamespace(event=saves.event, history=SimpleNamespace(find_measure=lambda *_: None))
+    )
+    made.version = 3
+    made.whole = DriverState(step=3, config=made.config, stream={}, counts={})
+    return made, saves
+
+
+def test_sigterm_saves_the_last_whole_step_once() -> None:
+    made, saves = stopped_run()
+    made.save_before_leaving()
+    made.save_before_leaving()
+    assert saves.steps == [3]
+
+
+def test_sigterm_saves_nothing_before_the_first_step_or_within_one_or_of_what_is_saved() -> None:
+    made, saves = stopped_run()
+    saves.newest = 3
+    made.save_before_leaving()
+    made, saves = stopped_run()
+    made.whole = None
+    made.save_before_leaving()
+    made, saves = stopped_run()
+    made.grace.over = True
+    made.save_before_leaving()
+    assert saves.steps == []
+
+
+def test_a_save_that_fails_at_sigterm_is_an_event() -> None:
+    made, saves = stopped_run(RuntimeError("a rank got the signal too"))
+    made.save_before_leaving()
+    assert saves.events == ["checkpoint_failed RuntimeError: a rank got the signal too"]
+    made, _ = stopped_run(Terminated())
+    with pytest.raises(Terminated):
+        made.save_before_leaving()

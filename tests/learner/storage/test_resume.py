@@ -13,7 +13,7 @@ from common.errors import CheckpointError
 from common.output import FolderOutput, WriteReport
 from learner.storage.checkpoint import DriverState, write_state
 from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.resume import find_resume_point
+from learner.storage.resume import describe_start, find_resume_point
 from learner.storage.run_folder import RunFolder
 
 CONFIG = Config(steps=20)
@@ -58,6 +58,14 @@ def test_a_checkpoint_may_be_named(run: Path) -> None:
 def test_there_may_be_none(tmp_path: Path) -> None:
     assert resumed_step(tmp_path / "run", None) is None
     assert resumed_step(tmp_path / "run", "auto") is None
+
+
+def test_a_start_says_where_it_goes_on(run: Path) -> None:
+    wanted = CONFIG.model_copy(update={"run_dir": run, "resume": "auto"})
+    with closing(RunFolder.open(wanted, now=datetime.now(UTC))) as folder:
+        point = find_resume_point(wanted, folder, CheckpointStore(folder.checkpoints, keep=5))
+    assert describe_start(point) == f"going on from step 10 ({run}/checkpoints/step-000010)"
+    assert describe_start(None) == "no checkpoint found, starting at step 0"
 
 
 def test_another_experiment_is_refused(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -150,7 +151,8 @@ def test_a_folder_called_latest_is_not_replaced() -> None:
     folder.close()
 
 
-def test_git_sha_is_of_the_checkout_only(tmp_path: Path) -> None:
+def test_git_sha_is_of_the_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROLLCALL_COMMIT", raising=False)
     assert git_sha(tmp_path) == "unknown"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -163,3 +165,36 @@ def test_git_sha_is_of_the_checkout_only(tmp_path: Path) -> None:
     assert git_sha(tmp_path) == f"{clean}-dirty"
     (tmp_path / "inside").mkdir()
     assert git_sha(tmp_path / "inside") == "unknown"
+
+
+def test_the_commit_travels_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an image by a file, with `--working-dir` by a variable; else the package's hash stands for it."""
+    monkeypatch.delenv("ROLLCALL_COMMIT", raising=False)
+    package = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
+    image = tmp_path / "app"
+    for root in (package, image):
+        root.mkdir(parents=True)
+    (image / "COMMIT").write_text("f" * 40 + "\n")
+    assert git_sha(package) == "_ray_pkg_0123456789abcdef"
+    assert git_sha(image) == "f" * 40
+    monkeypatch.setenv("ROLLCALL_COMMIT", "a" * 40)
+    assert git_sha(package) == git_sha(image) == "a" * 40
+
+
+@pytest.mark.parametrize("keys", [{}, {"run_dir": "runs/x"}, {"resume": "auto"}, {"name": "evaluate"}])
+def test_a_run_folder_in_a_ray_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+) -> None:
+    package = tmp_path / "session_x/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    with pytest.raises(RunFolderError, match=r"Ray's copy(.|\n)*_ray_pkg_0123456789abcdef(.|\n)*/shared/runs"):
+        opened(**keys)
+    assert list(package.iterdir()) == []
+    opened(**keys | {"run_dir": str(tmp_path / "outside")}).close()
+
+
+def test_the_address_names_host_and_absolute_path(tmp_path: Path) -> None:
+    folder = opened(run_dir="here")
+    assert folder.address == f"{socket.gethostname()}:{tmp_path}/here"
+    folder.close()

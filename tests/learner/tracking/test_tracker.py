@@ -217,7 +217,7 @@ def test_the_closing_block_is_honest(folder: RunFolder, accuracies: dict[int, fl
     assert f"digits: {outcome} after {steps} of 6 steps" in lines
     assert [line.split(None, 1)[1] for line in lines if line.startswith("  accuracy ")] == [says]
     assert any("2 could not be written" in line for line in lines)
-    assert lines[-1] == f"run folder: {folder.shown}"
+    assert lines[-1] == f"run folder: {folder.address}"
 
 
 def test_a_full_disk_is_counted_and_shown_and_stops_nothing(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
