@@ -172,8 +172,9 @@ def test_the_heads_last_word_ends_a_driver(job: dict[str, Any]) -> None:
     """What `preStop` runs sends SIGTERM to a process whose words hold learner.main, and waits for it."""
     told = container(job, "head")["lifecycle"]["preStop"]["exec"]["command"][-1].replace("learner.main", "rollcall-x")
     driver = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "rollcall-x"])
-    subprocess.run([sys.executable, "-c", told], check=True, timeout=30)
-    assert driver.wait(5) == -signal.SIGTERM
+    with subprocess.Popen([sys.executable, "-c", told]) as teller:
+        assert driver.wait(30) == -signal.SIGTERM
+        assert teller.wait(30) == 0
 
 
 def test_worker_groups_hold_what_the_run_asks_for(job: dict[str, Any]) -> None:
