@@ -105,7 +105,7 @@ FREE = {
     "learner": "probe_gap cpus_per_rank gpus_per_rank start_timeout_s step_timeout_s",
     "weights": "transport bucket_mb timeout_s",
     "evaluation": "every limit closed_set sets samples pass_at_k",
-    "checkpoint": "every keep best_by export",
+    "checkpoint": "every keep best_by grace_s export",
     "tracking": "samples_every samples profile_steps",
     "cluster": "address device threads wait_for_resources_s",
 }
