@@ -53,7 +53,7 @@ def _make_llm(spec: EngineSpec) -> LLM:
         logprobs_mode="processed_logprobs",
         logits_processors=[_make_ban(spec.banned)],
         seed=0,  # every request carries its own
-        trust_remote_code=False,
+        trust_remote_code=spec.trust_remote_code,
         disable_log_stats=True,
         **for_device,
     )

@@ -17,6 +17,7 @@ class EngineSpec:
 
     model_path: str
     revision: str | None
+    trust_remote_code: bool  # run Python code that lies beside the weights
     dtype: str
     device: str  # "cpu" or "cuda"
     max_model_len: int  # prompt + completion tokens
@@ -63,6 +64,7 @@ def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> 
     return EngineSpec(
         model_path=model_path,
         revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
         dtype=config.model.dtype,
         device=config.cluster.device,
         max_model_len=config.data.max_prompt_tokens + rollout.max_completion_tokens,

@@ -43,6 +43,8 @@ class ModelConfig(Section):
     data."""
     revision: str | None = None
     """Hub revision of the model; null is the newest. Pin it for a run that must be repeated."""
+    trust_remote_code: bool = False
+    """Run Python code that lies beside the weights, in every process. A hub model then needs a commit as `revision`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the engines' weights and of the learner's forward pass. float32 for a CPU or for exact comparisons."""
     min_pixels: Positive | None = None

@@ -97,7 +97,7 @@ def _hub(name: str) -> dict[str, Opener]:
     from huggingface_hub.constants import HF_HOME
 
     try:
-        found = load_dataset(name)
+        found = load_dataset(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
             f"the hub gives no data set {name}",

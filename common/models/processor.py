@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from common.config.schema import ModelConfig
 from common.errors import ModelError
 from common.lean_imports import import_transformers
 from common.models.families import FAMILIES, Family, family_of
 from common.models.hub import require_hub
+from common.models.own_code import check_trust, explain_failure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-Loaded = TypeVar("Loaded")
 
 
 def load_model_config(model: ModelConfig) -> PreTrainedConfig:
@@ -26,7 +25,7 @@ def load_model_config(model: ModelConfig) -> PreTrainedConfig:
     import_transformers()
     from transformers import AutoConfig
 
-    config: PreTrainedConfig = _load(model, AutoConfig.from_pretrained)
+    config: PreTrainedConfig = _load(model, AutoConfig)
     if config.model_type not in FAMILIES and not _answers_about_pictures(config):
         raise ModelError(
             f"model.path = {model.path} does not answer questions about pictures",
@@ -51,7 +50,7 @@ def load_processor(model: ModelConfig) -> Any:
     from transformers import AutoProcessor
 
     family = family_of(load_model_config(model))
-    processor: Any = _load(model, AutoProcessor.from_pretrained)
+    processor: Any = _load(model, AutoProcessor)
     parts = ("image_processor", "tokenizer", "chat_template")
     if missing := [part.replace("_", " ") for part in parts if not getattr(processor, part, None)]:
         raise ModelError(
@@ -95,7 +94,10 @@ def eos_token_ids(model: ModelConfig) -> frozenset[int]:
 
     config = load_model_config(model)
     try:
-        eos = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main").eos_token_id
+        found = GenerationConfig.from_pretrained(
+            model.path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
+        eos = found.eos_token_id
     except OSError:  # no generation_config.json
         eos = config.get_text_config().eos_token_id
     return frozenset([eos] if isinstance(eos, int) else eos or ())
@@ -120,17 +122,19 @@ def banned_token_ids(
     return tuple(sorted(token for token in {*named, *empty} if token is not None and token not in allowed))
 
 
-def _load(model: ModelConfig, loader: Callable[..., Loaded]) -> Loaded:
-    """Load a part of the model, local or from the hub. Raises ModelError when that fails."""
+def _load(model: ModelConfig, kind: Any) -> Any:
+    """Load a part of the model, local or from the hub. Raises ModelError when that fails, ConfigError for its code."""
     local = Path(model.path).expanduser().is_dir()
     if not local:
         require_hub(f"model.path = {model.path}", error=ModelError)
+    check_trust(model)
+    path = str(Path(model.path).expanduser()) if local else model.path
     try:
-        return loader(str(Path(model.path).expanduser()) if local else model.path, revision=model.revision or "main")
+        return kind.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
         raise ModelError(
             f"model.path = {model.path} cannot be read",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            got=explain_failure(path, model.revision, error),
             remedy="give a complete model folder or a hub id; private ones need a login; "
-            "HF_HUB_OFFLINE=1 reads only the local cache",
+            "HF_HUB_OFFLINE=1 reads only the local cache; code of a model runs only with model.trust_remote_code=true",
         ) from error

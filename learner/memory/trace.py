@@ -37,7 +37,10 @@ def build_weightless_model(model_config: Any, config: Config) -> Any:
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForImageTextToText.from_config(
-            model_config, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
+            model_config,
+            trust_remote_code=config.model.trust_remote_code,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation="sdpa",
         )
     model.tie_weights()  # parameters without memory were made one by one
     install(model, config.learner.attention, cuda=config.cluster.device == "cuda")

@@ -12,21 +12,36 @@ import torch
 from torch import Tensor
 
 from common.config.schema import Config
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ModelError
+from common.models.own_code import explain_failure
 from learner.model.attention import install
 
 KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
 
 
 def load_model(path: str, config: Config) -> Any:
-    """Load the Hugging Face model into this machine's memory, in the configured dtype and way to attend."""
+    """Load the Hugging Face model into this machine's memory, in the configured dtype and way to attend.
+
+    Raises ModelError when its files cannot be read.
+    """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, revision=config.model.revision, dtype=getattr(torch, config.model.dtype), attn_implementation="sdpa"
-    )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=config.model.revision,
+            trust_remote_code=config.model.trust_remote_code,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation="sdpa",
+        )
+    except Exception as error:  # the files are not ours
+        raise ModelError(
+            f"the model {path} cannot be loaded to train",
+            got=explain_failure(path, config.model.revision, error),
+            remedy="give a complete model folder or hub id, with weights as safetensors",
+        ) from error
     install(model, config.learner.attention, cuda=config.cluster.device == "cuda")
     return model
 

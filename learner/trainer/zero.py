@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from torch._C._distributed_c10d import Store
 from common.config.schema import Config
 from common.errors import CheckpointError, RollcallError
 from common.output import FolderOutput
+from common.models.own_code import explain_unreadable
 from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
@@ -171,17 +171,9 @@ def refuse_strangers(path: Path | str) -> Iterator[None]:
     except Exception as error:  # torch and DeepSpeed fail on foreign files in any way
         raise CheckpointError(
             f"{path} of the checkpoint cannot be used",
-            got=_describe(error),
+            got=explain_unreadable(error),
             remedy="resume from a checkpoint that a run of yours wrote; code in one is never run",
         ) from error
-
-
-def _describe(error: Exception) -> str:
-    """Say what is wrong with a file; torch says it amid advice on how to load the file all the same."""
-    text = " ".join(str(error).split())
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it names {named[1]}, which is no part of a checkpoint"
-    return f"{type(error).__name__}: {text.rpartition('WeightsUnpickler error: ')[2][:300]}"
 
 
 def _select_trained_state(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import ModelError
 from common.models.hub import require_hub
+from common.models.own_code import explain_failure
 
 
 class RewardModel:
@@ -22,8 +23,10 @@ class RewardModel:
 
         check_reward_model(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self.model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, trust_remote_code=False, output_loading_info=True
+            )
         except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
             raise _unreadable(path, error) from error
         if report["missing_keys"]:  # transformers would make it of random numbers
@@ -63,7 +66,7 @@ def check_reward_model(path: str) -> None:
     if not Path(path).is_dir():
         require_hub(f"reward model {path}", error=ModelError)
     try:
-        outputs = AutoConfig.from_pretrained(path).num_labels
+        outputs = AutoConfig.from_pretrained(path, trust_remote_code=False).num_labels
     except Exception as error:  # the files are not ours
         raise _unreadable(path, error) from error
     if outputs != 1:
@@ -77,6 +80,6 @@ def check_reward_model(path: str) -> None:
 def _unreadable(path: str, error: Exception) -> ModelError:
     return ModelError(
         f"reward model {path} cannot be read",
-        got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        got=explain_failure(path, None, error),
         remedy="give the id or folder of a sequence-classification model with its tokenizer",
     )

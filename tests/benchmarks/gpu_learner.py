@@ -82,7 +82,7 @@ def build() -> Any:
     torch.manual_seed(0)
     with torch.device("cuda"):
         made: Any = transformers.AutoModelForImageTextToText.from_config(
-            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+            config, trust_remote_code=False, dtype=torch.bfloat16, attn_implementation="sdpa"
         )
     return made.train()
 

@@ -73,7 +73,7 @@ def bounds(dtype: str) -> dict[str, float]:
     from transformers import AutoConfig
 
     torch.set_num_threads(THREADS)
-    model = AutoConfig.from_pretrained(w1.home() / "model")
+    model = AutoConfig.from_pretrained(w1.home() / "model", trust_remote_code=False)
     side = 2 * w1.side(w1.SIZE)  # patches
     forward = w1.P * flops.group_forward(model, prompt=w1.PROMPT, grids=[(1, side, side)], completions=[w1.C] * w1.G)
     rate = flops.matmul_rate(model, getattr(torch, dtype))

@@ -25,8 +25,8 @@ if lean:
     import_transformers()
 from transformers import AutoConfig, AutoProcessor
 import transformers.modeling_utils
-AutoConfig.from_pretrained(folder)
-AutoProcessor.from_pretrained(folder)
+AutoConfig.from_pretrained(folder, trust_remote_code=False)
+AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 print(json.dumps([name for name in watched if getattr(sys.modules.get(name), "__file__", None)]))
 """
 

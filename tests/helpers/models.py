@@ -52,7 +52,7 @@ def build_random_model(folder: Path, *, seed: int, architecture: Architecture = 
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model: Any = transformers.AutoModelForImageTextToText.from_config(config)
+        model: Any = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.generation_config = transformers.GenerationConfig(**ends)

@@ -31,7 +31,9 @@ class Policy:
 
         config = ModelConfig(path=str(folder), dtype="float32")
         hf_config, processor = load_model_config(config), load_processor(config)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, trust_remote_code=False, dtype=torch.float32
+        )
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         data = DataConfig(path="unused", max_prompt_tokens=max_prompt_tokens)
         self.encoder = PromptEncoder(processor, data, family=family_of(hf_config))

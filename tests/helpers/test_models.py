@@ -23,7 +23,7 @@ def test_random_model_sees_images_of_any_size(tmp_path: Path, architecture: Arch
     path = ModelConfig(path=str(build_random_model(tmp_path / "model", seed=1, architecture=architecture)))
     assert load_model_config(path).model_type == architecture
     processor = load_processor(path)
-    model: Any = AutoModelForImageTextToText.from_pretrained(path.path)
+    model: Any = AutoModelForImageTextToText.from_pretrained(path.path, trust_remote_code=False)
     encoder = PromptEncoder(processor, DataConfig())
 
     def logits(height: int, width: int, brightness: int) -> torch.Tensor:

@@ -185,8 +185,8 @@ def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Pat
     (final,) = (row for row in jobs.rows(undisturbed, "evaluations.jsonl") if row["step"] == 10)
     assert sum(right) == sum(count for count, _ in final["per_class"].values())
 
-    model: Any = AutoModelForImageTextToText.from_pretrained(export)
-    processor: Any = AutoProcessor.from_pretrained(export)
+    model: Any = AutoModelForImageTextToText.from_pretrained(export, trust_remote_code=False)
+    processor: Any = AutoProcessor.from_pretrained(export, trust_remote_code=False)
     for row in range(5):
         chat = messages(source[row], "no_think")
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

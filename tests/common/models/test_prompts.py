@@ -183,7 +183,9 @@ def test_pixel_limits_take_effect_on_both_image_processors(folder: Path, kind: s
 
     processor = load_processor(ModelConfig(path=str(folder), min_pixels=112 * 112, max_pixels=140 * 140))
     size = processor.image_processor.size
-    processor.image_processor = getattr(transformers, kind).from_pretrained(str(folder), size=size)
+    processor.image_processor = getattr(transformers, kind).from_pretrained(
+        str(folder), trust_remote_code=False, size=size
+    )
     encoder = PromptEncoder(processor, DataConfig())
     assert encoder.encode(example(size=(56, 56))).features["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert encoder.encode(example(size=(400, 400))).features["image_grid_thw"].tolist() == [[1, 10, 10]]

@@ -60,7 +60,7 @@ class PlainLearner:
 def model(digits_model: Path) -> Any:
     from transformers import Qwen2VLForConditionalGeneration
 
-    return Qwen2VLForConditionalGeneration.from_pretrained(digits_model)
+    return Qwen2VLForConditionalGeneration.from_pretrained(digits_model, trust_remote_code=False)
 
 
 @pytest.mark.slow

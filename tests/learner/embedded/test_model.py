@@ -68,7 +68,7 @@ def test_any_other_text_survives_the_tokenizer(processor: Any) -> None:
 def test_it_is_a_small_qwen2_vl_with_tied_embeddings(digits_model: Path, processor: Any) -> None:
     from transformers import Qwen2VLForConditionalGeneration
 
-    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(digits_model)
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(digits_model, trust_remote_code=False)
     assert 550_000 < sum(parameter.numel() for parameter in model.parameters()) < 650_000
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
@@ -151,7 +151,7 @@ def greedy(folder: Path, processor: Any, source: ExampleSource, data: DataConfig
     encoder = PromptEncoder(processor, data)
     prompts = [encoder.encode(source[row]) for row in range(len(source))]
     ids = torch.tensor([prompt.token_ids for prompt in prompts])  # (P, T): all prompts are equally long
-    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, trust_remote_code=False)
     tokens = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -42,7 +42,9 @@ def kept(wanted: Any, groups: list[Any]) -> int:
     """Bytes that autograd saves of a real forward of the same shapes."""
     import transformers
 
-    model = transformers.AutoModelForImageTextToText.from_config(wanted, attn_implementation="sdpa").train()
+    model = transformers.AutoModelForImageTextToText.from_config(
+        wanted, trust_remote_code=False, attn_implementation="sdpa"
+    ).train()
     install(model, "auto")
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}

@@ -42,7 +42,9 @@ class Learner:
         path = ModelConfig(path=str(folder), dtype="float32")
         config, processor = load_model_config(path), load_processor(path)
         self.family = config.model_type
-        self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
+        self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, trust_remote_code=False, dtype=torch.float32
+        ).train()
         install(self.model, "auto")
         self.spec = ScoringSpec(
             temperature=0.9, banned=banned_token_ids(config, processor.tokenizer, eos_token_ids(path))

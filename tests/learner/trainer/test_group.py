@@ -290,7 +290,9 @@ def check_export(group: LearnerGroup, folder: Path, weights: Weights) -> None:
     import transformers
 
     group.export(folder)
-    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, trust_remote_code=False, dtype=torch.float32
+    )
     assert_equal(loaded.state_dict(), weights)
     assert {"chat_template.jinja", "tokenizer.json", "config.json", "generation_config.json"} <= {
         path.name for path in folder.iterdir()

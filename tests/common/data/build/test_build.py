@@ -108,7 +108,7 @@ def test_datasets_reads_it_by_its_card(digits: Path, tmp_path: Path) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    found = datasets.load_dataset(str(digits), cache_dir=str(tmp_path))
+    found = datasets.load_dataset(str(digits), trust_remote_code=False, cache_dir=str(tmp_path))
     assert {name: len(split) for name, split in found.items()} == dict(zip(SPLITS, (40, 100, 20, 50, 50), strict=True))
     row = found["train"][0]
     assert isinstance(row["image"], Image.Image) and row["image"].size == (8, 8)
