@@ -27,8 +27,8 @@ from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
 from common.errors import CheckpointError, RollcallError
-from common.output import FolderOutput
 from common.models.own_code import explain_unreadable
+from common.output import FolderOutput
 from learner.trainer.zero_config import partition_config, training_config
 
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
