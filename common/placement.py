@@ -1,16 +1,19 @@
-"""Waiting on Ray without hanging: every wait has a name and a deadline, every shortage its numbers."""
+"""Waiting on Ray and reserving places in it: every wait has a name and a deadline, every shortage its numbers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.errors import DeadlineError, PlacementError, RollcallError
+from common.capacity import Labels, PlaceRequest, could_hold, describe_shortage, refuse_impossible, without_zeros
+from common.errors import DeadlineError, RollcallError
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-GRANT_S = 10.0  # granting free resources takes milliseconds; after this long somebody else holds them
+GRANT_S = 8.0  # granting free resources takes milliseconds; after this long somebody else holds them
+RENEW_S = 2.0  # within which a place on a live node is granted
 
 
 def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
@@ -35,52 +38,92 @@ def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
         raise
 
 
-def reserve(bundles: Sequence[Mapping[str, float]], *, strategy: str, what: str, timeout_s: float) -> PlacementGroup:
-    """Return a placement group that holds all `bundles`; raise PlacementError with what is needed and what is there.
+def reserve(requests: Sequence[PlaceRequest], *, wait_s: float, grant_s: float = GRANT_S) -> list[PlacementGroup]:
+    """Return a placement group for each request, in order, with all of its bundles granted.
+
+    All are asked for at once, so that an autoscaler sees the whole demand. What is not granted on nodes with the first
+    labels of a request is then asked for with its next ones.
 
     Args:
-        bundles: resources of each member, {"CPU": 1, "GPU": 1}; entries of 0 are left out.
-        strategy: Ray's PACK, SPREAD, STRICT_PACK or STRICT_SPREAD.
-        timeout_s: how long nodes may take to join; with 0 a cluster that is too small is refused at once.
+        wait_s: seconds that nodes may take to join, for each choice of labels; with 0 a cluster that could never hold
+            the requests is refused at once.
+        grant_s: seconds that others may take to free what is there.
+
+    Raises:
+        PlacementError: with what is missing and what each node has. Nothing stays reserved.
     """
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.placement_group import remove_placement_group
 
-    asked = [_without_zeros(bundle) for bundle in bundles]
-    held: dict[str, float] = ray.cluster_resources()
-    whole = f"{what}: {len(asked)} x {asked[0]}, placed {strategy}"
-    too_small = any(amount > held.get(name, 0.0) for name, amount in _sum_resources(asked).items())
-    if timeout_s == 0 and too_small:
-        raise describe_shortage(whole, _sum_resources(asked))
-    group: PlacementGroup = placement_group(asked, strategy=strategy)
-    if not group.wait(max(timeout_s, GRANT_S)):
-        shortage = describe_shortage(whole, _sum_resources(asked))
-        remove_placement_group(group)
-        raise shortage
+    if wait_s == 0:
+        refuse_impossible(requests)
+    granted: dict[int, PlacementGroup] = {}
+    try:
+        for choice in range(max((len(request.choices) for request in requests), default=0)):
+            asked = {
+                index: _ask(request, request.choices[choice])
+                for index, request in enumerate(requests)
+                if index not in granted and choice < len(request.choices)
+                if wait_s or could_hold(request, request.choices[choice])
+            }
+            granted |= _wait_for(asked, max(wait_s, grant_s))
+        _insist(requests, granted)
+    except BaseException:
+        for group in granted.values():
+            remove_placement_group(group)
+        raise
+    return [granted[index] for index in range(len(requests))]
+
+
+def _wait_for(asked: Mapping[int, PlacementGroup], timeout_s: float) -> dict[int, PlacementGroup]:
+    """Return the places that are granted in time; the others are no longer asked for."""
+    from ray.util.placement_group import remove_placement_group
+
+    deadline = time.monotonic() + timeout_s
+    granted = {}
+    for index, group in asked.items():
+        if group.wait(max(0.01, deadline - time.monotonic())):
+            granted[index] = group
+        else:
+            remove_placement_group(group)
+    return granted
+
+
+def _insist(requests: Sequence[PlaceRequest], granted: Mapping[int, PlacementGroup]) -> None:
+    if missing := [request for index, request in enumerate(requests) if index not in granted]:
+        raise describe_shortage(missing)
+
+
+def renew(group: PlacementGroup, request: PlaceRequest) -> PlacementGroup:
+    """Return a place for the part whose process died: its old one, or one with its next labels where its node is lost.
+
+    It does not wait for nodes to join: the place may be granted later, by Ray.
+    """
+    from ray.util.placement_group import placement_group_table, remove_placement_group
+
+    choices = request.choices
+    if len(choices) == 1 or placement_group_table(group)["state"] == "CREATED":
+        return group  # Ray itself moves it to another node with the same labels
+    remove_placement_group(group)
+    for labels in choices:
+        fresh = _ask(request, labels)
+        if fresh.wait(RENEW_S):
+            return fresh
+        remove_placement_group(fresh)
+    return _ask(request, choices[0])
+
+
+def schedule_in(group: PlacementGroup | None, *, bundle: int = 0) -> Any:
+    """Return Ray's scheduling strategy of an actor in one bundle of a place; of None: wherever there is room."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle) if group else "DEFAULT"
+
+
+def _ask(request: PlaceRequest, labels: Labels) -> PlacementGroup:
+    """Begin to reserve a place on nodes with these labels."""
+    from ray.util.placement_group import placement_group
+
+    bundles = [without_zeros(bundle) for bundle in request.bundles]
+    selectors = [dict(labels)] * len(bundles) if labels else None
+    group: PlacementGroup = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
     return group
-
-
-def _without_zeros(bundle: Mapping[str, float]) -> dict[str, float]:
-    return {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}  # Ray refuses an empty bundle
-
-
-def _sum_resources(bundles: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = sorted({name for bundle in bundles for name in bundle})
-    return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
-
-
-def describe_shortage(what: str, needed: Mapping[str, float]) -> PlacementError:
-    """Make the error of a cluster that cannot hold `what`, with every number of {"CPU": 20.5, "GPU": 0.0}."""
-    import ray
-
-    there: dict[str, float] = ray.cluster_resources()
-    free: dict[str, float] = ray.available_resources()
-    return PlacementError(
-        f"the cluster cannot hold {what}",
-        got="; ".join(
-            f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}"
-            for name, amount in needed.items()
-        ),
-        remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
-        "add nodes, or let cluster.wait_for_resources_s wait for them",
-    )

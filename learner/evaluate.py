@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,21 +44,24 @@ def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_f
 @contextmanager
 def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
     """Start engines that serve the target's own weights, and a learner where a set needs one to score candidates."""
-    from learner.driver.cluster import require
     from learner.driver.evaluator import Evaluator
     from learner.driver.finish import close_undisturbed
+    from learner.driver.hosts import check_hosts, share_model
+    from learner.driver.places import reserve_places
     from learner.trainer.group import LearnerGroup
     from rollout.fleet import OWN_WEIGHTS, RolloutFleet
     from rollout.spec import engine_spec
 
     config, model, learner = target.config, target.model, None
     with close_undisturbed() as parts:
-        require(_count_resources(target), wait_s=max(RELEASE_S, config.cluster.wait_for_resources_s))
-        if target.needs_learner:
-            learner = LearnerGroup(config, model_path=model.path, banned=model.banned, steps=0)
+        places = parts.enter_context(reserve_places(_leave_out_unused(target), grant_s=RELEASE_S))
+        check_hosts(config, None, places)
+        shared = share_model(model.path, config.model.revision, places)
+        if places.learner:
+            learner = LearnerGroup(config, model_path=shared, banned=model.banned, steps=0, place=places.learner)
             parts.callback(learner.close)
-        spec = engine_spec(config, model_path=model.path, banned=model.banned)
-        fleet = RolloutFleet(config, spec, on_event=_print_event)
+        spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
+        fleet = RolloutFleet(config, spec, on_event=_print_event, places=places.engines)
         parts.callback(fleet.close)
         if learner:
             learner.ready(config.learner.start_timeout_s)
@@ -80,14 +84,12 @@ def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[Run
     return closing(RunFolder.open(place, now=datetime.now().astimezone()))
 
 
-def _count_resources(target: EvaluationTarget) -> dict[str, float]:
-    """Add up what an evaluation reserves: a run's resources without reward workers, and ranks only where needed."""
-    from learner.driver.cluster import count_resources
-
+def _leave_out_unused(target: EvaluationTarget) -> Config:
+    """Return the configuration without the parts that an evaluation does not start: reward workers, idle ranks."""
     left_out: dict[str, Any] = {"reward": target.config.reward.model_copy(update={"workers": 0})}
     if not target.needs_learner:
         left_out["learner"] = target.config.learner.model_copy(update={"ranks": 0})
-    return count_resources(target.config.model_copy(update=left_out))
+    return target.config.model_copy(update=left_out)
 
 
 def _print_event(kind: str, **fields: Any) -> None:

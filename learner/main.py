@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> None:
     """Run preflight, and say what the run would reserve of a cluster."""
-    from learner.driver.cluster import count_resources
+    from learner.driver.places import count_resources
     from learner.driver.preflight.run_inputs import run_preflight
 
     run_preflight(config, say=print, dry=True)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 LONGEST_FOR_16 = 512  # tokens of prompt and completion up to which blocks of 16 pay
 
 
-def build_engine(spec: EngineSpec) -> LLM:
-    """Build an engine with the weights of the checkpoint. Raises whatever vLLM raises."""
+def build_engine(spec: EngineSpec, *, model_path: str) -> LLM:
+    """Build an engine with the weights of the checkpoint, where this host has them. Raises whatever vLLM raises."""
     with pause_collector():
         _import_vllm(spec)
         gc.freeze()  # vLLM collects three times while it builds, and shall not look through what was imported: 1 s
-        return _make_llm(spec)
+        return _make_llm(spec, model_path)
 
 
 def _import_vllm(spec: EngineSpec) -> None:
@@ -35,12 +35,12 @@ def _import_vllm(spec: EngineSpec) -> None:
     vllm_patches.quicken_start()
 
 
-def _make_llm(spec: EngineSpec) -> LLM:
+def _make_llm(spec: EngineSpec, model_path: str) -> LLM:
     from vllm import LLM
 
     for_device = _settings_on_cpu(spec) if spec.device == "cpu" else _settings_on_gpu(spec)
     llm = LLM(
-        model=spec.model_path,
+        model=model_path,
         revision=spec.revision,
         dtype=spec.dtype,  # type: ignore[arg-type]
         max_model_len=spec.max_model_len,

@@ -18,6 +18,7 @@ from common.errors import BrokenEngineError, EngineError
 from common.object_store import fetch_features
 from common.output import WriteReport
 from common.recorder import Recorder
+from common.shared_folder import find_local
 from common.types import (
     Completion,
     FailedGroup,
@@ -36,7 +37,7 @@ from rollout.weights import WeightReceiver
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-FETCH_TIMEOUT_S = 600.0  # for the image features of a batch
+FETCH_TIMEOUT_S = 600.0  # for the image features of a batch, and for each piece of the model
 Outcomes = tuple[Group | FailedGroup, ...]
 
 
@@ -47,7 +48,7 @@ class RolloutEngine:
         started = time.monotonic()
         self._spec = spec
         self._id = engine_id
-        self._llm = build_engine(spec)
+        self._llm = build_engine(spec, model_path=find_local(spec.model_path, timeout_s=FETCH_TIMEOUT_S))
         self._version: int | None = None  # None: nothing is served
         self._requests = 0  # handed to vLLM so far: the next one's name
         self._recorder = Recorder()

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.config.schema import Config
 from common.errors import EngineError
 from common.output import WriteReport
-from common.placement import get
+from common.placement import get, renew, schedule_in
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
 from rollout.sampling_round import Member, SamplingRound, explain_loss
-from rollout.spec import EngineInfo, EngineSpec
+from rollout.spec import EngineInfo, EngineSpec, make_engine_request
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # the weights an engine started with
 
@@ -26,9 +29,22 @@ OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # th
 class RolloutFleet:
     """N engines as one. Starting is asynchronous: `ready` waits."""
 
-    def __init__(self, config: Config, spec: EngineSpec, *, on_event: Callable[..., None]) -> None:
-        """Begin to start `config.rollout.engines` engines; `on_event` is told of each that joins, fails or loads."""
+    def __init__(
+        self,
+        config: Config,
+        spec: EngineSpec,
+        *,
+        on_event: Callable[..., None],
+        places: Sequence[PlacementGroup] | None = None,
+    ) -> None:
+        """Begin to start `config.rollout.engines` engines.
+
+        Args:
+            on_event: is told of each that joins, fails or loads.
+            places: one of each engine; None: wherever Ray finds room.
+        """
         self._spec = spec
+        self._request = make_engine_request(config)
         self._start_timeout_s = config.rollout.start_timeout_s
         self.step_timeout_s = config.rollout.step_timeout_s
         self._load_timeout_s = config.weights.timeout_s
@@ -38,7 +54,7 @@ class RolloutFleet:
         self.copy_of_weights: Callable[[], WeightManifest] = self._no_copy
         self._spawned = 0
         self.restarts = 0
-        self._members = [self._spawn(joined=True) for _ in range(config.rollout.engines)]
+        self._members = [self._spawn(place, joined=True) for place in places or (None,) * config.rollout.engines]
 
     # -- starting and replacing --------------------------------------------------------------------------------
 
@@ -84,7 +100,7 @@ class RolloutFleet:
             remedy="this is a bug in Rollcall: the run sets it when it uses nccl",
         )
 
-    def _spawn(self, *, joined: bool = False) -> Member:
+    def _spawn(self, place: PlacementGroup | None, *, joined: bool = False) -> Member:
         """Start an engine in an actor; `joined` for those that are there from the start."""
         import ray
 
@@ -94,9 +110,10 @@ class RolloutFleet:
             num_cpus=self._spec.cpus,
             num_gpus=self._spec.gpus,
             max_restarts=0,  # replacing is the fleet's work: only it knows which weights must be served
+            scheduling_strategy=schedule_in(place),
             runtime_env={"env_vars": self._spec.environment()},
         )
-        return Member(id=name, handle=actor.remote(self._spec, name), joined=joined)
+        return Member(id=name, handle=actor.remote(self._spec, name), place=place, joined=joined)
 
     def replace(self, member: Member, why: str) -> None:
         """Kill what is left of an engine and start another, which joins once it holds the current version.
@@ -115,7 +132,7 @@ class RolloutFleet:
                 remedy="look at the engines' logs in Ray's session folder, or raise rollout.max_restarts",
             )
         self.restarts += 1
-        fresh = self._spawn()
+        fresh = self._spawn(member.place and renew(member.place, self._request))
         self._members[self._members.index(member)] = fresh
         self._send(fresh, grace_s=self._start_timeout_s)
 

@@ -16,14 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
-from common.placement import get
+from common.placement import get, schedule_in
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import LARGEST_REWARD, RewardActor, RewardFault, RewardTask, Scores
 from rollout.rewards.loading import find_functions_with
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
 GRACE_S = 5.0  # an actor that only waits for a core is not dead
@@ -67,6 +70,7 @@ class _Call:
 @dataclass(slots=True, eq=False)
 class _Worker:
     handle: Any
+    place: PlacementGroup | None
     starting: Any  # resolves when it is up
     call: _Call | None = None
 
@@ -77,7 +81,10 @@ class RewardPool:
     `restarts` counts replaced actors and `rescored` groups that were sent again, over the pool's life.
     """
 
-    def __init__(self, config: RewardConfig, data: DataConfig) -> None:
+    def __init__(
+        self, config: RewardConfig, data: DataConfig, *, places: Sequence[PlacementGroup] | None = None
+    ) -> None:
+        """Begin to start the actors, each in its place; None or no place: wherever Ray finds room."""
         self._config = config
         self._constants = {
             "mode": data.mode,
@@ -90,7 +97,7 @@ class RewardPool:
         self._suspects: deque[tuple[_Job, str]] = deque()
         self.restarts = 0
         self.rescored = 0
-        self._workers = [self._spawn() for _ in range(config.workers)]
+        self._workers = [self._spawn(place) for place in places or (None,) * config.workers]
 
     @cached_property
     def asks_candidate_probabilities(self) -> bool:
@@ -144,18 +151,19 @@ class RewardPool:
         )
         return pids
 
-    def _spawn(self) -> _Worker:
+    def _spawn(self, place: PlacementGroup | None) -> _Worker:
         import ray
 
-        actor: Any = ray.remote(num_cpus=self._config.cpus_per_worker)(RewardActor)
+        settings = {"num_cpus": self._config.cpus_per_worker, "scheduling_strategy": schedule_in(place)}
+        actor: Any = ray.remote(**settings)(RewardActor)
         handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s)
-        return _Worker(handle, starting=handle.pid.remote())
+        return _Worker(handle, place, starting=handle.pid.remote())
 
     def _replace(self, worker: _Worker) -> None:
         import ray
 
         ray.kill(worker.handle)
-        self._workers[self._workers.index(worker)] = self._spawn()
+        self._workers[self._workers.index(worker)] = self._spawn(worker.place)
         self.restarts += 1
 
     def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import BrokenEngineError
 from common.types import FailedGroup, GenerationRequest, Group
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +23,7 @@ class Member:
 
     id: str
     handle: Any  # of the actor
+    place: PlacementGroup | None
     joined: bool  # has served, or was there from the start; a replacement joins with its first load
     loading: Any = None  # the unresolved call that will make it serve; None while it serves
     deadline: float = 0.0  # of that call, on the monotonic clock

@@ -6,16 +6,18 @@ import os
 from dataclasses import dataclass
 
 from common.allocator import KEPT_MEMORY
+from common.capacity import PlaceRequest
 from common.config.schema import Config
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config
+from common.shared_folder import SharedFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What every engine of a fleet is built from; plain values, so that it travels to the actor."""
 
-    model_path: str
+    model_path: str | SharedFolder  # on another host than the driver's the engine fetches it
     revision: str | None
     trust_remote_code: bool  # run Python code that lies beside the weights
     dtype: str
@@ -78,3 +80,10 @@ def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> 
         cpus=rollout.cpus_per_engine,
         gpus=rollout.gpus_per_engine,
     )
+
+
+def make_engine_request(config: Config) -> PlaceRequest:
+    """Make the request for the place of one engine."""
+    rollout = config.rollout
+    bundle = {"CPU": rollout.cpus_per_engine, "GPU": rollout.gpus_per_engine}
+    return PlaceRequest(what="an engine", bundles=(bundle,), labels=tuple(rollout.labels))

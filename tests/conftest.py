@@ -17,8 +17,12 @@ os.environ["RAY_AUTH_MODE"] = "token"  # of clusters the tests start; nothing is
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import warm_python
+
+settings.register_profile("untimed", deadline=None)  # beside other tests an example may take seconds
+settings.load_profile("untimed")
 
 gc.disable()  # until all is imported: a fifth of a worker's start is looking through new objects
 

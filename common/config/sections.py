@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common.labels.answers import Mode
 
@@ -16,6 +16,20 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+LabelValue = Annotated[str, Field(pattern=rf"^(!?{_WORD}|!?in\({_WORD}( *, *{_WORD})*\))$")]  # as in Ray's selectors
+Labels = Annotated[dict[str, LabelValue], Field(min_length=1)]
+
+
+def _read_labels(given: object) -> object:
+    """Return a list of mappings for what may be one mapping, or text as `ray start --labels` takes it: role=learner."""
+    if isinstance(given, str):
+        pairs = [pair.partition("=") for pair in given.split(",")]
+        given = {name.strip(): value.strip() for name, _, value in pairs}
+    return [given] if isinstance(given, dict) else given
+
+
+Preferences = Annotated[list[Labels], BeforeValidator(_read_labels)]
 
 FREE_ON_RESUME = "may change when a run is resumed: it says where the run runs or what it writes, not what it computes"
 T = TypeVar("T")
@@ -138,6 +152,9 @@ class RolloutConfig(Section):
     """Share of the GPU's memory that one engine may use. Lower it where a GPU is shared."""
     cpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
     """CPUs that one engine reserves in Ray; fractions share a core."""
+    labels: Free[Preferences] = []
+    """Labels of the Ray nodes that engines go to, as in `role=rollout` or {role: rollout}; empty takes any node. A list
+    is tried in order, as in [{market: spot}, {market: on-demand}]."""
     gpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
     """GPUs that one engine reserves in Ray; a fraction shares a GPU, 0 is for a CPU."""
     max_restarts: Free[NonNegative] = 3
@@ -217,6 +234,9 @@ class LearnerConfig(Section):
     in float32 and 0.5 in bfloat16."""
     cpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
     """CPUs that one rank reserves in Ray; fractions share a core."""
+    labels: Free[Preferences] = []
+    """Labels of the Ray nodes that ranks go to, as in `role=learner` or {role: learner}; empty takes any node. A list
+    is tried in order."""
     gpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
     """GPUs that one rank reserves in Ray; 0 is for a CPU."""
     start_timeout_s: Free[Seconds] = 900.0

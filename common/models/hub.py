@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from common.errors import RollcallError
 
 _TIMEOUT_S = 5.0
+
+
+def find_snapshot(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a hub model in this host's cache, if all of its weights are there; None elsewhere."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
 def require_hub(name: str, *, error: type[RollcallError]) -> None:

@@ -6,17 +6,18 @@ import logging
 import os
 import secrets
 import signal
-import time
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from common.config.schema import LOCAL_CLUSTER, ClusterConfig, Config
+from common.config.schema import LOCAL_CLUSTER, ClusterConfig
 from common.errors import PlacementError
 from common.lean_imports import do_nothing
-from common.placement import describe_shortage
-from learner.driver.autoscaler import list_bundles
+
+_ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray listens on the loopback interface alone, on Linux too
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     local = address == LOCAL_CLUSTER
     if local:
         # A cluster of our own lets no other process in, and leaves no token in the home folder.
+        os.environ[_ONE_HOST] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # and reports nothing
@@ -62,30 +64,31 @@ def _lean_cluster() -> dict[str, Any]:
     node.start_api_server = node.start_monitor = node.start_log_monitor = do_nothing
     utils: Any = import_module("ray._private.utils")
     utils.get_dashboard_dependency_error = lambda: ImportError("left out")  # the node's agent serves no HTTP
-    return {"include_dashboard": False, "_system_config": {"prestart_worker_first_driver": False}}
+    return {
+        "include_dashboard": False,
+        "_system_config": {"prestart_worker_first_driver": False},
+        "_temp_dir": str(make_private_folder() / "ray"),
+    }
 
 
-def count_resources(config: Config) -> dict[str, float]:
-    """Add up the logical CPUs and GPUs that all actors of a run reserve: {"CPU": 2.5, "GPU": 0.0}."""
-    actors = list_bundles(config)
-    return {name: sum(actor.get(name, 0.0) for actor in actors) for name in ("CPU", "GPU")}
-
-
-def require(needed: Mapping[str, float], *, wait_s: float) -> None:
-    """Wait until the cluster has what the run needs free.
+def make_private_folder() -> Path:
+    """Return a folder of this user that nobody else can enter: Ray makes its own session folders open to all.
 
     Raises:
-        PlacementError: something is not free after `wait_s` seconds; the message has every number.
+        PlacementError: something else is in its place.
     """
-    import ray
-
-    deadline = time.monotonic() + wait_s
-    while True:
-        free = ray.available_resources()
-        short = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount}
-        if not short:
-            return
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-    raise describe_shortage("this run", needed)
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"rollcall-{os.getuid()}"  # paths of sockets must be short
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        fault = str(error)
+    else:
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077:
+            return folder
+        fault = f"{stat.filemode(facts.st_mode)}, owned by user {facts.st_uid}"
+    raise PlacementError(
+        "there is no private folder for Ray's session",
+        got=f"{folder}: {fault}",
+        remedy="remove it, or point RAY_TMPDIR at a folder of your own with a short path",
+    )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 from common.command import Grace, Terminated
 from common.data.feed import PromptFeed
-from learner.driver.autoscaler import request_nodes
-from learner.driver.cluster import connect, count_resources, require
+from learner.driver.cluster import connect
 from learner.driver.finish import Finish, close_undisturbed
+from learner.driver.hosts import check_hosts, share_model
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe
+from learner.driver.places import Places, reserve_places
 from learner.driver.preflight.run_inputs import RunInputs
 from learner.driver.profiler import Profiler
 from learner.driver.run import Run
@@ -52,8 +54,8 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, close_undisturbed() as parts:
-        _join_cluster(inputs, tracker, parts)
-        run = _start_parts(inputs, folder, tracker, store, parts, grace)
+        places = _join_cluster(inputs, folder, tracker, parts)
+        run = _start_parts(inputs, folder, tracker, store, places, parts, grace)
         _wait_for_parts(run)
         if point:
             run.restore(point)
@@ -74,31 +76,40 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
             run.learner.export(folder.export)
 
 
-def _join_cluster(inputs: RunInputs, tracker: Tracker, parts: ExitStack) -> None:
-    """Join or start the cluster, and wait until it has room for the whole run."""
+def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack) -> Places:
+    """Join or start the cluster, reserve a place for every part of the run, and look at the hosts they are on."""
     config = inputs.config
     with tracker.time_phase("cluster up"):
         parts.enter_context(connect(config.cluster))
-        with request_nodes(config):
-            require(count_resources(config), wait_s=config.cluster.wait_for_resources_s)
+        places = parts.enter_context(reserve_places(config))
+        check_hosts(config, folder.path, places)
+    return places
 
 
 def _start_parts(
-    inputs: RunInputs, folder: RunFolder, tracker: Tracker, store: CheckpointStore, parts: ExitStack, grace: Grace
+    inputs: RunInputs,
+    folder: RunFolder,
+    tracker: Tracker,
+    store: CheckpointStore,
+    places: Places,
+    parts: ExitStack,
+    grace: Grace,
 ) -> Run:
     """Start the parts side by side, and wait for none of them."""
     config, model = inputs.config, inputs.model
+    shared = share_model(model.path, config.model.revision, places)
     learner = LearnerGroup(
         config,
-        model_path=model.path,
+        model_path=shared,
         banned=model.banned,
         steps=config.steps,
         tower_runs=not model.caches_vision,
+        place=places.learner,
     )
     parts.enter_context(closing(learner))
-    spec = engine_spec(config, model_path=model.path, banned=model.banned)
-    fleet = parts.enter_context(closing(RolloutFleet(config, spec, on_event=tracker.event)))
-    rewards = parts.enter_context(closing(RewardPool(config.reward, config.data)))
+    spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
+    fleet = parts.enter_context(closing(RolloutFleet(config, spec, on_event=tracker.event, places=places.engines)))
+    rewards = parts.enter_context(closing(RewardPool(config.reward, config.data, places=places.rewards)))
     feed = parts.enter_context(closing(PromptFeed(inputs.stream(), model.encoder, timeout_s=config.data.timeout_s)))
     return Run(
         inputs=inputs,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import DataConfig
 from common.errors import ModelError
 from common.labels.answers import Mode
+from common.shared_folder import cache_home
 from common.types import Example, Prompt
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
 
     sources = [load(data, split=split) for split in SEEN.get((data.path, data.split), (data.split,))]
     examples = [source[row] for source in sources for row in range(len(source))]
-    home = (cache_dir or _default_cache()) / f"tiny-{_fingerprint(examples, data)}"
+    home = (cache_dir or cache_home()) / f"tiny-{_fingerprint(examples, data)}"
     if _is_sound(home):
         return home
     print("making the embedded model, once: a few seconds")
@@ -233,10 +234,6 @@ def _batch(
         },
         "mm_token_type_ids": (ids == token_ids(tokenizer)["image_token_id"]).int(),
     }
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollcall"
 
 
 def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:

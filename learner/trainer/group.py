@@ -12,7 +12,8 @@ from common.config.schema import Config
 from common.errors import CheckpointError, RunFolderError
 from common.labels.closed_set import Answer
 from common.output import WriteReport, find_unseen
-from common.placement import get, reserve
+from common.placement import get, schedule_in
+from common.shared_folder import SharedFolder
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.trainer.given_answers import build_unscored_group
 from learner.trainer.loss_terms import LossTerm, split_by_loss
@@ -23,6 +24,7 @@ from learner.trainer.stats import combine
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+    from ray.util.placement_group import PlacementGroup
 
 Params = ParamSpec("Params")
 Value = TypeVar("Value")
@@ -47,30 +49,32 @@ class LearnerGroup:
     """
 
     def __init__(
-        self, config: Config, *, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool = True
+        self,
+        config: Config,
+        *,
+        model_path: str | SharedFolder,
+        banned: tuple[int, ...],
+        steps: int,
+        tower_runs: bool = True,
+        place: PlacementGroup | None = None,
     ) -> None:
-        """Reserve a place for every rank and start them. Raises PlacementError where there is none.
+        """Start the ranks.
 
         Args:
-            model_path: folder or hub id of the policy as it starts, and of the reference as it stays.
+            place: holds a bundle for each rank; None: wherever Ray finds room.
+            model_path: folder or hub id of the policy as it starts, and of the reference as it stays; a shared folder
+                where ranks run on other hosts.
             banned: ids that no completion may hold; engines have the same list.
             steps: optimizer steps of the whole run, the schedule's length; with 0 it only scores, without an optimizer.
             tower_runs: prompts come with pixels; False where all come with features of a frozen vision tower.
         """
         self._config = config
-        learner = config.learner
-        bundle = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
-        self._place = reserve(
-            [bundle] * learner.ranks,
-            strategy="PACK",
-            what="the learner's ranks",
-            timeout_s=config.cluster.wait_for_resources_s,
-        )
+        self._place = place
         self._ranks = [
             self._actor(index).remote(
                 config, rank=index, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
             )
-            for index in range(learner.ranks)
+            for index in range(config.learner.ranks)
         ]
         # Ray hands a rank the value of a reference.
         store = cast("tuple[str, int]", call(self._ranks[0], LearnerRank.open_store))
@@ -217,18 +221,15 @@ class LearnerGroup:
             )
 
     def close(self) -> None:
-        """End every rank and give its place back."""
+        """End every rank."""
         import ray
-        from ray.util.placement_group import remove_placement_group
 
         for rank in self._ranks:
             ray.kill(rank)
-        remove_placement_group(self._place)
 
     def _actor(self, index: int) -> Any:
         """Return the actor class of one rank, bound to its place and environment."""
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         cluster, learner = self._config.cluster, self._config.learner
         environment = {
@@ -242,7 +243,7 @@ class LearnerGroup:
         return ray.remote(LearnerRank).options(
             num_cpus=learner.cpus_per_rank,
             num_gpus=learner.gpus_per_rank,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, placement_group_bundle_index=index),
+            scheduling_strategy=schedule_in(self._place, bundle=index),
             runtime_env={"env_vars": environment},
         )
 

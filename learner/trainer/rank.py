@@ -22,6 +22,7 @@ from common.models.families import family_of
 from common.object_store import fetch_features, share_features
 from common.output import FolderOutput, WriteReport, describe_folder, name_rank
 from common.recorder import Recorder
+from common.shared_folder import SharedFolder, find_local
 from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model, require_base
@@ -44,9 +45,17 @@ class LearnerRank:
     the same order."""
 
     def __init__(
-        self, config: Config, *, rank: int, model_path: str, banned: tuple[int, ...], steps: int, tower_runs: bool
+        self,
+        config: Config,
+        *,
+        rank: int,
+        model_path: str | SharedFolder,
+        banned: tuple[int, ...],
+        steps: int,
+        tower_runs: bool,
     ) -> None:
-        self._config, self._rank, self._model_path, self._steps = config, rank, model_path, steps
+        self._config, self._rank, self._steps = config, rank, steps
+        self._model_path = find_local(model_path, timeout_s=config.learner.start_timeout_s)
         self._tower_runs = tower_runs
         self._recorder = Recorder()
         self._spec = ScoringSpec.of(config, banned=banned)
@@ -57,13 +66,17 @@ class LearnerRank:
         It stays open: a port that was only found free could be taken by the time all ranks come.
         """
         address = _own_address()
-        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        return address, self._store.port
+        listener = socket.create_server((address, 0))  # torch itself would listen on every interface
+        port: int = listener.getsockname()[1]
+        self._store = TCPStore(
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        return address, port
 
     def free_port(self) -> tuple[str, int]:
         """Return the address of this node and a port that is free now."""
         with socket.socket() as probe:
-            probe.bind(("", 0))
+            probe.bind((_own_address(), 0))
             return _own_address(), probe.getsockname()[1]
 
     def start(self, store: tuple[str, int]) -> None:
@@ -89,7 +102,7 @@ class LearnerRank:
 
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
-        self._device = zero.join_ranks(config, rank=self._rank, store=self._store)
+        self._device = zero.join_ranks(config, rank=self._rank, store=self._store, address=_own_address())
 
         policy = self._load_policy()
         self._base = identify_base(policy, config)

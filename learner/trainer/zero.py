@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import deepspeed
+import psutil
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from common.config.schema import Config
-from common.errors import CheckpointError, RollcallError
+from common.errors import CheckpointError, LearnerError, RollcallError
 from common.models.own_code import explain_unreadable
 from common.output import FolderOutput
 from learner.trainer.zero_config import partition_config, training_config
@@ -37,8 +38,12 @@ _ROOT = "checkpoint"  # what DeepSpeed is told to write into: CheckpointFiles pu
 SAFE_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 
 
-def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
-    """Join the process group of all ranks and return the device of this one. Ray shows a rank one GPU only."""
+def join_ranks(config: Config, *, rank: int, store: Store, address: str) -> torch.device:
+    """Join the process group of all ranks and return the device of this one. Ray shows a rank one GPU only.
+
+    Args:
+        address: of this host, at which the other ranks reach it.
+    """
     deepspeed.utils.logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed uses old names
     os.environ |= {
@@ -49,6 +54,8 @@ def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
     cuda = config.cluster.device == "cuda"
     if not cuda:  # DeepSpeed would compile a C++ extension for minutes, and fail where there is no compiler
         vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
+        # gloo would take the interface of the host's name, which Debian maps to the loopback address.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", find_interface(address))
     backend = "nccl" if cuda else "gloo"
     torch.distributed.init_process_group(
         backend,
@@ -59,6 +66,18 @@ def join_ranks(config: Config, *, rank: int, store: Store) -> torch.device:
     )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
+
+
+def find_interface(address: str) -> str:
+    """Return the name of the network interface that has an address. Raises LearnerError where none has it."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            return name
+    raise LearnerError(
+        "Ray's address of this host is on none of its network interfaces",
+        got=address,
+        remedy="start Ray on this host with --node-ip-address, one that `ip address` shows",
+    )
 
 
 def build_training_engine(model: Any, config: Config) -> Any:

@@ -61,4 +61,4 @@ def bare(what: RunInputs) -> Any:
 
     spec = engine_spec(what.config, model_path=what.model.path, banned=what.model.banned)
     os.environ.update(spec.environment())
-    return build_engine(spec)  # the same settings is the point
+    return build_engine(spec, model_path=what.model.path)  # the same settings is the point

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from common.capacity import PlaceRequest
 from common.errors import DeadlineError, PlacementError, RewardError
 from common.placement import get, reserve
 
@@ -53,22 +54,24 @@ def test_other_errors_pass_through(part: Any) -> None:
 @pytest.mark.parametrize("bundle", [{"CPU": 1000.0, "GPU": 0.0}, {"GPU": 64.0}])
 def test_too_small_a_cluster_is_refused_at_once_with_numbers(ray_session: None, bundle: dict[str, float]) -> None:
     begin = time.monotonic()
-    with pytest.raises(PlacementError, match=r"the parts: 2 x (.|\n)*(2000|128) needed, .* free of"):
-        reserve([bundle] * 2, strategy="PACK", what="the parts", timeout_s=0)
+    with pytest.raises(PlacementError, match=r"cannot hold 2 x the part(.|\n)*(2000|128) needed, .* free of"):
+        reserve([PlaceRequest(what="the part", bundles=(bundle,))] * 2, wait_s=0)
     assert time.monotonic() - begin < 5
 
 
-def test_a_full_cluster_is_refused_in_time(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cluster_is_refused_in_time_and_keeps_nothing(ray_session: None) -> None:
     """It would be large enough, but somebody holds it."""
     import ray
     from ray.util.placement_group import remove_placement_group
 
     free = float(ray.available_resources().get("CPU", 0.0))
-    held = reserve([{"CPU": free}], strategy="PACK", what="all of it", timeout_s=30)
-    monkeypatch.setattr("common.placement.GRANT_S", 1.0)
+    (held,) = reserve([PlaceRequest(what="nearly all of it", bundles=({"CPU": free - 1},))], wait_s=0)
+    two = [PlaceRequest(what=what, bundles=({"CPU": 1},)) for what in ("one more", "too many")]
     try:
-        with pytest.raises(PlacementError, match="1 needed, 0 free"):
-            reserve([{"CPU": 1}], strategy="PACK", what="one more", timeout_s=0)
+        with pytest.raises(PlacementError, match=r"cannot hold too many(.|\n)*1 needed"):
+            reserve(two, wait_s=0, grant_s=4.0)
+        for place in reserve(two[:1], wait_s=0):  # what was granted beside the refused one is free again
+            remove_placement_group(place)
     finally:
         remove_placement_group(held)
 
@@ -76,4 +79,5 @@ def test_a_full_cluster_is_refused_in_time(ray_session: None, monkeypatch: pytes
 def test_members_that_ask_for_nothing_get_a_place(ray_session: None) -> None:
     from ray.util.placement_group import remove_placement_group
 
-    remove_placement_group(reserve([{"CPU": 0, "GPU": 0}], strategy="PACK", what="nothing", timeout_s=0))
+    (place,) = reserve([PlaceRequest(what="nothing", bundles=({"CPU": 0, "GPU": 0},))], wait_s=0)
+    remove_placement_group(place)

@@ -99,10 +99,10 @@ def test_flatten_names_every_leaf_and_keeps_mappings_whole() -> None:
 FREE = {
     "": "run_dir name resume",
     "data": "cache_mb timeout_s",
-    "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine gpus_per_engine max_restarts "
-    "start_timeout_s step_timeout_s",
+    "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine "
+    "max_restarts start_timeout_s step_timeout_s",
     "reward": "max_drop_share timeout_s workers cpus_per_worker",
-    "learner": "probe_gap cpus_per_rank gpus_per_rank start_timeout_s step_timeout_s",
+    "learner": "probe_gap cpus_per_rank labels gpus_per_rank start_timeout_s step_timeout_s",
     "weights": "transport bucket_mb timeout_s",
     "evaluation": "every limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by grace_s export",
@@ -177,3 +177,29 @@ def test_hash_is_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert printed == {f"{config_hash(Config())}\n"}
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ({"role": "learner"}, [{"role": "learner"}]),
+        ("role=learner,zone=a", [{"role": "learner", "zone": "a"}]),
+        (
+            [{"market": "spot"}, {"market": "in(on-demand, reserved)"}],
+            [{"market": "spot"}, {"market": "in(on-demand, reserved)"}],
+        ),
+        ([], []),
+    ],
+)
+def test_labels_are_one_choice_or_several(given: object, labels: list[dict[str, str]]) -> None:
+    config = Config.model_validate({"learner": {"labels": given}})
+    assert config.learner.labels == labels
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    "given", [{"role": "a b"}, {"role": ""}, {"role": None}, {}, [{}], "role", "role=", 3, {"role": "in()"}]
+)
+def test_labels_that_no_node_can_have_are_refused(given: object) -> None:
+    with pytest.raises(ValidationError):
+        Config.model_validate({"rollout": {"labels": given}})

@@ -145,5 +145,5 @@ def settings_of_engine(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[
     monkeypatch.setattr(build, "_settings_on_cpu", lambda spec: {})
     monkeypatch.setattr(build, "_make_ban", lambda banned: None, raising=False)
     monkeypatch.setattr("rollout.spec.load_model_config", lambda model: SimpleNamespace(model_type="qwen2_vl"))
-    build._make_llm(engine_spec(config, model_path=config.model.path, banned=()))  # noqa: SLF001
+    build._make_llm(engine_spec(config, model_path=config.model.path, banned=()), config.model.path)  # noqa: SLF001
     return found
