@@ -61,6 +61,65 @@ def test_only_the_configuration_may_trust(file: Path) -> None:
     assert all(one == "False" or one.endswith(("model.trust_remote_code", "spec.trust_remote_code")) for one in said)
 
 
+# What else reads or runs something foreign, and the files that may: each checks what it is given.
+DOORS: dict[str, tuple[str, ...]] = {
+    "yaml.load": (),
+    "yaml.load_all": (),
+    "yaml.safe_load": (),
+    "yaml.safe_load_all": (),
+    "yaml.full_load": (),
+    "yaml.unsafe_load": (),
+    "yaml.SafeLoader": ("common/foreign_text.py", "common/config/recipe.py"),
+    "json.load": (),
+    "json.loads": ("common/foreign_text.py",),
+    "torch.load": ("learner/trainer/zero.py", "learner/driver/preflight/model.py"),
+    "np.load": (),
+    "pickle": (),
+    "cloudpickle": (),
+    "dill": (),
+    "joblib": (),
+    "marshal": (),
+    "shelve": (),
+    "tarfile": (),
+    "zipfile": ("learner/driver/preflight/model.py",),  # is_zipfile: looks at the first bytes
+    "shutil.unpack_archive": (),
+    "eval": (),
+    "exec": (),
+    "compile": (),
+    "os.system": (),
+    "os.popen": (),
+    "load_from_disk": ("common/data/places.py",),
+}
+
+
+def doors_used(tree: ast.Module) -> Iterator[str]:
+    """Yield every name of `DOORS` that is used, or a module of them that is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Name | ast.Attribute):
+            names = [name_of(node)]
+        else:
+            continue
+        yield from (name for name in names if name in DOORS)
+
+
+@pytest.mark.parametrize("file", OURS, ids=str)
+def test_what_is_foreign_comes_through_its_door(file: Path) -> None:
+    assert [name for name in doors_used(parse(file)) if str(file) not in DOORS[name]] == []
+
+
+@pytest.mark.parametrize("file", OURS, ids=str)
+def test_torch_never_unpickles_and_no_shell_runs(file: Path) -> None:
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call):
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert name_of(node.func) != "torch.load" or said["weights_only"] == "True"
+            assert "shell" not in said and "allow_pickle" not in said
+
+
 def test_the_search_finds_what_it_looks_for() -> None:
     source = (
         "A.from_pretrained(x)\nload(A.from_pretrained)\nLLM(model=x)\nB.from_pretrained(x, trust_remote_code=False)"

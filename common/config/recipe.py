@@ -10,12 +10,13 @@ import yaml
 
 from common.config.settings import Setting, keys, sections
 from common.errors import ConfigError
+from common.foreign_text import BoundedLoader, read_bounded
 
 _EXTENDS = "extends"
 _NULLS = ("null", "~")
 
 
-class _TextLoader(yaml.SafeLoader):
+class _TextLoader(BoundedLoader):
     """Reads the structure only: a plain scalar is null or text, and pydantic makes the types.
 
     YAML 1.1 would read `5e-4` as text, a revision of digits as a number, and `no` as false. A key that is given twice,
@@ -112,7 +113,7 @@ def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
     """Return the settings of one file, `extends` among them. Raises ConfigError naming file, line and extender."""
     by = f" (extended by {extender.name})" if extender else ""
     try:
-        loader = _TextLoader(path.read_bytes())
+        loader = _TextLoader(read_bounded(path))
         root = loader.get_single_node()
         if root is None:
             return []

@@ -1,17 +1,23 @@
-"""Parquet files: one, or a folder of them whose names say the splits."""
+"""Parquet files: one, or a folder of them whose names say the splits. A group of rows is read when it is asked for."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden, unreadable
 from common.errors import DataError
 
+LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
+KEPT = 1 << 29  # bytes of all row groups that are kept
+_FEW_ROWS = 16
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
@@ -49,24 +55,109 @@ def _split_of(file: Path) -> str:
     return next((word for word in words if word in SPLIT_NAMES), UNNAMED)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """One row group of a file: what is read and kept at a time."""
+
+    file: Path
+    index: int  # in the file
+    first: int  # number of its first row in the split
+
+
 class _ParquetRows:
+    """Rows of several files in a row. One group of rows is in memory while it is asked for, and others as they fit."""
+
     def __init__(self, files: list[Path]) -> None:
-        import pyarrow as pa
+        """Read the footers alone. Raises DataError for a group too large to be read, ValueError for other columns."""
         import pyarrow.parquet as pq
 
-        self._table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
-        self.columns = tuple(self._table.column_names)
+        self._footers = {file: pq.read_metadata(file) for file in files}
+        self._schema = self._footers[files[0]].schema.to_arrow_schema().remove_metadata()
+        self._groups: list[_Group] = []
+        self._rows = 0
+        for file, footer in self._footers.items():
+            if not footer.schema.to_arrow_schema().remove_metadata().equals(self._schema):
+                raise ValueError(f"{file.name} has other columns than {files[0].name}")
+            for index in range(footer.num_row_groups):
+                group = footer.row_group(index)
+                if group.total_byte_size > LARGEST_GROUP:
+                    raise _refuse_group(file, index, group.total_byte_size)
+                self._groups.append(_Group(file=file, index=index, first=self._rows))
+                self._rows += group.num_rows
+        self.columns = tuple(self._schema.names)
+        self._firsts = [group.first for group in self._groups]
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # tables by the number of their group, the latest last
+        self._lock = Lock()  # rows are read by several threads
+        self._fault: DataError | None = None  # what ended the reading of a group
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._rows
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        row: dict[str, Any] = self._table.slice(index, 1).to_pylist()[0]
+        number = bisect_right(self._firsts, range(len(self))[index]) - 1
+        row: dict[str, Any] = self._table(number).slice(index % len(self) - self._firsts[number], 1).to_pylist()[0]
         return row
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of one column; the others are not read."""
+        for group in self._groups:
+            yield from self._read(group, [name]).column(0).to_pylist()
+
+    def _read(self, group: _Group, columns: list[str]) -> Any:
+        """Read columns of a group. Raises DataError as `_read_group` does."""
+        try:
+            return _read_group(group, self._footers[group.file], columns)
+        except DataError as error:
+            self._fault = error
+            raise
+
+    def _table(self, number: int) -> Any:
+        """Return the rows of a group, and forget those that were not asked for longest where a new one is read."""
+        with self._lock:
+            if self._fault:  # the other threads need not try
+                raise self._fault
+            if number not in self._kept:
+                self._kept[number] = self._read(self._groups[number], list(self.columns))
+                sizes = {kept: table.nbytes for kept, table in self._kept.items()}
+                # Threads that read in order are in two groups at a time.
+                while len(self._kept) > 2 and sum(sizes.values()) > KEPT:
+                    del sizes[self._kept.popitem(last=False)[0]]
+            self._kept.move_to_end(number)
+            return self._kept[number]
+
+
+def _read_group(group: _Group, footer: Any, columns: list[str]) -> Any:
+    """Read columns of a row group, a few rows at a time: a cell that repeats takes next to nothing in the file.
+
+    Raises DataError when it cannot be read, or takes over `LARGEST_GROUP` in memory.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    batches, nbytes = [], 0
+    try:
+        with pq.ParquetFile(group.file, metadata=footer) as file:
+            for batch in file.iter_batches(_FEW_ROWS, row_groups=[group.index], columns=columns):
+                batches.append(batch)
+                nbytes += batch.nbytes
+                if nbytes > LARGEST_GROUP:
+                    batches.clear()  # whoever holds the error holds them
+                    raise _refuse_group(group.file, group.index, nbytes)
+            return pa.Table.from_batches(batches)
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        raise unreadable(group.file, error) from error
+
+
+def _refuse_group(file: Path, index: int, nbytes: int) -> DataError:
+    return DataError(
+        f"row group {index} of {file} is too large to be read at a time",
+        got=f"{nbytes / 1e9:.1f} GB or more in memory, from a file of {file.stat().st_size / 1e9:.4f} GB",
+        remedy=f"write it in row groups of under {LARGEST_GROUP / 1e9:.1f} GB: row_group_size=256 of pyarrow's writer",
+    )
 
 
 def _open(files: list[Path], root: Path, split: str) -> Table:
-    """Read the files of one split. Raises DataError when that fails."""
+    """Open the files of one split. Raises DataError when that fails."""
     try:
         rows = _ParquetRows(files)
     except (OSError, ValueError) as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.data import digits
 from common.data.class_folders import class_folders
 from common.data.parquet import parquet_file, parquet_folder
 from common.data.table import UNNAMED, Opener, Table, unreadable
 from common.errors import DataError
+from common.foreign_text import parse_json
 from common.models.hub import require_hub
 
 if TYPE_CHECKING:
@@ -64,10 +66,32 @@ def _open_saved(place: Path) -> dict[str, Opener]:
     from datasets import load_from_disk
 
     try:
+        _confine(place)
         found = load_from_disk(str(place))
-    except (OSError, ValueError, KeyError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # the files are not ours
         raise unreadable(place, error) from error
     return _openers(found, str(place), place)
+
+
+def _confine(place: Path) -> None:
+    """Raise DataError for a saved data set that names files outside its folder, itself or through links."""
+    folders = [place] if (place / "state.json").is_file() else []
+    if (place / "dataset_dict.json").is_file():
+        folders += [place / split for split in parse_json((place / "dataset_dict.json").read_bytes())["splits"]]
+    named: list[Path] = []
+    for folder in folders:
+        named += [folder / "state.json", folder / "dataset_info.json"]
+        if (folder / "state.json").resolve().is_relative_to(place.resolve()):
+            state = parse_json((folder / "state.json").read_bytes())
+            named += [folder / entry["filename"] for entry in state["_data_files"]]
+    if outside := [file for file in named if not file.resolve().is_relative_to(place.resolve())]:
+        raise DataError(
+            f"{place} names files outside its folder",
+            got=", ".join(map(str, outside[:5])),
+            remedy="save the data set anew with save_to_disk (links may not leave its folder)",
+        )
 
 
 def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, Opener]:
@@ -75,17 +99,33 @@ def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, O
     return {key: partial(_arrow, dataset, name, root) for key, dataset in splits.items()}
 
 
-def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
-    """Make a table of a split of `datasets`, whose images stay encoded."""
-    from datasets import Image
+class _ArrowRows:
+    """Rows of a split of `datasets`, in which nothing is decoded: pictures, sounds and films stay encoded."""
 
-    if isinstance(dataset.features.get("image"), Image):
-        dataset = dataset.cast_column("image", Image(decode=False))
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        table: Any = self._dataset[index]
+        row: dict[str, Any] = table.to_pylist()[0]
+        return row
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of one column; the others are not read."""
+        for table in self._dataset.select_columns([name]).iter(1000):
+            yield from table.column(0).to_pylist()
+
+
+def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
+    """Make a table of a split of `datasets`."""
     return Table(
         name=f"{name} ({split})",
         split=split,
         columns=tuple(dataset.column_names),
-        rows=dataset.with_format(None),
+        rows=_ArrowRows(dataset),
         root=root,
     )
 

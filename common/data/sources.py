@@ -80,7 +80,7 @@ class ExampleSource:
                 data=self._data,
             )
         except BadRowError as fault:
-            return fault
+            return BadRowError(fault.reason, remedy=fault.remedy)  # anew: the old one's traceback holds the whole row
 
     def _read(self, index: int) -> Example:
         outcome = self._try(index)
@@ -186,9 +186,9 @@ def _held_out_rows(table: Table, fraction: float) -> frozenset[int]:
     """Return the numbers of the rows that are held out. Raises DataError for bad labels, or when there are none."""
     labels: list[str] = []
     faults: list[tuple[str, BadRowError]] = []
-    for number in range(len(table.rows)):
+    for number, solution in enumerate(table.column("solution")):
         try:
-            labels.append(bare_label(table.rows[number]["solution"]))
+            labels.append(bare_label(solution))
         except BadRowError as fault:
             faults.append((f"{table.split}/{number}", fault))
     refuse(table.name, len(table.rows), faults)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,12 @@ class Table:
     columns: tuple[str, ...]
     rows: Rows
     root: Path | None  # image paths must lie inside it; None: only embedded images
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of one column; the others are not read where the rows can do without."""
+        if hasattr(self.rows, "column"):
+            return iter(self.rows.column(name))
+        return (self.rows[index][name] for index in range(len(self.rows)))
 
 
 Opener = Callable[[str], Table]  # takes the name the split goes by in row ids

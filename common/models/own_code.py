@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from common.config.schema import ModelConfig
 from common.errors import ConfigError
+from common.foreign_text import parse_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAMING_FILES = (
@@ -88,8 +88,8 @@ def _read(path: str, revision: str | None, name: str) -> Mapping[str, Any]:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        found = json.loads(Path(file).read_bytes()) if file else {}
-    except (OSError, ValueError, RecursionError):  # whoever needs the file says so
+        found = parse_json(Path(file).read_bytes()) if file else {}
+    except (OSError, ValueError):  # whoever needs the file says so
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig
 from common.errors import ModelError
+from common.foreign_text import parse_json
 from common.labels.answers import Mode
 from common.shared_folder import cache_home
 from common.types import Example, Prompt
@@ -262,7 +263,7 @@ def _digest(path: Path) -> str:
 def _is_sound(folder: Path) -> bool:
     """Say whether every file is there as it was built."""
     try:
-        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, str] = parse_json((folder / MANIFEST).read_text())
         return all(_digest(folder / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from common.foreign_text import parse_json, parse_yaml
+
 Row = Mapping[str, Any]
+_LARGEST_FILE = 1 << 28  # characters of a file that is one object
 _LARGEST, _WHOLE = 1e100, 2**53  # beyond these a measurement, or a count, is damage
 
 
@@ -31,18 +33,18 @@ class Reader:
 
     def read_json(self, name: str) -> Row:
         """Return the object in a JSON file; an empty one where there is none."""
-        return self._read_object(name, json.loads)
+        return self._read_object(name, parse_json)
 
     def read_yaml(self, name: str) -> Row:
         """Return the mapping in a YAML file; an empty one where there is none."""
-        return self._read_object(name, yaml.safe_load)
+        return self._read_object(name, parse_yaml)
 
     def _parse_lines(self, name: str, lines: Iterator[str]) -> Iterator[Row]:
         bad: list[int] = []
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if isinstance(row, dict):
                 yield row
@@ -53,11 +55,12 @@ class Reader:
 
     def _read_object(self, name: str, parse: Any) -> Row:
         try:
-            value = parse((self.folder / name).read_text(encoding="utf-8", errors="replace"))
+            with (self.folder / name).open(encoding="utf-8", errors="replace") as file:
+                value = parse(file.read(_LARGEST_FILE))
         except OSError as error:
             self._note_missing(name, error)
             return {}
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+        except (ValueError, yaml.YAMLError) as error:
             self.faults.append(f"{name}: unreadable ({str(error).splitlines()[0]})")
             return {}
         if not isinstance(value, dict):

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.config.schema import Config, config_hash, incompatible_keys
 from common.errors import CheckpointError
+from common.foreign_text import parse_json
 from common.output import WriteReport
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.files import replace_text
@@ -47,7 +48,7 @@ def read_state(folder: Path) -> DriverState:
         CheckpointError: it is missing, or of a version of Rollcall with other fields or configuration keys.
     """
     try:
-        row = json.loads((folder / _STATE).read_bytes())
+        row = parse_json((folder / _STATE).read_bytes())
         del row["config_hash"]  # for readers of the file; it follows from the configuration
         return DriverState(**{**row, "config": Config.model_validate(row["config"])})
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.foreign_text import parse_json
 from common.output import WriteReport, describe_file, find_unseen, name_rank
 from learner.storage.files import replace_text, sync_folder
 
@@ -158,7 +159,7 @@ class CheckpointStore:
 
     def _best(self) -> dict[str, Any]:
         try:
-            best = json.loads((self.folder / "best.json").read_bytes())
+            best = parse_json((self.folder / "best.json").read_bytes())
         except (OSError, ValueError):
             return {}
         return best if isinstance(best, dict) and best.get("by") == self._best_by else {}
@@ -205,7 +206,7 @@ def _find_fault(path: Path) -> str | None:
     if not (path / _MANIFEST).is_file():
         return f"{_MANIFEST} is missing"
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = parse_json((path / _MANIFEST).read_bytes())
         label = f"format {manifest['format']}, step {manifest['step']:06}"
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         wrote = {entry["by"] for entry in manifest["files"].values()} if manifest["format"] == FORMAT else set()

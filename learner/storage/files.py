@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from common.foreign_text import parse_json
+
 
 def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to disk, so that new files and renames survive a power cut."""
@@ -41,10 +43,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                row = parse_json(line)
+            except ValueError:
                 continue
-            yield row
+            if isinstance(row, dict):
+                yield row
 
 
 def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:

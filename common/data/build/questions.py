@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 
 from common.data.table import unreadable
 from common.errors import DataError
+from common.foreign_text import parse_json
 
 Policy = Literal["cls_rl", "all", "hard"]
 Confusions = Counter[frozenset[str]]  # how often two labels were taken for each other
@@ -95,8 +95,8 @@ def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
 def _triples(file: Path) -> list[Any]:
     text = file.read_text()
     if file.suffix != ".jsonl":
-        found = json.loads(text)
+        found = parse_json(text)
         return list(found["confusion"] if isinstance(found, dict) else found)
-    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    lines = [parse_json(line) for line in text.splitlines() if line.strip()]
     known = [line for line in lines if line.get("confusion")]
     return [triple for line in known if line["step"] == known[-1]["step"] for triple in line["confusion"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
 from common.data.table import UNNAMED, unreadable
 from common.errors import DataError
+from common.foreign_text import parse_json
 
 Splits = dict[str, list[Picture]]
 
@@ -95,7 +95,7 @@ def _check_header(place: Path, columns: list[str] | Any) -> None:
 
 
 def _parse(line: str) -> Mapping[str, Any]:
-    row = json.loads(line)
+    row = parse_json(line)
     return row if isinstance(row, dict) else {}
 
 
