@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import TextIO
 
-from common.errors import RollcallError
+from common.errors import RollcallError, escape_lines
 
 REFUSED, FAILED = 2, 1
 _SAME_SIGNAL_S = 0.2  # a shell or `timeout` may pass on a signal that the process already got from the sender
@@ -75,6 +77,19 @@ class Grace:
             raise Terminated
 
 
+def say(text: object, *, file: TextIO | None = None) -> None:
+    """Print text, its control characters escaped: a file name or a label may hold some that move the cursor.
+
+    Everything that a command prints goes through here.
+    """
+    print(escape_lines(str(text)), file=file, flush=True)
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nobody caught, as `say` prints."""
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip(), file=sys.stderr)
+
+
 @contextmanager
 def run_command() -> Iterator[Command]:
     """Do the work of a command line inside this block; after it `exit_code` says how the work ended.
@@ -82,11 +97,12 @@ def run_command() -> Iterator[Command]:
     0 done, 1 failed, 2 refused, 130 Ctrl-C, 143 SIGTERM. A RollcallError is printed; any other error passes through.
     """
     command = Command()
+    sys.excepthook = _show_crash
     try:
         yield command
         command.exit_code = 0
     except RollcallError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         command.exit_code = 128 + signal.SIGINT
     except Terminated:

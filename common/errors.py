@@ -1,6 +1,19 @@
-"""Every error that Rollcall raises on purpose: each says what is wrong, what was found, and what to do about it."""
+"""Every error that Rollcall raises on purpose: each says what is wrong, what was found, and what to do about it.
+
+What was found may be anybody's text, so its control characters are escaped.
+"""
 
 from __future__ import annotations
+
+
+def escape_unprintable(text: str) -> str:
+    """Escape every control, invisible and line-breaking character, since text may come from a model: `a\\nb`."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape as `escape_unprintable` does, and leave the ends of lines."""
+    return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
 class RollcallError(Exception):
@@ -16,7 +29,7 @@ class RollcallError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.what}\n  got:    {self.got}\n  remedy: {self.remedy}"
+        return escape_lines(f"{self.what}\n  got:    {self.got}\n  remedy: {self.remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
         return _rebuild, (type(self), self.what, self.got, self.remedy)

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command import run_command
+from common.command import run_command, say
 
 if TYPE_CHECKING:
     from common.config.schema import Config
@@ -38,7 +38,7 @@ def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_f
             with _open_evaluator(target) as evaluator:
                 for one, rows in evaluator.give_verdicts(target.sets):
                     results.add_set(target.name, one, rows)
-    print(results.finish(cls_rl_file), f"\nwritten: {folder.shown}", sep="")
+    say(f"{results.finish(cls_rl_file)}\nwritten: {folder.shown}")
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def _print_event(kind: str, **fields: Any) -> None:
     from learner.tracking.lines import QUIET, format_event
 
     if kind not in QUIET:
-        print("event " + format_event(kind, fields), flush=True)
+        say("event " + format_event(kind, fields))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
-        targets = [read_target(config, name, held_out=asked.held_out, say=print) for name, config in models]
+        targets = [read_target(config, name, held_out=asked.held_out, say=say) for name, config in models]
         with _open_folder(targets[0].config, asked.out) as folder:
             command.begin_work()
             evaluate(targets, folder, cls_rl_file=asked.cls_rl_file)

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from common.command import Grace, run_command
+from common.command import Grace, run_command, say
 from common.config import cli
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run_command() as command:
         invocation = cli.parse(sys.argv[1:] if argv is None else argv)
         if invocation.print_config:
-            print(cli.dump(invocation.config), end="")
+            print(cli.dump(invocation.config), end="")  # YAML, which has escapes of its own
         elif invocation.dry_run:
             _dry_run(invocation.config)
         elif invocation.plan:
@@ -63,9 +63,9 @@ def _dry_run(config: Config) -> None:
     from learner.driver.places import count_resources
     from learner.driver.preflight.run_inputs import run_preflight
 
-    run_preflight(config, say=print, dry=True)
+    run_preflight(config, say=say, dry=True)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
-    print(f"a dry run: this would reserve {needs}; nothing was started")
+    say(f"a dry run: this would reserve {needs}; nothing was started")
 
 
 def _plan(config: Config) -> None:
@@ -76,7 +76,7 @@ def _plan(config: Config) -> None:
 
     model = make_embedded(config)
     for line in show_plan(plan(config, model), model, device_memory(config)):
-        print(line)
+        say(line)
 
 
 @contextmanager
@@ -90,8 +90,8 @@ def _open_run(config: Config) -> Iterator[Run]:
     from learner.storage.run_folder import RunFolder
 
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
-        print(f"run folder: {folder.address}", flush=True)
-        with open_run(run_preflight(config, say=print), folder, started=started, grace=grace) as run:
+        say(f"run folder: {folder.address}")
+        with open_run(run_preflight(config, say=say), folder, started=started, grace=grace) as run:
             yield run
 
 

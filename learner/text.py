@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-
-def escape_unprintable(text: str) -> str:
-    """Escape every control, invisible and line-breaking character, since text may come from a model: `a\\nb`."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+from common.errors import escape_unprintable
 
 
 def shorten(text: str, limit: int) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from common.config.foreign_text import BoundedLoader, read_bounded
 from common.config.settings import Setting, keys, sections
 from common.errors import ConfigError
-from common.foreign_text import BoundedLoader, read_bounded
 
 _EXTENDS = "extends"
 _NULLS = ("null", "~")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from common.command import run_command
+from common.command import run_command, say
 from common.config.schema import DataConfig, ModelConfig
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load
@@ -52,8 +52,8 @@ def _lint_place(place: str, options: argparse.Namespace) -> None:
     names = [split] if split else [name if name != UNNAMED else data.split for name in find_splits(path, data.question)]
     sources = [load(data, split=name) for name in names]
     for source in sources:
-        print(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
-    settle(place, lint_sources(sources, mode=data.mode), say=print)
+        say(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
+    settle(place, lint_sources(sources, mode=data.mode), say=say)
     if options.model:
         _measure(sources, data, options.model)
 
@@ -72,7 +72,7 @@ def _measure(sources: Sequence[ExampleSource], data: DataConfig, path: str) -> N
         encoder.check(source)
     sizes = sorted((encoder.count(label), label) for label in {label for source in sources for label in source.labels})
     (least, shortest), (most, longest) = sizes[0], sizes[-1]
-    print(f"tokens of a label: {least} ({shortest!r}) to {most} ({longest!r}); every prompt is within the limit")
+    say(f"tokens of a label: {least} ({shortest!r}) to {most} ({longest!r}); every prompt is within the limit")
 
 
 def _parser() -> argparse.ArgumentParser:

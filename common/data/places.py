@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.config.foreign_text import parse_json
 from common.data import digits
 from common.data.class_folders import class_folders
 from common.data.parquet import parquet_file, parquet_folder
 from common.data.table import UNNAMED, Opener, Table, unreadable
 from common.errors import DataError
-from common.foreign_text import parse_json
 from common.models.hub import require_hub
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from common.config.foreign_text import parse_json
 from common.errors import RollcallError
 
 _TIMEOUT_S = 5.0
@@ -20,7 +20,7 @@ def find_snapshot(name: str, revision: str | None) -> Path | None:
     except (LocalEntryNotFoundError, ValueError):
         return None
     index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    shards = set(parse_json(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     return folder if all((folder / shard).is_file() for shard in shards) else None
 
 

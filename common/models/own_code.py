@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.config.foreign_text import parse_json
 from common.config.schema import ModelConfig
 from common.errors import ConfigError
-from common.foreign_text import parse_json
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAMING_FILES = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
-from common.command import Grace, Terminated
+from common.command import Grace, Terminated, say
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
 from learner.driver.finish import Finish, close_undisturbed
@@ -48,7 +48,7 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
     store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
     point = find_resume_point(config, folder, store)
     if config.resume:
-        print(describe_start(point), flush=True)
+        say(describe_start(point))
     folder.begin(config)
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from common.command import say
 from common.config.schema import Config
 from common.errors import RollcallError, RunFolderError
 from common.output import WriteReport, find_unseen
@@ -50,7 +51,7 @@ class Profiler:
             self._folder.mkdir(exist_ok=True)
             ray.timeline(str(self._folder / "ray-timeline.json"))
         except OSError as error:
-            print(f"the profile is not complete: {error}", file=sys.stderr)
+            say(f"the profile is not complete: {error}", file=sys.stderr)
 
     def _require(self, reports: Sequence[WriteReport]) -> None:
         """Raise RunFolderError unless every file that was reported is in the folder."""
@@ -67,4 +68,4 @@ class Profiler:
             try:
                 method(processes)
             except (RollcallError, OSError, ray.exceptions.RayError) as error:
-                print(f"the profile is not complete: {error}", file=sys.stderr)
+                say(f"the profile is not complete: {error}", file=sys.stderr)

@@ -17,9 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from common.command import say
+from common.config.foreign_text import parse_json
 from common.config.schema import DataConfig
 from common.errors import ModelError
-from common.foreign_text import parse_json
 from common.labels.answers import Mode
 from common.shared_folder import cache_home
 from common.types import Example, Prompt
@@ -82,7 +83,7 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
     home = (cache_dir or cache_home()) / f"tiny-{_fingerprint(examples, data)}"
     if _is_sound(home):
         return home
-    print("making the embedded model, once: a few seconds")
+    say("making the embedded model, once: a few seconds")
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as scratch:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from common.config.schema import Config, config_hash, flatten
+from common.errors import escape_unprintable
 from common.labels.answers import first_answer
 from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
 from learner.storage.files import append_whole, replace_nonfinite, replace_text
 from learner.storage.run_folder import describe_environment
-from learner.text import escape_unprintable
 
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command import run_command
+from common.command import run_command, say
 from learner.report.write import PAGE, write_report
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     words = parser.parse_args(argv)
     with run_command() as command:
-        print(write_report(words.runs, words.out))
+        say(write_report(words.runs, words.out))
     return command.exit_code
 
 

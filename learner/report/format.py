@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from learner.text import escape_unprintable, shorten
+from common.errors import escape_unprintable
+from learner.text import shorten
 from learner.tracking.lines import format_event
 
 LINE, TEXT = 90, 1500  # most characters of a name; of a completion or a question

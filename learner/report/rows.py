@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from common.foreign_text import parse_json, parse_yaml
+from common.config.foreign_text import parse_json, parse_yaml
 
 Row = Mapping[str, Any]
 _LARGEST_FILE = 1 << 28  # characters of a file that is one object

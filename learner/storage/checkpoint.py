@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.foreign_text import parse_json
 from common.config.schema import Config, config_hash, incompatible_keys
 from common.errors import CheckpointError
-from common.foreign_text import parse_json
 from common.output import WriteReport
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.files import replace_text

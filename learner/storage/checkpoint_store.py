@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError
-from common.foreign_text import parse_json
+from common.config.foreign_text import parse_json
+from common.errors import CheckpointError, escape_unprintable
 from common.output import WriteReport, describe_file, find_unseen, name_rank
 from learner.storage.files import replace_text, sync_folder
 
@@ -115,7 +115,7 @@ class CheckpointStore:
             try:
                 verify(path)
             except CheckpointError as error:
-                _log.warning("checkpoint %s is passed over: %s", path, error.got)
+                _log.warning("%s", escape_unprintable(f"checkpoint {path} is passed over: {error.got}"))
                 faults.append(f"{path.name}: {error.got}")
                 self._unsound.add(path)
                 continue

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common.foreign_text import parse_json
+from common.config.foreign_text import parse_json
 
 
 def sync_folder(folder: Path) -> None:

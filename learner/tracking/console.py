@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from common.command import say
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import format_clock
@@ -93,4 +94,4 @@ class LineConsole:
             self._print(line)
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        say(line, file=self._out)

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from common.errors import escape_unprintable
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
-from learner.text import escape_unprintable, shorten
+from learner.text import shorten
 from learner.tracking.records import StepRecord
 
 # Events that are not shown: they come every step, or are shown in another way.

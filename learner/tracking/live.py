@@ -22,9 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config.schema import Config
+from common.errors import escape_unprintable
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
-from learner.text import escape_unprintable, format_clock
+from learner.text import format_clock
 from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
 
@@ -37,7 +38,7 @@ class LiveConsole:
     """Keeps the latest of everything, and draws it as a panel in `__rich_console__`."""
 
     def __init__(self, config: Config, console: RichConsole | None = None) -> None:
-        self._steps, self._name = config.steps, config.name
+        self._steps, self._name = config.steps, escape_unprintable(config.name)
         self._unmeasured = list_unmeasured(samples=config.sampled_prompts > 0, reference=config.learner.beta > 0)
         self._console = console or RichConsole(highlight=False)
         self._live = Live(self, console=self._console, refresh_per_second=2, vertical_overflow="crop")
@@ -49,13 +50,15 @@ class LiveConsole:
         self._others: dict[str, float] = {}  # accuracy, by set
 
     def open(self, folder: Path, history: History, *, first_step: int) -> None:
-        self._folder, self._history = str(folder), history
+        self._folder, self._history = escape_unprintable(str(folder)), history
         where = f", from step {first_step}" if first_step else ""
         self._console.print(Text(f"{self._name}: {self._steps} steps{where}"), soft_wrap=True)
 
     def phase(self, what: str, seconds: float) -> None:
         if not self._live.is_started:
-            self._console.print(Text.assemble(("✓ ", "green"), what, (f" in {seconds:.1f} s", "dim")))
+            self._console.print(
+                Text.assemble(("✓ ", "green"), escape_unprintable(what), (f" in {seconds:.1f} s", "dim"))
+            )
 
     def step(self, record: StepRecord) -> None:
         self._record = record
@@ -79,7 +82,7 @@ class LiveConsole:
     def close(self, lines: Sequence[str]) -> None:
         self._live.stop()
         for line in lines:
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(escape_unprintable(line)), soft_wrap=True)
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         if self._record is None or self._pace is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from common.command import run_command
+from common.command import run_command, say
 from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
@@ -91,24 +91,24 @@ def _check_labels(collection: Collection, name: str) -> None:
             faults.append((repr(label), fault))
     refuse(f"the labels of {name}", len(collection.labels), faults)
     labels = collection.labels
-    settle(name, [unlistable(labels), *lint(labels, [labels], mode="no_think")], say=print)
+    settle(name, [unlistable(labels), *lint(labels, [labels], mode="no_think")], say=say)
 
 
 def _show(built: Built, collection: Collection, out: Path) -> None:
     """Print what was written, and the commands that train on it."""
-    print(f"{built.classes} classes: {', '.join(collection.labels[:5])}{' ...' if built.classes > 5 else ''}")
+    say(f"{built.classes} classes: {', '.join(collection.labels[:5])}{' ...' if built.classes > 5 else ''}")
     for name, file in built.written.items():
-        print(f"  {name:<10} {file.rows:>6} rows")
+        say(f"  {name:<10} {file.rows:>6} rows")
     for note in built.notes:
-        print(f"note: {note}")
-    print(f"written to {out}; next, on a laptop or on a GPU:")
+        say(f"note: {note}")
+    say(f"written to {out}; next, on a laptop or on a GPU:")
     place = shlex.quote(f"data.path={out}")
     # Of the two recipes the first holds out split `test`, the second a share of `train`.
     laptop, gpu = " data.eval_split=null", ""
     if "test" in built.written:
         laptop, gpu = "", " data.eval_split=test data.eval_fraction=0"
-    print(f"  python -m learner.main --config deploy/recipes/laptop.yaml {place}{laptop}")
-    print(f"  python -m learner.main --config deploy/recipes/folder.yaml {place}{gpu}")
+    say(f"  python -m learner.main --config deploy/recipes/laptop.yaml {place}{laptop}")
+    say(f"  python -m learner.main --config deploy/recipes/folder.yaml {place}{gpu}")
 
 
 def _parser() -> argparse.ArgumentParser:

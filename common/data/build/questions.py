@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.config.foreign_text import parse_json
 from common.data.table import unreadable
 from common.errors import DataError
-from common.foreign_text import parse_json
 
 Policy = Literal["cls_rl", "all", "hard"]
 Confusions = Counter[frozenset[str]]  # how often two labels were taken for each other

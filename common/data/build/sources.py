@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.config.foreign_text import parse_json
 from common.data.build.collection import Collection, Picture, collect
 from common.data.class_folders import class_folders
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
 from common.data.table import UNNAMED, unreadable
 from common.errors import DataError
-from common.foreign_text import parse_json
 
 Splits = dict[str, list[Picture]]
 

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 from common.config.schema import Config
-from learner.text import escape_unprintable, format_clock
+from common.errors import escape_unprintable
+from learner.text import format_clock
 from learner.tracking.console import LineConsole, open_console
 from learner.tracking.lines import format_event, format_sample
 from learner.tracking.live import LiveConsole, draw_sparkline

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from common.config.foreign_text import parse_json, parse_yaml
 from common.config.recipe import read_recipes
 from common.errors import ConfigError
-from common.foreign_text import parse_json, parse_yaml
 from learner.report.rows import Reader
 from learner.storage.files import read_jsonl
 
