@@ -77,6 +77,18 @@ class FolderOutput:
         self.files.append(hashing.describe(name))
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file below a folder the mode of any new one: 0644 under a umask of 022. Raises OSError.
+
+    safetensors makes its files for their owner alone, whom nobody else could then serve.
+    """
+    status = Path("/proc/self/status").read_text()  # to ask os.umask is to set it, for all threads
+    (mask,) = (int(line.split()[1], 8) for line in status.splitlines() if line.startswith("Umask:"))
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
+
+
 def name_rank(rank: int) -> str:
     """Return how reports and manifests name a rank of the learner."""
     return f"rank {rank}"

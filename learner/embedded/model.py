@@ -22,6 +22,7 @@ from common.config.foreign_text import parse_json
 from common.config.schema import DataConfig
 from common.errors import ModelError
 from common.labels.answers import Mode
+from common.output import follow_umask
 from common.shared_folder import cache_home
 from common.types import Example, Prompt
 
@@ -129,6 +130,7 @@ def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> 
     disable_progress_bar()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    follow_umask(folder)
 
 
 def _texts(examples: Sequence[Example], data: DataConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.config.schema import Config
 from common.errors import CheckpointError, ModelError
 from common.models.own_code import explain_failure
+from common.output import follow_umask
 from learner.model.attention import install
 
 KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
@@ -80,6 +81,7 @@ def export_model(weights: Mapping[str, Tensor], path: str, config: Config, folde
         written = (folder / file.name).exists() or file.name.endswith(".index.json")
         if file.suffix in KEPT_FILES and not written:
             shutil.copyfile(file, folder / file.name)
+    follow_umask(folder)
 
 
 def find_language_prefix(model: Any) -> str:

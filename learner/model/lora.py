@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.config.schema import LoraConfig
+from common.output import follow_umask
 from learner.model.load import find_language_prefix
 
 NAME = "default"  # of the adapter inside PEFT's layers
@@ -84,6 +85,7 @@ def export_adapter(tensors: Mapping[str, Tensor], model: Any, config: LoraConfig
     settings = _peft_config(model, config)
     settings.base_model_name_or_path, settings.inference_mode = base, True
     settings.save_pretrained(str(folder))
+    follow_umask(folder)
 
 
 def _peft_config(model: Any, config: LoraConfig) -> Any:

@@ -58,7 +58,7 @@ def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
 
 def append_whole(path: Path, data: bytes) -> None:
     """Append `data` in one write, or raise OSError (a full disk) and append nothing. No later kill loses it."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(handle).st_size
         if os.write(handle, data) < len(data):  # the disk filled up in the middle of it

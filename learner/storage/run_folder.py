@@ -211,7 +211,7 @@ def _lock(path: Path) -> int:
     """Lock `<path>/.lock` and write our pid into it, which also tests the folder: as root, access() is always true."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _make_unwritable_error(path, error) from error
     try:

@@ -67,14 +67,19 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "set" / label).mkdir(parents=True)
         (tmp_path / "set" / label / f"{HOSTILE}.png").write_bytes(encoded())
     (tmp_path / "set" / HOSTILE / f"{HOSTILE}2.png").write_bytes(b"no picture")
+    for label in ("a\x1bc", "b\x9bm\u202ed"):  # these can be listed in a question
+        (tmp_path / "good" / label).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "good" / label / f"{number}.png").write_bytes(encoded())
     return tmp_path / "set"
 
 
 COMMANDS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (lint.main, ["{set}"]),
     (lint.main, ["{set}@" + HOSTILE]),
-    (build.main, ["{set}", "{out}"]),
-    (build.main, ["{set}", "{out}", "--skip-bad"]),
+    (build.main, ["{set}", "--out", "{out}", "--shots", "all"]),
+    (build.main, ["{good}", "--out", "{out}", "--shots", "all"]),
+    (lint.main, ["{good}"]),
     (learner.main, ["--dry-run", "data.path={set}", "--config", "deploy/recipes/digits.yaml"]),
     (learner.main, ["--dry-run", f"model.path={HOSTILE}", "--config", "deploy/recipes/digits.yaml"]),
     (learner.main, ["--dry-run", f"{HOSTILE}=1"]),
@@ -87,7 +92,10 @@ COMMANDS: list[tuple[Callable[[list[str]], int], list[str]]] = [
 def test_no_command_prints_it(
     folder: Path, capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], int], words: list[str]
 ) -> None:
-    given = [word.replace("{set}", str(folder)).replace("{out}", str(folder.parent / "out")) for word in words]
+    places = {"{set}": folder, "{good}": folder.parent / "good", "{out}": folder.parent / "out"}
+    given = words
+    for name, place in places.items():
+        given = [word.replace(name, str(place)) for word in given]
     with suppress(SystemExit):
         command(given)
     printed = capsys.readouterr()

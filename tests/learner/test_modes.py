@@ -1,0 +1,77 @@
+"""What is left on disk has the mode of any new file: another user can read, serve or clean it up as the umask says."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.config.schema import Config, DataConfig, LoraConfig
+from common.data.build import __main__ as build
+from common.data.sources import load
+from common.output import FolderOutput, WriteReport
+from learner.embedded.model import build_model
+from learner.model.load import export_model, load_model
+from learner.model.lora import add_adapters, export_adapter
+from learner.report import __main__ as report
+from learner.storage.checkpoint_store import CheckpointStore
+from learner.storage.files import append_jsonl, replace_text
+from tests.helpers.made_run import made_run
+from tests.helpers.makers import image_folder
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def assert_modes(folder: Path, umask: int) -> None:
+    """Of the folder and everything in it."""
+    assert any(path.is_file() for path in folder.rglob("*"))
+    for path in (folder, *folder.rglob("*")):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        assert path.is_symlink() or mode == (0o777 if path.is_dir() else 0o666) & ~umask, (path, oct(mode))
+
+
+def test_an_export(random_qwen2vl: Path, tmp_path: Path, umask: int) -> None:
+    config = Config.model_validate({"model": {"path": str(random_qwen2vl), "dtype": "float32"}, "lora": {"rank": 2}})
+    model = load_model(str(random_qwen2vl), config)
+    export_model(model.state_dict(), str(random_qwen2vl), config, tmp_path / "export")
+    assert_modes(tmp_path / "export", umask)
+    add_adapters(model, LoraConfig(rank=2))
+    tensors = {name: one for name, one in model.state_dict(keep_vars=True).items() if ".lora_" in name}
+    export_adapter(tensors, model, config.lora, "base", tmp_path / "adapter")
+    assert_modes(tmp_path / "adapter", umask)
+
+
+@pytest.mark.slow
+def test_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    monkeypatch.setattr("learner.embedded.model._warm_up", lambda *_: None)
+    data = DataConfig(image_size=56)
+    source = load(data, split="test")
+    build_model(tmp_path / "model", [source[row] for row in range(20)], data)
+    assert_modes(tmp_path / "model", umask)
+
+
+def test_a_built_set(tmp_path: Path, umask: int, capsys: pytest.CaptureFixture[str]) -> None:
+    place = image_folder(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    assert build.main([place, "--out", str(tmp_path / "set"), "--shots", "all"]) == 0
+    assert_modes(tmp_path / "set", umask)
+
+
+def test_a_checkpoint_and_a_report(tmp_path: Path, umask: int, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_run(tmp_path / "run")
+    with CheckpointStore(run / "checkpoints", keep=1).write_checkpoint(1, estimate=0) as draft:
+        output = FolderOutput(draft.folder)
+        with output.open("rank0/weights") as file:
+            file.write(b"weights")
+        draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
+        replace_text(draft.folder / "state.json", "{}")
+    append_jsonl(run / "events.jsonl", {"kind": "start"})
+    assert report.main([str(run)]) == 0
+    assert_modes(run, umask)
