@@ -37,7 +37,7 @@ bench: setup
 COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
 lock:
 	$(COMPILE) --extra cpu --extra bench --extra dev -o requirements-cpu.lock \
-	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
+	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec
 	env -u UV_FIND_LINKS $(COMPILE) --extra gpu --extra dev -o requirements-gpu.lock
 
 clean:

@@ -11,9 +11,7 @@ from rollout import vllm_patches
 from rollout.spec import EngineSpec
 
 if TYPE_CHECKING:
-    import torch
     from vllm import LLM
-    from vllm.v1.sample.logits_processor import LogitsProcessor
 
 LONGEST_FOR_16 = 512  # tokens of prompt and completion up to which blocks of 16 pay
 
@@ -31,6 +29,7 @@ def _import_vllm(spec: EngineSpec) -> None:
     if spec.device == "cpu":
         leave_out_compiler()
         vllm_patches.leave_out_server()
+        vllm_patches.leave_out_triton()
     import_transformers()
     vllm_patches.quicken_start()
 
@@ -51,13 +50,13 @@ def _make_llm(spec: EngineSpec, model_path: str) -> LLM:
         mm_processor_kwargs={"size": spec.image_size} if spec.image_size else None,
         skip_mm_profiling=spec.device == "cpu",
         logprobs_mode="processed_logprobs",
-        logits_processors=[_make_ban(spec.banned)],
         seed=0,  # every request carries its own
         trust_remote_code=spec.trust_remote_code,
         disable_log_stats=True,
         **for_device,
     )
     llm.apply_model(vllm_patches.remember_positions)
+    llm.apply_model(lambda model: vllm_patches.ban_tokens(model, spec.banned))
     return llm
 
 
@@ -97,27 +96,3 @@ def _choose_block_size(spec: EngineSpec) -> int:
 
     by_amx = spec.dtype == "bfloat16" and torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     return 32 if by_amx or spec.max_model_len > LONGEST_FOR_16 else 16
-
-
-def _make_ban(banned: tuple[int, ...]) -> type[LogitsProcessor]:
-    """Make a logits processor, vLLM's own way of extension, that gives the token ids `banned` probability 0.
-
-    It is one operation a step for the whole batch.
-    """
-    import torch
-    from vllm.v1.sample.logits_processor import LogitsProcessor
-
-    class BanTokens(LogitsProcessor):
-        def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-            self._ids = torch.tensor(banned, dtype=torch.long, device=device)
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def update_state(self, batch_update: Any) -> None:
-            pass
-
-        def apply(self, logits: torch.Tensor) -> torch.Tensor:  # (sequences, V)
-            return logits.index_fill_(1, self._ids, float("-inf"))
-
-    return BanTokens

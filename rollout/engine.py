@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 FETCH_TIMEOUT_S = 600.0  # for the image features of a batch, and for each piece of the model
+FINISHED: tuple[FinishReason, ...] = ("stop", "length")  # what ends a whole answer; vLLM knows abort, error and others
 Outcomes = tuple[Group | FailedGroup, ...]
 
 
@@ -163,9 +164,14 @@ class RolloutEngine:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
         return None
 
-    def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group:
-        """Make the group of a finished request."""
+    def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group | FailedGroup:
+        """Make the group of a finished request, a FailedGroup where vLLM has given one of its answers up."""
         outputs = sorted(output.outputs, key=lambda one: one.index)
+        if given_up := sorted({str(one.finish_reason) for one in outputs} - set(FINISHED)):
+            return FailedGroup(
+                prompt_id=request.prompt_id, reason=f"the engine gave an answer up: it ended by {', '.join(given_up)}"
+            )
+
         texts = self._detokenize(request, outputs)
         return Group(
             prompt_id=request.prompt_id,
@@ -226,11 +232,10 @@ def _sampling_params(request: GenerationRequest) -> SamplingParams:
 
 
 def _make_completion(output: Any, text: str) -> Completion:
-    reason: FinishReason = "length" if output.finish_reason == "length" else "stop"
     ids = tuple(output.token_ids)
     return Completion(
         token_ids=ids,
         logprobs=tuple(float(step[token].logprob) for token, step in zip(ids, output.logprobs, strict=True)),
         text=text,
-        finish_reason=reason,
+        finish_reason=output.finish_reason,
     )

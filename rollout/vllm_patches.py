@@ -54,10 +54,16 @@ PATCHES = (
         test="test_a_reload_leaves_old_heads_and_experts",
     ),
     Patch(
-        where="rollout.build._make_ban",
-        what="a logits processor gives image and video tokens, and others that are no answer, probability 0",
+        where="rollout.vllm_patches.ban_tokens",
+        what="compute_logits of the model gives image and video tokens, and others that are no answer, probability 0",
         why="vLLM samples them like any other token, and the learner would take them for pictures (fault 9)",
         test="test_image_tokens_are_sampled",
+    ),
+    Patch(
+        where="rollout.vllm_patches.ban_tokens",
+        what="a logits processor, vLLM's public way to change logits, is not used for that",
+        why="each of its two model runners refuses the other's class, and the sampling mask refuses them all",
+        test="test_the_model_runners_share_no_logits_processor",
     ),
     Patch(
         where="rollout.inputs.make_engine_input",
@@ -87,6 +93,12 @@ PATCHES = (
         where="rollout.vllm_patches.leave_out_server",
         what="an engine imports what only a server or torch's compiler uses, on a CPU",
         why="it costs 3 s of CPU at every start of an engine",
+        test="test_an_engine_imports_a_server_and_the_compiler",
+    ),
+    Patch(
+        where="rollout.vllm_patches.leave_out_triton",
+        what="an engine on a CPU imports Triton where that is installed, and then says that it cannot use it",
+        why="it costs 0.3 s of CPU at every start of an engine",
         test="test_an_engine_imports_a_server_and_the_compiler",
     ),
     Patch(
@@ -152,6 +164,18 @@ def remember_positions(model: Any) -> None:
     model.get_mrope_input_positions = positions
 
 
+def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
+    """Make `model` give the token ids `banned` probability 0, by one operation a step for the whole batch.
+
+    Its own logits say so, whichever of vLLM's model runners samples from them: V1 on a CPU, V2 on a GPU.
+    """
+    import torch
+
+    compute = model.compute_logits
+    ids = torch.tensor(banned, dtype=torch.long, device=next(model.parameters()).device)
+    model.compute_logits = lambda hidden: compute(hidden).index_fill_(1, ids, float("-inf"))
+
+
 def pack_heads_and_experts(model: Any) -> None:
     """Pack again what vLLM's layerwise reload leaves as it was: a head tied to the embedding, and a CPU's experts.
 
@@ -176,6 +200,11 @@ def leave_out_server() -> None:
     Call it before vLLM is imported, on a CPU, where nothing is compiled.
     """
     leave_out(*OF_A_SERVER, ENV_OVERRIDE)
+
+
+def leave_out_triton() -> None:
+    """Let vLLM find no Triton, unless it is imported already. Call it before vLLM is imported, on a CPU: 0.3 s."""
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: it is not installed
 
 
 @cache

@@ -7,10 +7,11 @@ and projector may be left out, both as a whole: vLLM keeps a layer for which no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from common.errors import EngineError
 from common.models.families import engine_name
 from common.types import WeightManifest
 from rollout import vllm_patches
@@ -27,7 +28,7 @@ class WeightLoader:
 
     The first version is loaded by vLLM, and its copies are recorded. The second is loaded by vLLM and directly, and
     the two results are compared. If they are equal, all later versions are loaded directly: see `rollout.direct_load`.
-    Only engines on a CPU load directly; those on a GPU get their weights by NCCL.
+    Only engines on a CPU load directly.
     """
 
     def __init__(self, llm: LLM) -> None:
@@ -110,15 +111,35 @@ class WeightLoader:
         model, model_config = get_model(self._llm), get_worker(self._llm).model_config
         initialize_layerwise_reload(model)
         with watch(model) as watcher:
-            model.load_weights((engine_name(name, model_config.hf_config), tensor) for name, tensor in tensors)
+            filled = model.load_weights((engine_name(name, model_config.hf_config), tensor) for name, tensor in tensors)
+            if self._loads == 1:
+                _check_complete(model, filled)
             finalize_layerwise_reload(model, model_config)
         vllm_patches.pack_heads_and_experts(model)
         return watcher
 
 
+def _check_complete(model: Any, filled: Collection[str]) -> None:
+    """Raise EngineError when tensors were given for only some of the parameters: vLLM's reload keeps silent then."""
+    if left := sorted({name for name, _ in model.named_parameters()}.difference(filled)):
+        raise EngineError(
+            "an engine got no weights for some of its parameters",
+            got=f"nothing for {len(left)} of them: {', '.join(left[:5])}",
+            remedy="the model's names in transformers and vLLM differ: report its family, which is not supported yet",
+        )
+
+
 def reset_caches(llm: LLM, *, keep_image_features: bool) -> None:
-    """Forget keys, values and image features of the old weights (fault 8)."""
-    llm.reset_prefix_cache()
+    """Forget keys, values and image features of the old weights (fault 8).
+
+    Raises EngineError when vLLM keeps the keys and values, as it does while a request holds some.
+    """
+    if not llm.reset_prefix_cache():
+        raise EngineError(
+            "an engine cannot forget the keys and values of its old weights",
+            got="vLLM's reset_prefix_cache() says no: a request still holds blocks of the cache",
+            remedy="this is a bug in Rollcall: weights are loaded between two generations, when none holds any",
+        )
     if not keep_image_features:
         llm.llm_engine.reset_encoder_cache()
 

@@ -1,0 +1,159 @@
+"""What engines hand to vLLM and read from it where no engine on a CPU does, held against vLLM's own definitions."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from common.config.schema import Config
+from common.types import FailedGroup, GenerationRequest, Group, Sampling, WeightBucket, WeightEntry, WeightManifest
+from rollout.build import _settings_on_gpu
+from rollout.engine import RolloutEngine
+from rollout.spec import EngineSpec
+from rollout.weight_loader import receive_by_nccl
+
+pytestmark = pytest.mark.engine
+ROLLOUT = Path(__file__).parents[2] / "rollout"
+QWEN: Any = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(vision_config=None)))
+SPEC = EngineSpec(
+    model_path="model",
+    revision=None,
+    dtype="bfloat16",
+    device="cuda",
+    max_model_len=64,
+    max_sequences=8,
+    kv_cache_bytes=1 << 30,
+    gpu_memory_utilization=0.5,
+    image_size=None,
+    banned=(),
+    transport="nccl",
+    threads=1,
+    cpus=1,
+    gpus=1,
+)
+
+
+@pytest.fixture
+def ask(ray_session: None) -> Callable[[Callable[[], Any]], Any]:
+    """Return what calls a function in a process that has vLLM, and returns its answer."""
+    environment = {"env_vars": dataclasses.replace(SPEC, device="cpu").environment()}
+    return lambda function: ray.get(
+        ray.remote(function).options(num_cpus=0, runtime_env=environment).remote(), timeout=120
+    )
+
+
+def test_the_settings_of_a_gpu_are_settings_of_vllm(ask: Any) -> None:
+    def read() -> tuple[Any, ...]:
+        from vllm.engine.arg_utils import EngineArgs
+
+        args: Any = EngineArgs(model=str(ROLLOUT), **_settings_on_gpu(SPEC))
+        return args.gpu_memory_utilization, args.kv_cache_memory_bytes, args.weight_transfer_config.backend
+
+    assert ask(read) == (0.5, 1 << 30, "nccl")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_vllm_reads_the_variables_that_an_engine_gets(ask: Any, device: str) -> None:
+    def read() -> set[str]:
+        from vllm import envs
+
+        return set(envs.environment_variables)
+
+    own = {name for name in dataclasses.replace(SPEC, device=device).environment() if name.startswith("VLLM_")}
+    assert own
+    assert own <= ask(read)
+
+
+def test_a_gpu_worker_has_every_method_that_is_called_by_name(ask: Any) -> None:
+    def read() -> set[str]:
+        from vllm.v1.worker.gpu_worker import Worker
+
+        return set(dir(Worker))
+
+    called = {
+        node.args[0].value
+        for file in ROLLOUT.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "collective_rpc"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert {"init_weight_transfer_engine", "update_weights"} <= called <= ask(read)
+
+
+def test_both_ends_of_nccl_open_the_group_alike(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from learner.trainer import group
+
+    monkeypatch.setattr(group, "call", lambda *_: None)
+    monkeypatch.setattr(group, "get", lambda *_, **__: [("10.0.0.1", 4321)])
+    learner: Any = SimpleNamespace(_ranks=[None], _config=Config())
+    rendezvous = group.LearnerGroup.nccl_rendezvous(learner, 3)
+
+    def read() -> tuple[Any, Any]:
+        from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        told = NCCLWeightTransferInitInfo(**rendezvous)
+        sent = NCCLTrainerInitInfo(rank=0, master_address="10.0.0.1", master_port=4321, world_size=3)
+        return (told.packed, told.packed_num_buffers), (sent.packed, sent.packed_num_buffers)
+
+    engine, trainer = ask(read)
+    assert engine == trainer
+
+
+def test_vllm_takes_the_weights_as_they_are_announced(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {}
+    llm: Any = SimpleNamespace(
+        collective_rpc=lambda name, args=(): said.update({name: args}),
+        reset_prefix_cache=lambda: True,
+        llm_engine=SimpleNamespace(reset_encoder_cache=lambda: None),
+    )
+    monkeypatch.setattr("rollout.weight_loader.get_worker", lambda _: QWEN)
+    entry = WeightEntry(name="lm_head.weight", dtype="bfloat16", shape=(4, 2), index=0, start=0)
+    bucket = WeightBucket(entries=(entry,), xxh3=0, payload=None, kind="changing")
+    manifest = WeightManifest(version=0, buckets=(bucket,), vision_unchanged=False)
+    receive_by_nccl(llm, manifest, keep_image_features=False)
+    (update,) = said["update_weights"]
+
+    def read() -> tuple[Any, ...]:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
+
+        announced = NCCLWeightTransferUpdateInfo(**update)
+        return announced.dtype_names, announced.shapes
+
+    assert ask(read) == (["bfloat16"], [[4, 2]])
+
+
+def test_only_a_whole_answer_becomes_a_completion(ask: Any) -> None:
+    """Of all the ways in which vLLM ends one."""
+
+    def read() -> tuple[str, ...]:
+        from vllm.v1.engine import FINISH_REASON_STRINGS
+
+        return FINISH_REASON_STRINGS
+
+    engine: Any = SimpleNamespace(_id="engine", _detokenize=lambda _, outputs: ["one"] * len(outputs))
+    sampling = Sampling(n=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=1)
+    asked = GenerationRequest(prompt_id="p", token_ids=(1,), images=None, seed=0, sampling=sampling)
+    kept = {}
+    for reason in ask(read):
+        outputs = [make_output(0, "length"), make_output(1, reason)]
+        group = RolloutEngine._make_group(engine, asked, SimpleNamespace(outputs=outputs), 0)  # noqa: SLF001
+        if isinstance(group, Group):
+            kept[reason] = group.completions[1].finish_reason
+        else:
+            assert isinstance(group, FailedGroup)
+            assert reason in group.reason
+    assert kept == {"stop": "stop", "length": "length"}
+
+
+def make_output(index: int, reason: str) -> Any:
+    """Return an answer of one token as vLLM gives it."""
+    logprobs = [{7: SimpleNamespace(logprob=-1.0)}]
+    return SimpleNamespace(index=index, token_ids=[7], logprobs=logprobs, finish_reason=reason)
