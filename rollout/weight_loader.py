@@ -109,22 +109,23 @@ class WeightLoader:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         model, model_config = get_model(self._llm), get_worker(self._llm).model_config
+        parameters = {name for name, _ in model.named_parameters()}  # a tied one once, as long as they lie in memory
         initialize_layerwise_reload(model)
         with watch(model) as watcher:
             filled = model.load_weights((engine_name(name, model_config.hf_config), tensor) for name, tensor in tensors)
             if self._loads == 1:
-                _check_complete(model, filled)
+                _check_complete(parameters.difference(filled))
             finalize_layerwise_reload(model, model_config)
         vllm_patches.pack_heads_and_experts(model)
         return watcher
 
 
-def _check_complete(model: Any, filled: Collection[str]) -> None:
-    """Raise EngineError when tensors were given for only some of the parameters: vLLM's reload keeps silent then."""
-    if left := sorted({name for name, _ in model.named_parameters()}.difference(filled)):
+def _check_complete(left: Collection[str]) -> None:
+    """Raise EngineError when some parameters, `left`, got no tensor: vLLM's reload only logs that, and keeps them."""
+    if left:
         raise EngineError(
             "an engine got no weights for some of its parameters",
-            got=f"nothing for {len(left)} of them: {', '.join(left[:5])}",
+            got=f"nothing for {len(left)} of them: {', '.join(sorted(left)[:5])}",
             remedy="the model's names in transformers and vLLM differ: report its family, which is not supported yet",
         )
 

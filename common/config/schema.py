@@ -162,18 +162,44 @@ class Config(Section):
             yield f"tracking.profile_steps = [{first}, {end}] holds no step: the second is the one after the last"
 
     def _device_misfits(self) -> Iterator[str]:
-        """Yield those of a run on a CPU."""
-        if self.cluster.device != "cpu":
-            return
-        learner, rollout = self.learner, self.rollout
-        gpus = {"learner.gpus_per_rank": learner.gpus_per_rank, "rollout.gpus_per_engine": rollout.gpus_per_engine}
+        """Yield those of GPUs, or of a run without."""
+        gpus = {
+            "learner.gpus_per_rank": self.learner.gpus_per_rank,
+            "rollout.gpus_per_engine": self.rollout.gpus_per_engine,
+        }
+        yield from self._cpu_misfits(gpus) if self.cluster.device == "cpu" else self._gpu_misfits(gpus)
+
+    def _cpu_misfits(self, gpus: dict[str, float]) -> Iterator[str]:
+        """Yield those of a run on CPUs."""
         for key, count in gpus.items():
             if count:
                 yield f"cluster.device = cpu with {key} = {count:g}: set {key} to 0"
         if self.weights.transport == "nccl":
             yield "weights.transport = nccl needs cluster.device = cuda: use object_store on CPU"
-        if learner.offload != "none":
-            yield f"learner.offload = {learner.offload} with cluster.device = cpu: all is in the host's memory already"
+        if self.learner.offload != "none":
+            offload = self.learner.offload
+            yield f"learner.offload = {offload} with cluster.device = cpu: all is in the host's memory already"
+
+    def _gpu_misfits(self, gpus: dict[str, float]) -> Iterator[str]:
+        """Yield those of a run on GPUs."""
+        more = {"learner.gpus_per_rank": "learner.ranks", "rollout.gpus_per_engine": "rollout.engines"}
+        for key, count in gpus.items():
+            if count > 1:
+                yield (
+                    f"{key} = {count:g} reserves GPUs of which only one is used, for there is no tensor parallelism: "
+                    f"set {key} to 1, and raise {more[key]}"
+                )
+            if count < 1 and self.weights.transport == "nccl":
+                yield (
+                    f"weights.transport = nccl with {key} = {count:g}: NCCL takes no two processes on one GPU; "
+                    f"set {key} to 1, or weights.transport to object_store"
+                )
+        ranks, share = self.learner.ranks, self.learner.gpus_per_rank
+        if ranks > 1 and 0 < share <= 0.5:
+            yield (
+                f"learner.ranks = {ranks} with learner.gpus_per_rank = {share:g}: ranks talk by NCCL, which takes no "
+                "two processes on one GPU; raise learner.gpus_per_rank above 0.5, or set learner.ranks to 1"
+            )
 
     def _data_misfits(self) -> Iterator[str]:
         """Yield those of images and prompts."""

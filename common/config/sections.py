@@ -156,7 +156,7 @@ class RolloutConfig(Section):
     """Labels of the Ray nodes that engines go to, as in `role=rollout` or {role: rollout}; empty takes any node. A list
     is tried in order, as in [{market: spot}, {market: on-demand}]."""
     gpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
-    """GPUs that one engine reserves in Ray; a fraction shares a GPU, 0 is for a CPU."""
+    """GPUs that one engine reserves in Ray: 1, a fraction to share a GPU, or 0 on a CPU."""
     max_restarts: Free[NonNegative] = 3
     """Dead engines that are replaced over the whole run before it stops."""
     start_timeout_s: Free[Seconds] = 900.0
@@ -222,8 +222,8 @@ class LearnerConfig(Section):
     """Most tokens of a pack, the micro-batch of whole groups; a larger group is one alone. Lower it where memory is
     short."""
     attention: Literal["auto", "sdpa", "sparse", "flash", "flex"] = "auto"
-    """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention (GPU,
-    bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
+    """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention, torch's
+    own `varlen_attn` (GPU, bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
     logits_mb: Annotated[float, Field(gt=0)] = 512.0
     """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
     Lower it where memory is short."""
@@ -238,7 +238,7 @@ class LearnerConfig(Section):
     """Labels of the Ray nodes that ranks go to, as in `role=learner` or {role: learner}; empty takes any node. A list
     is tried in order."""
     gpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
-    """GPUs that one rank reserves in Ray; 0 is for a CPU."""
+    """GPUs that one rank reserves in Ray: 1, a fraction to share a GPU, or 0 on a CPU."""
     start_timeout_s: Free[Seconds] = 900.0
     """Seconds that all ranks may take to start. Raise it for a large model on a slow disk."""
     step_timeout_s: Free[Seconds] = 1800.0
@@ -259,7 +259,7 @@ class WeightsConfig(Section):
     """How new weights reach the engines."""
 
     transport: Literal["object_store", "nccl"] = "object_store"
-    """Ray's object store works anywhere; nccl needs GPUs on both sides."""
+    """Ray's object store works anywhere; nccl needs whole GPUs on both sides."""
     bucket_mb: Positive = 256
     """Most MB of weights that travel as one object or one broadcast; a larger tensor is one alone."""
     timeout_s: Seconds = 600.0

@@ -19,6 +19,8 @@ from common.errors import ModelError
 
 BARRED = -1e30  # logit of a token without probability: exp gives exactly 0, and 0 times it is not NaN
 
+FIXED_POINT = 2**40  # units of a probability of 1: finer than float32, and V of them stay far below 2**63
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringSpec:
@@ -121,10 +123,21 @@ def find_support(logits: Tensor, *, top_k: int, top_p: float) -> Tensor:
     ordered, index = logits.sort(dim=-1)  # rising, so that the tail is what top-p cuts
     if 0 < top_k < size:
         ordered = ordered.masked_fill(ordered < ordered[:, size - top_k, None], -torch.inf)
-    cut = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    probs = ordered.softmax(-1)
+    cut = find_tail_exactly(probs, 1 - top_p) if probs.is_cuda else probs.cumsum(-1) <= 1 - top_p
     cut[:, -1] = False
     cut |= ordered <= BARRED
     return torch.zeros_like(cut).scatter(-1, index, ~cut)
+
+
+def find_tail_exactly(probs: Tensor, most: float) -> Tensor:
+    """Find the first tokens of each row whose (N, V) probabilities add up to at most `most`: (N, V) bool.
+
+    They are added as integers. torch adds floats on a GPU in an order that changes from run to run, and refuses to
+    where runs must be reproducible (`learner.trainer.rng`).
+    """
+    units = probs.mul(FIXED_POINT).to(torch.int64)
+    return units.cumsum_(-1) <= int(most * FIXED_POINT)
 
 
 class _Request(NamedTuple):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
@@ -34,7 +32,7 @@ from learner.model.vision_features import compute_features
 from learner.objective import LOSSES
 from learner.trainer.loss_terms import LossTerm
 from learner.trainer.rank_pack import RankPack, fetch_images
-from learner.trainer.rng import read_random_states, set_random_states
+from learner.trainer.rng import explain_irreproducible, make_reproducible, read_random_states, set_random_states
 from learner.trainer.schedule import learning_rate
 from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
@@ -92,14 +90,7 @@ class LearnerRank:
 
         config = self._config
 
-        # Everything that could make two runs differ.
-        torch.set_num_threads(config.cluster.threads)
-        random.seed(config.seed)
-        np.random.seed(config.seed % 2**32)  # noqa: NPY002  # whatever third parties may draw from
-        torch.manual_seed(config.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costly, no use here
-
+        make_reproducible(config)
         if self._rank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.join_ranks(config, rank=self._rank, store=self._store, address=_own_address())
@@ -124,13 +115,15 @@ class LearnerRank:
     def step(self, packs: Sequence[RankPack]) -> RankStats:
         """Take one optimizer step on packs, each with the loss term it belongs to.
 
-        Raises LearnerError, on every rank, when the loss or gradient is not finite.
+        Raises LearnerError, on every rank, when the loss or gradient is not finite, and ModelError when torch cannot
+        compute them alike at every run.
         """
         from learner.trainer import zero
 
         at = self._engine.global_steps
         packs = fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
-        measured = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
+        with explain_irreproducible():
+            measured = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
         self._insist_finite(torch.stack([pack.sums for pack in measured]).isfinite().all(), at, "loss")
         lr = learning_rate(
             at,

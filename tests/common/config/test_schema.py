@@ -34,6 +34,14 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"cluster": {"device": "cpu"}}, "set learner.gpus_per_rank to 0"),
         ({"cluster": {"device": "cpu"}, "learner": {"gpus_per_rank": 0}}, "set rollout.gpus_per_engine to 0"),
         ({"cluster": {"device": "cpu"}, "weights": {"transport": "nccl"}}, "use object_store on CPU"),
+        ({"rollout": {"gpus_per_engine": 2}}, "set rollout.gpus_per_engine to 1, and raise rollout.engines"),
+        ({"learner": {"gpus_per_rank": 4}}, "set learner.gpus_per_rank to 1, and raise learner.ranks"),
+        ({"rollout": {"gpus_per_engine": 1.5}}, "there is no tensor parallelism"),
+        (
+            {"weights": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.4}, "learner": {"gpus_per_rank": 0.6}},
+            "set learner.gpus_per_rank to 1, or weights.transport to object_store",
+        ),
+        ({"learner": {"ranks": 2, "gpus_per_rank": 0.5}}, "raise learner.gpus_per_rank above 0.5"),
         ({"steps": 5, "learner": {"warmup_steps": 5}}, "learner.warmup_steps = 5 leaves no step of steps = 5"),
         ({"method": "exact", "data": {"mode": "think"}}, "method = exact with data.mode = think"),
         ({"method": "exact", "exact": {"sampled_share": 0.01}}, "of rollout.prompts_per_step = 16 is 0 prompts"),
@@ -60,6 +68,19 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
 def test_impossible_configurations_are_refused(raw: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(told)):
         Config.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"weights": {"transport": "nccl"}},
+        {"rollout": {"gpus_per_engine": 0.4}, "learner": {"gpus_per_rank": 0.6, "ranks": 2}},
+        {"rollout": {"gpus_per_engine": 0.4}, "learner": {"gpus_per_rank": 0.4}},
+    ],
+)
+def test_possible_shares_of_gpus_are_accepted(raw: dict[str, Any]) -> None:
+    """A rank and an engine on one GPU, and whole GPUs for NCCL."""
+    assert Config.model_validate(raw).cluster.device == "cuda"
 
 
 def test_every_misfit_is_reported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config.schema import DataConfig, ModelConfig
 from common.models.families import FAMILIES, family_of
@@ -167,3 +169,66 @@ def test_pictures_belong_to_their_prompts(learner: Learner) -> None:
 
 def test_every_family_of_the_table_is_here() -> None:
     assert {*FAMILIES, "llava"} == set(get_args(Architecture))
+
+
+# What `torch.use_deterministic_algorithms` says will raise on a GPU, and as what of torch.ops.aten it would run.
+RAISING = {
+    "nn.AvgPool3d": "avg_pool3d_backward",
+    "nn.AdaptiveAvgPool2d": "_adaptive_avg_pool2d_backward",
+    "nn.AdaptiveAvgPool3d": "_adaptive_avg_pool3d_backward",
+    "nn.AdaptiveMaxPool2d": "adaptive_max_pool2d_backward",
+    "nn.FractionalMaxPool2d": "fractional_max_pool2d_backward",
+    "nn.FractionalMaxPool3d": "fractional_max_pool3d_backward",
+    "nn.MaxUnpool1d": "max_unpool2d",
+    "nn.MaxUnpool2d": "max_unpool2d",
+    "nn.MaxUnpool3d": "max_unpool3d",
+    "nn.functional.interpolate": "upsample_",
+    "nn.ReflectionPad1d": "reflection_pad1d_backward",
+    "nn.ReflectionPad2d": "reflection_pad2d_backward",
+    "nn.ReflectionPad3d": "reflection_pad3d_backward",
+    "nn.NLLLoss": "nll_loss",
+    "nn.CTCLoss": "_ctc_loss",
+    "nn.EmbeddingBag": "_embedding_bag",
+    "Tensor.put_": "put_",
+    "histc": "histc",
+    "bincount": "bincount",
+    "median": "median",
+    "nn.functional.grid_sample": "grid_sampler",
+    "cumsum": "cumsum",
+    "Tensor.resize_": "resize_",
+    "Tensor.scatter_reduce": "scatter_reduce",
+}
+# transformers counts the tokens of each expert in floats on a CPU, and in integers on a GPU, where those are refused.
+IN_FLOATS_ON_A_CPU = {"aria": {"histc", "cumsum"}}
+
+
+def test_law_5_a_step_on_a_gpu_uses_nothing_that_torch_cannot_repeat(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the operations of the same step here, top-p as a GPU takes it, in an enumeration of torch's own."""
+    refused = str(torch.use_deterministic_algorithms.__doc__).rpartition("-nondeterministic operations will throw")[2]
+    documented = re.findall(r":(?:class|func):`torch\.([\w.]+)`", refused.partition("In addition")[0])
+    assert documented
+    assert set(documented) <= RAISING.keys(), "torch refuses more"
+
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    used = Operations()
+    with used:
+        spec = replace(learner.spec, top_k=30, top_p=0.9)
+        pack = build_pack(learner.groups(), learner.model, banned=spec.banned)
+        learner.gradient(packed_logprobs(learner.model, pack, spec).logp)
+    found = {name for name in used.names if any(name.startswith(one) for one in RAISING.values())}
+    assert found == IN_FLOATS_ON_A_CPU.get(learner.family, set())
+
+
+class Operations(TorchDispatchMode):
+    """Records which operations run inside it, but for sums of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not (args and isinstance(args[0], Tensor) and not args[0].is_floating_point()):
+            self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})

@@ -194,8 +194,10 @@ def test_equal_rewards_and_no_kl_give_zero_gradient(loss: str, dtype: torch.dtyp
     assert not gradient_of(packed_loss(policy, reference, [flat], PLAIN, beta=0.0, loss=loss), policy).any()
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (5, 0.5), (1, 1.0), (0, 1e-6), (500, 0.99)])
-def test_support_is_the_naive_one(top_k: int, top_p: float) -> None:
+def test_support_is_the_naive_one(top_k: int, top_p: float, on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
     logits = torch.randn(20, 60, generator=torch.Generator().manual_seed(0)) * 2
     logits[:, :4] = -torch.inf
     found = find_support(logits, top_k=top_k, top_p=top_p)
