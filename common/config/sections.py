@@ -222,8 +222,8 @@ class LearnerConfig(Section):
     """Most tokens of a pack, the micro-batch of whole groups; a larger group is one alone. Lower it where memory is
     short."""
     attention: Literal["auto", "sdpa", "sparse", "flash", "flex"] = "auto"
-    """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention, torch's
-    own `varlen_attn` (GPU, bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
+    """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention by
+    torch's own `varlen_attn` (GPU, bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
     logits_mb: Annotated[float, Field(gt=0)] = 512.0
     """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
     Lower it where memory is short."""
