@@ -176,6 +176,8 @@ class Config(Section):
                 yield f"cluster.device = cpu with {key} = {count:g}: set {key} to 0"
         if self.weights.transport == "nccl":
             yield "weights.transport = nccl needs cluster.device = cuda: use object_store on CPU"
+        if self.learner.attention in ("flash", "flex"):
+            yield f"learner.attention = {self.learner.attention} needs cluster.device = cuda: use auto on CPU"
         if self.learner.offload != "none":
             offload = self.learner.offload
             yield f"learner.offload = {offload} with cluster.device = cpu: all is in the host's memory already"
@@ -194,6 +196,10 @@ class Config(Section):
                     f"weights.transport = nccl with {key} = {count:g}: NCCL takes no two processes on one GPU; "
                     f"set {key} to 1, or weights.transport to object_store"
                 )
+        if self.learner.attention == "sparse":
+            yield "learner.attention = sparse needs cluster.device = cpu: use auto on GPU"
+        if self.learner.attention == "flash" and self.model.dtype == "float32":
+            yield "learner.attention = flash with model.dtype = float32: it takes bfloat16 alone; use auto"
         ranks, share = self.learner.ranks, self.learner.gpus_per_rank
         if ranks > 1 and 0 < share <= 0.5:
             yield (

@@ -108,7 +108,7 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     ]
     try:
         peaks = [trace_learning_peak(policy, pack, config) for pack in packs]
-    except RuntimeError:  # torch's word for a forward that asks for values where there are only shapes
+    except (RuntimeError, ValueError):  # what torch and models say where a forward asks for values, and has only shapes
         peaks, largest = [0], "this family's forward cannot be traced: forward and backward are not counted"
     else:
         largest = _describe(packs[peaks.index(max(peaks))])

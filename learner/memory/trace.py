@@ -160,13 +160,21 @@ class _Flash(torch.autograd.Function):
 
 @contextmanager
 def _flash_attention() -> Iterator[None]:
-    """Replace torch's attention inside, which on the meta device makes an S x S matrix: see `patches`."""
-    functional: Any = torch.nn.functional
-    original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda query, key, value, attn_mask=None, **_: cast("Any", _Flash.apply)(
-        query, key, value, attn_mask
-    )
+    """Replace torch's attention inside, which on the meta device makes an S x S matrix or refuses: see `patches`."""
+    from torch.nn.attention import flex_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+        return cast("Tensor", cast("Any", _Flash.apply)(query, key, value, attn_mask))
+
+    places: list[tuple[Any, str]] = [
+        (torch.nn.functional, "scaled_dot_product_attention"),
+        (flex_attention, "flex_attention"),
+    ]
+    originals = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, attend)
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = original
+        for (module, name), original in zip(places, originals, strict=True):
+            setattr(module, name, original)

@@ -143,11 +143,17 @@ class FlexAttention:
         return out.transpose(1, 2)
 
 
-@cache
 def _flex(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention import flex_attention
+
+    return _compile_flex() if compiled else cast("Callable[..., Any]", flex_attention.flex_attention)
+
+
+@cache
+def _compile_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return cast("Callable[..., Any]", torch.compile(flex_attention, dynamic=True) if compiled else flex_attention)
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _has_sliding_layers(text: Any) -> bool:

@@ -78,6 +78,13 @@ PATCHES = (
         test="test_attention_without_memory_keeps_a_matrix",
     ),
     Patch(
+        upstream="torch 2.13.0",
+        changes="flex_attention, while `--plan` traces",
+        by="learner.memory.trace:_flash_attention",
+        why="it refuses tensors of the meta device",
+        test="test_flex_attention_refuses_tensors_without_memory",
+    ),
+    Patch(
         upstream="deepspeed 0.19.8",
         changes="build_shm_op",
         by="learner.trainer.zero:join_ranks",

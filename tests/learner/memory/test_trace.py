@@ -81,6 +81,20 @@ def test_checkpointing_keeps_less_and_a_frozen_tower_too() -> None:
     assert peaks["freeze_vision"] < peaks["none"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("way", ["sdpa", "flash", "flex"])
+def test_a_run_on_a_gpu_is_traced_whatever_way_it_attends(way: str, checkpointing: bool) -> None:
+    """They differ in a dense mask, or in gathered keys and values: little beside all else."""
+    model = {"dtype": "bfloat16", "gradient_checkpointing": checkpointing}
+    peaks = {}
+    for name in ("auto", way):
+        config = Config.model_validate({"model": model, "learner": {"attention": name}})
+        peaks[name] = trace_learning_peak(build_weightless_model(model_config(), config), tiny.ragged(), config)
+    assert peaks[way] == pytest.approx(peaks["auto"], rel=0.15)
+
+
+@pytest.mark.slow
 def test_it_takes_no_memory_and_leaves_no_gradient() -> None:
     config = settings()
     model = build_weightless_model(model_config(), config)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 from transformers.activations import QuickGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -130,6 +131,12 @@ def test_attention_without_memory_keeps_a_matrix() -> None:
     mask = torch.empty(1, 1, size, size, device="meta")
     kept = saved_by(lambda: nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
     assert max(kept.values()) >= 2 * size * size * query.itemsize
+
+
+def test_flex_attention_refuses_tensors_without_memory() -> None:
+    query, key, value = (torch.empty(1, 2, 16, 8, device="meta") for _ in range(3))
+    with pytest.raises(ValueError, match="meta"):
+        flex_attention(query, key, value)
 
 
 @pytest.fixture(scope="module")
