@@ -81,6 +81,70 @@ def test_gpu_learner_says_what_it_needs(capsys: pytest.CaptureFixture[str], monk
     assert "needs a CUDA device" in capsys.readouterr().err
 
 
+BARE_MACHINE = """
+import sys
+
+lacking = "accelerate datasets deepspeed pandas peft pyarrow ray scipy sklearn vllm xxhash"
+sys.modules.update(dict.fromkeys(lacking.split()))  # None: it is not installed
+import torch
+import transformers
+from torch.nn.attention import varlen
+
+from learner.embedded.tokenizer import token_ids
+from tests.benchmarks import gpu_learner, w1
+from tests.benchmarks.cells import Cell
+
+varlen.varlen_attn = lambda q, k, v, *lengths, scale, window_size=None: q * 0 + k.sum() + v.sum()  # of torch 2.11
+for name, answer in {"is_available": True, "get_device_name": "none", "synchronize": None,
+                     "reset_peak_memory_stats": None, "max_memory_allocated": 0}.items():
+    setattr(torch.cuda, name, lambda answer=answer: answer)
+
+
+def build():
+    rope = gpu_learner.TEXT["rope_parameters"] | {"mrope_section": [2, 3, 3]}
+    text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = gpu_learner.TEXT | text | {"rope_parameters": rope}
+    vision = gpu_learner.VISION | {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+    special = token_ids(w1.processor().tokenizer)
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+    return transformers.AutoModelForImageTextToText.from_config(
+        config, trust_remote_code=False, dtype=torch.bfloat16, attn_implementation="sdpa"
+    ).train()
+
+
+gpu_learner.build, gpu_learner.CELLS = build, (Cell(2, 312, 3),)
+real = gpu_learner.prepare
+def prepare(model, way, scored):
+    if way == "sdpa":
+        raise RuntimeError("CUDA error: out of luck")
+    return real(model, way, scored)
+gpu_learner.prepare = prepare
+print("ended with", gpu_learner.main(["--repeats", "1", "--ways", "sdpa", "flash"]))
+"""
+
+
+@pytest.mark.slow
+def test_gpu_learner_runs_on_a_bare_machine_and_a_row_that_fails_costs_no_other() -> None:
+    """Without all that such a machine lacks, an older torch's attention without grouped queries included."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_MACHINE],
+        cwd=report.ROOT,
+        env=report.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [line for line in lines if line.startswith("G=2 P=312 C=3 ")]
+    assert rows[0].startswith("G=2 P=312 C=3 naive: {")
+    assert rows[1] == "G=2 P=312 C=3 sdpa: failed: RuntimeError: CUDA error: out of luck"
+    assert rows[2].startswith("G=2 P=312 C=3 flash: {")
+    assert lines[-1] == "ended with 1"
+    assert json.loads(lines[-2])["cells"].keys() == {"G=2 P=312 C=3 naive", "G=2 P=312 C=3 flash"}
+
+
 def test_text_flops_are_those_of_its_matrices() -> None:
     per_token = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k and v, o, gate and up and down
     assert flops.text_forward(TEXT, tokens=5, pairs=0) == 3 * 2 * 5 * per_token
