@@ -147,6 +147,7 @@ def test_every_package_says_what_may_come_in(package: str) -> None:
 def test_vllm_and_deepspeed_stay_in_their_rooms() -> None:
     assert {module for module in importers("vllm") if room(module) not in VLLM} <= VLLM_SENDER
     assert importers("deepspeed") <= DEEPSPEED
+    assert not importers("flash_attn"), "torch has the same attention, and nobody wants to compile that package"
 
 
 def test_the_door_opens_without_the_heavy_packages() -> None:

@@ -201,6 +201,21 @@ def test_locks_hold_every_core_dependency_within_its_range(name: str) -> None:
                 assert wanted.specifier.contains(version), f"{pin} in {name}, pyproject wants {wanted}: make lock"
 
 
+@pytest.mark.parametrize("name", LOCKS)
+def test_no_transformers_is_asked_for_that_was_never_tried(name: str) -> None:
+    """An older one reads the features of a frozen vision tower as nothing, without a word: 5.17 did."""
+    (wanted,) = (one for one in map(Requirement, PROJECT["project"]["dependencies"]) if one.name == "transformers")
+    (floor,) = (specifier.version for specifier in wanted.specifier if specifier.operator == ">=")
+    (pin,) = locked(name)["transformers"]
+    (held,) = (specifier.version for specifier in pin.specifier)
+    assert held.split(".")[:2] == floor.split(".")[:2]
+
+
+def test_triton_is_locked_for_the_tests_of_the_gpu_runner_as_the_gpu_has_it() -> None:
+    cpu, gpu = (locked(name)["triton"] for name in LOCKS)
+    assert cpu[0].specifier == gpu[0].specifier
+
+
 def test_the_two_locks_hold_the_same_engine_and_nothing_of_the_other() -> None:
     cpu, gpu = (locked(name) for name in LOCKS)
     assert "vllm" not in cpu
