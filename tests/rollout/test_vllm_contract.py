@@ -34,6 +34,7 @@ SPEC = EngineSpec(
     image_size=None,
     banned=(),
     transport="nccl",
+    trust_remote_code=False,
     threads=1,
     cpus=1,
     gpus=1,
