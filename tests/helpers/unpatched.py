@@ -94,6 +94,13 @@ class UnpatchedActor:
         assert callable(processor._get_mm_fields_config)  # noqa: SLF001
         return [name for name in dir(processor) if "fields" in name and not name.startswith("_")]
 
+    def share_logits_processors(self) -> bool:
+        """Say whether one class can change the logits in both of vLLM's model runners."""
+        from vllm.v1.sample.logits_processor import LogitsProcessor as OnCpu
+        from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as OnGpu
+
+        return issubclass(OnCpu, OnGpu) or issubclass(OnGpu, OnCpu)
+
     def sample(self, request: GenerationRequest) -> set[int]:
         """Return the token ids that are sampled."""
         groups = [group for finished in self._engine.generate([request], 0) for group in finished]
@@ -126,7 +133,8 @@ class UnpatchedActor:
 
         received = self._engine._receiver.receive(manifest, towers=True).tensors  # noqa: SLF001
         # The sender names a tied head a second time, as other checkpoints do not.
-        tensors = [(name, tensor) for name, tensor in received if not name.startswith("lm_head.")]
+        tied = self._engine._llm.llm_engine.model_config.hf_text_config.tie_word_embeddings  # noqa: SLF001
+        tensors = [(name, tensor) for name, tensor in received if not (tied and name.startswith("lm_head."))]
         with set_current_vllm_config(get_worker(self._engine._llm).vllm_config):  # noqa: SLF001
             self._engine._loader._load_with_vllm(tensors)  # noqa: SLF001
             before = self._measure()

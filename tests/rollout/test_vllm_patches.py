@@ -57,7 +57,7 @@ def test_a_small_layer_is_packed(unpatched: UnpatchedEngine) -> None:
 
 @engine
 def test_an_engine_imports_a_server_and_the_compiler(unpatched: UnpatchedEngine) -> None:
-    brought = {*OF_A_SERVER, ENV_OVERRIDE, *COMPILER}
+    brought = {*OF_A_SERVER, ENV_OVERRIDE, *COMPILER, "triton.backends"}
     assert unpatched.ask("find_loaded", sorted(brought)) == brought
 
 
@@ -97,6 +97,11 @@ def test_image_tokens_are_sampled(unpatched: UnpatchedEngine) -> None:
     found = set().union(*(unpatched.ask("sample", one) for one in requests))
     policy.reset()
     assert image in found
+
+
+@engine
+def test_the_model_runners_share_no_logits_processor(unpatched: UnpatchedEngine) -> None:
+    assert not unpatched.ask("share_logits_processors")
 
 
 @engine
