@@ -54,7 +54,7 @@ def test_the_settings_of_a_gpu_are_settings_of_vllm(ask: Any) -> None:
     def read() -> tuple[Any, ...]:
         from vllm.engine.arg_utils import EngineArgs
 
-        args: Any = EngineArgs(model=str(ROLLOUT), **_settings_on_gpu(SPEC))
+        args: Any = EngineArgs(model=str(ROLLOUT), trust_remote_code=False, **_settings_on_gpu(SPEC))
         return args.gpu_memory_utilization, args.kv_cache_memory_bytes, args.weight_transfer_config.backend
 
     assert ask(read) == (0.5, 1 << 30, "nccl")
