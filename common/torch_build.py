@@ -29,8 +29,7 @@ def require_torch_build(device: Device) -> None:
     """
     torch, cuda = _read_torch()
     vllm = _find_vllm()
-    fits = _vllm_device(vllm) == device and (device == "cpu" or cuda is not None)
-    if not fits:
+    if _device_of(cuda, vllm) != device:
         found = ", ".join([f"torch {torch}", *(f"{name} {version}" for name, version in vllm.items())])
         raise ConfigError(
             f"cluster.device = {device} needs other builds of torch and vLLM than those installed",
@@ -40,6 +39,11 @@ def require_torch_build(device: Device) -> None:
         )
     if device == "cuda" and cuda is not None:
         _check_driver(cuda)
+
+
+def installed_device() -> Device | None:
+    """Return the device that the torch and vLLM installed here are both builds for; None where there is none."""
+    return _device_of(_read_torch()[1], _find_vllm())
 
 
 def _read_torch() -> tuple[str, str | None]:
@@ -65,15 +69,17 @@ def _find_vllm() -> dict[str, str]:
     return found
 
 
-def _vllm_device(builds: dict[str, str]) -> Device | None:
-    """Return the device of the only build there, told as vLLM does: by "cpu" in its name or version.
+def _device_of(cuda: str | None, vllm: dict[str, str]) -> Device | None:
+    """Return the device of torch's CUDA and of the only build of vLLM, told as vLLM does: by "cpu" in name or version.
 
-    None where there is none, or where two lie over each other.
+    None where vLLM is missing, where two of them lie over each other, and where a GPU's vLLM has a CPU's torch.
     """
-    if len(builds) != 1:
+    if len(vllm) != 1:
         return None
-    ((name, version),) = builds.items()
-    return "cpu" if "cpu" in f"{name} {version}" else "cuda"
+    ((name, version),) = vllm.items()
+    if "cpu" in f"{name} {version}":
+        return "cpu"
+    return "cuda" if cuda else None
 
 
 def _check_driver(cuda: str) -> None:
@@ -84,7 +90,8 @@ def _check_driver(cuda: str) -> None:
         raise ConfigError(
             f"cluster.device = cuda needs an NVIDIA driver on {os.uname().nodename}",
             got=str(error),
-            remedy="run on a machine with a GPU, in a container that is given one, or set cluster.device to cpu",
+            remedy="run where there is a GPU, or in a container that is given one; without it `make setup DEVICE=cpu` "
+            "there, and set cluster.device to cpu",
         ) from error
     found = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(found))  # 13000 is CUDA 13.0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 # Before anything imports torch. Threads of several processes on two cores would spin against each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_AUTH_MODE"] = "token"  # of clusters the tests start; nothing is left in the home folder
@@ -19,10 +18,15 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 import pytest
 from hypothesis import settings
 
+from common.torch_build import installed_device
 from tests.helpers import warm_python
 
 settings.register_profile("untimed", deadline=None)  # beside other tests an example may take seconds
 settings.load_profile("untimed")
+
+ON_GPU = installed_device() == "cuda"
+if not ON_GPU:
+    os.environ["DS_ACCELERATOR"] = "cpu"
 
 gc.disable()  # until all is imported: a fifth of a worker's start is looking through new objects
 
@@ -31,9 +35,15 @@ if warm_python.OWNER not in os.environ:  # workers of xdist share what the first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what starts engines, whole runs before parts: short files then even out what the workers have left."""
+    """Put first what starts engines, whole runs before parts: short files then even out what the workers have left.
+
+    Where the GPU packages are installed, engines on CPUs are skipped: their vLLM has nothing for a CPU.
+    """
     engines = [item for item in items if item.get_closest_marker("engine")]
     others = [item for item in items if not item.get_closest_marker("engine")]
+    for item in engines:
+        if ON_GPU and not item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs vLLM's CPU build: make test DEVICE=cpu"))
     items[:] = [*sorted(engines, key=lambda item: item.path, reverse=True), *others]
 
 

@@ -12,8 +12,10 @@ from common.config.recipe import read_override, read_recipes
 from common.config.schema import Config
 from common.config.settings import Setting, resolve
 from common.errors import ConfigError
+from common.torch_build import installed_device
 
 DEFAULT_RECIPE = Path(__file__).parents[2] / "deploy/recipes/digits.yaml"
+GPU_RECIPE = DEFAULT_RECIPE.with_name("digits-gpu.yaml")
 START_RECIPE = "deploy/recipes/qwen2vl-2b.yaml"
 
 
@@ -54,7 +56,7 @@ def parse(argv: Sequence[str]) -> Invocation:
             overrides += read_override("tracking.profile_steps", _steps(text))
         else:
             overrides += read_override(name.removeprefix("--").replace("-", "_"), text)
-    config = resolve([*read_recipes(recipes or [DEFAULT_RECIPE]), *overrides])
+    config = resolve([*read_recipes(recipes or [find_default_recipe()]), *overrides])
     if not recipes:
         _refuse_foreign(config)
     return Invocation(
@@ -63,6 +65,11 @@ def parse(argv: Sequence[str]) -> Invocation:
         print_config="--print-config" in flags,
         plan="--plan" in flags,
     )
+
+
+def find_default_recipe() -> Path:
+    """Return the recipe of a command line without one: it runs on whatever device is installed for."""
+    return GPU_RECIPE if installed_device() == "cuda" else DEFAULT_RECIPE
 
 
 def dump(config: Config) -> str:

@@ -9,7 +9,8 @@ _HEAD = """\
 
 Every key with what it takes, its default and what it does. `python -m common.config.reference` writes this page from
 the docstrings in `common/config/sections.py`; `python -m learner.main --help` prints the same. These defaults hold
-under a recipe of your own. Without `--config` the recipe `deploy/recipes/digits.yaml` changes some of them.
+under a recipe of your own. Without `--config` the recipe `deploy/recipes/digits.yaml` changes some of them, or
+`digits-gpu.yaml` where the GPU packages are installed.
 """
 
 

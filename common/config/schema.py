@@ -1,6 +1,7 @@
 """The whole configuration: its sections, the keys that stand in none, and the combinations that cannot work.
 
-With no `--config` the embedded recipe `deploy/recipes/digits.yaml` is read, which runs on a laptop.
+With no `--config` the embedded recipe `deploy/recipes/digits.yaml` is read, which runs on a laptop, or
+`digits-gpu.yaml` where the GPU packages are installed.
 """
 
 from __future__ import annotations

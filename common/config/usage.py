@@ -23,7 +23,8 @@ python -m learner.main [--config RECIPE] [KEY VALUE ...]
   --print-config   print the resolved configuration, itself a recipe
   --help           this
 
-Without --config the embedded recipe deploy/recipes/digits.yaml runs.
+Without --config the embedded recipe deploy/recipes/digits.yaml runs, or
+digits-gpu.yaml where the GPU packages are installed.
 The defaults below hold under a recipe of your own.
 """
 

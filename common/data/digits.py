@@ -90,7 +90,7 @@ def _read() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[str]]:
         raise DataError(
             f"{NAME} is a file of scikit-learn",
             got="no scikit-learn",
-            remedy="pip install scikit-learn, or set data.path",
+            remedy="run `make setup`, or set data.path",
         )
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # (1797, 65): 64 pixels and the digit

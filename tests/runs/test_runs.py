@@ -200,6 +200,5 @@ def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Pat
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_default_runs_on_a_gpu(tmp_path: Path) -> None:
-    words = ["cluster.device=cuda", "rollout.gpus_per_engine=0.4", "learner.gpus_per_rank=0.4"]
-    run_dir = jobs.complete(tmp_path / "gpu", *words, "rollout.gpu_memory_utilization=0.3")
+    run_dir = jobs.complete(tmp_path / "gpu", "--config", str(jobs.ROOT / "deploy/recipes/digits-gpu.yaml"))
     assert json.loads((run_dir / "summary.json").read_text())["max_logprob_gap"] < 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.config.cli import DEFAULT_RECIPE, dump, parse
+from common.config.cli import DEFAULT_RECIPE, GPU_RECIPE, dump, parse
 from common.config.renamed import RENAMED
 from common.config.schema import Config, flatten
 from common.config.settings import keys
@@ -31,9 +31,12 @@ def refusal(argv: list[str]) -> str:
     return str(caught.value)
 
 
-def test_no_argument_is_the_embedded_recipe() -> None:
+@pytest.mark.parametrize(("builds", "recipe"), [("cpu", DEFAULT_RECIPE), ("cuda", GPU_RECIPE), (None, DEFAULT_RECIPE)])
+def test_no_argument_is_the_embedded_recipe(monkeypatch: pytest.MonkeyPatch, builds: str | None, recipe: Path) -> None:
+    monkeypatch.setattr("common.config.cli.installed_device", lambda: builds)
     invocation = parse([])
-    assert invocation.config == parse(["--config", str(DEFAULT_RECIPE)]).config
+    assert invocation.config == parse(["--config", str(recipe)]).config
+    assert invocation.config.cluster.device == (builds or "cpu")
     assert not invocation.dry_run and not invocation.print_config
     assert invocation.config.model.path == "embedded:tiny"
     assert invocation.config.learner.lr == 5e-4
