@@ -1,5 +1,7 @@
-# `make train` and `make test` need Linux, make and Python 3.11 or later; everything else is installed into .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make train` and `make test` need Linux, make and Python 3.11 to 3.14; everything else is installed into .venv.
+PYTHON ?= $(or $(shell for v in 3.11 3.12 3.13 3.14 3; do command -v python$$v && break; done),python3)
+# cpu or gpu: what .venv is for. Empty keeps what it is for; the first time it is gpu where there is one.
+DEVICE ?=
 ARGS ?=
 # Of `make test`, on two cores and 24 GB: engines wait for most of their time.
 WORKERS ?= 3
@@ -11,7 +13,7 @@ BENCHMARKS = step learner rollout publish memory gpu_learner default methods pla
 .PHONY: setup train test test-fast lint bench lock clean
 
 setup:
-	@$(PYTHON) deploy/local/setup.py
+	@$(PYTHON) deploy/local/setup.py $(DEVICE)
 
 train: setup
 	$(RUN) learner.main $(ARGS)
@@ -33,9 +35,13 @@ lint: setup
 bench: setup
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) tests.benchmarks.$$name || [ $$? -eq 2 ] || exit 1; done
 
-# Needs uv on the PATH; where no index offers torch's CPU build, UV_FIND_LINKS names a folder that holds its wheel.
-COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+# Needs uv on the PATH; where no index offers torch's CPU build, UV_FIND_LINKS names a folder that holds its wheel. The
+# hashes of deploy/local/torch-cpu.lock are those that PyTorch's CPU index lists for Linux, and are kept by hand.
+COMPILE_FROM = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+COMPILE = $(COMPILE_FROM) pyproject.toml
+UV_VERSION = 0.13.9
 lock:
+	echo uv==$(UV_VERSION) | $(COMPILE_FROM) - -o deploy/local/uv-installer.lock
 	$(COMPILE) --extra cpu --extra bench --extra dev -o requirements-cpu.lock \
 	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec
 	env -u UV_FIND_LINKS $(COMPILE) --extra gpu --extra dev -o requirements-gpu.lock

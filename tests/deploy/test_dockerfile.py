@@ -13,15 +13,20 @@ STAGES = [line.split()[1:] for line in LINES if line.startswith("FROM ")]
 
 def test_the_base_must_be_named_by_whoever_builds() -> None:
     assert LINES[0] == "ARG BASE", "no default: a tag moves and a digest must be somebody's choice"
-    names = {stage[2] for stage in STAGES if len(stage) == 3}
-    assert [stage[0] for stage in STAGES if stage[0] != "${BASE}"] == ["build-${DEVICE}"]
-    assert {"build-gpu", "build-cpu"} <= names
+    assert {stage[0] for stage in STAGES} == {"${BASE}"}
+    assert [stage[2] for stage in STAGES if len(stage) == 3] == ["build"]
 
 
-def test_packages_are_installed_by_hash_and_only_as_locked() -> None:
-    installs = [line for line in LINES if "pip install" in line]
-    assert installs
-    assert all("--require-hashes --no-deps" in line for line in installs)
+def test_packages_are_installed_by_the_set_up_from_all_that_it_reads() -> None:
+    """It checks every file, and takes the locks, the cure, itself and what pyproject names as the readme."""
+    (build,) = (line for line in LINES if "setup.py" in line)
+    assert build == "RUN python3.11 deploy/local/setup.py ${DEVICE} --without-driver"
+    assert not any("pip" in line for line in LINES)
+    copied = {word for line in LINES[: LINES.index(build)] if line.startswith("COPY ") for word in line.split()[1:-1]}
+    sources = {"pyproject.toml", "README.md", "requirements-cpu.lock", "requirements-gpu.lock", "deploy/local"}
+    assert copied == sources
+    ignored = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split()
+    assert not copied & set(ignored)
 
 
 def test_the_image_runs_as_a_user_kubernetes_can_check() -> None:
