@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common.config.schema import ClusterConfig, Config
+from common.torch_build import require_torch_build
 from learner import evaluate, main
-from learner.driver.preflight import model
+from learner.driver.preflight import builds, model
 from learner.driver.preflight.builds import check_builds
 from learner.driver.preflight.run_inputs import run_preflight
 
@@ -44,8 +45,10 @@ def test_bfloat16_where_the_processor_has_none(
     assert any("no bfloat16 arithmetic" in line for line in said) == warned
 
 
-def other_device() -> str:
-    """Keys for the device that the builds installed here are not for."""
+@pytest.fixture
+def other_device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key for the device that the builds installed here are not for."""
+    monkeypatch.setattr(builds, "require_torch_build", require_torch_build)
     return f"cluster.device={'cuda' if torch.version.cuda is None else 'cpu'}"
 
 
@@ -63,26 +66,29 @@ def test_builds_for_another_device_are_refused_before_anything_is_read(
     capsys: pytest.CaptureFixture[str],
     command: Callable[[list[str]], int],
     words: list[str],
+    other_device: str,
 ) -> None:
     """By everything that starts engines, in three lines."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     words = [word.format(folder=tmp_path / "run") for word in words]
     started = time.monotonic()
-    assert command([*words, other_device(), "data.eval_split=no_such_split"]) == 2
+    assert command([*words, other_device, "data.eval_split=no_such_split"]) == 2
     assert time.monotonic() - started < 5
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 3
     assert "needs other builds of torch and vLLM" in error and "make setup DEVICE=" in error
 
 
-def test_a_dry_run_warns_of_builds_for_another_device(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["--dry-run", other_device()]) == 0
+def test_a_dry_run_warns_of_builds_for_another_device(capsys: pytest.CaptureFixture[str], other_device: str) -> None:
+    assert main.main(["--dry-run", other_device]) == 0
     (warning,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
     assert "needs other builds of torch and vLLM" in warning and "make setup DEVICE=" in warning
 
 
 @pytest.mark.parametrize("place", ["key", "environment"])
-def test_a_driver_of_another_cluster_may_have_any_builds(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_driver_of_another_cluster_may_have_any_builds(
+    monkeypatch: pytest.MonkeyPatch, other_device: str, place: str
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379" if place == "environment" else "")
-    config = {"device": other_device().partition("=")[2], "address": "auto" if place == "key" else None}
+    config = {"device": other_device.partition("=")[2], "address": "auto" if place == "key" else None}
     check_builds(ClusterConfig.model_validate(config))
