@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import ModelConfig
 from common.errors import ModelError
 from common.lean_imports import import_transformers
+from common.models.chat import ChatRenderer
 from common.models.families import FAMILIES, Family, family_of
 from common.models.hub import require_hub
 from common.models.own_code import check_trust, explain_failure
@@ -58,6 +59,8 @@ def load_processor(model: ModelConfig) -> Any:
             got=type(processor).__name__,
             remedy="use an instruction-tuned model, with its preprocessor, tokenizer and chat template files",
         )
+    path = str(Path(model.path).expanduser())
+    processor.apply_chat_template = ChatRenderer(processor.apply_chat_template, path=path, revision=model.revision)
     if size := image_size(model, family):
         # Files say min_pixels or size; this attribute is what every image processor of transformers 5 reads.
         processor.image_processor.size = size
