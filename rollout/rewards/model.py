@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
+from common.models.chat import ChatRenderer
 from common.models.hub import require_hub
 from common.models.own_code import explain_failure
 
@@ -19,11 +20,10 @@ class RewardModel:
     """
 
     def __init__(self, path: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        check_reward_model(path)
+        self.tokenizer = check_reward_model(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             self.model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, trust_remote_code=False, output_loading_info=True
             )
@@ -44,7 +44,7 @@ class RewardModel:
         """Return (G,) one score for each completion."""
         import torch
 
-        texts = [self._text(problem, completion) for completion in completions]
+        texts = [_text(self.tokenizer, problem, completion) for completion in completions]
         batch = self.tokenizer(
             texts, padding=True, return_tensors="pt", add_special_tokens=self.tokenizer.chat_template is None
         )
@@ -52,21 +52,27 @@ class RewardModel:
             scores: list[float] = self.model(**batch).logits[:, 0].float().tolist()  # logits are (G, 1)
         return scores
 
-    def _text(self, problem: str, completion: str) -> str:
-        if self.tokenizer.chat_template is None:
-            return f"{problem}\n{completion}"
-        turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+
+def _text(tokenizer: Any, problem: str, completion: str) -> str:
+    """Return question and answer as the model reads them. Raises ModelError when the chat template fails."""
+    if tokenizer.chat_template is None:
+        return f"{problem}\n{completion}"
+    turns = [{"role": "user", "content": problem}, {"role": "assistant", "content": completion}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
-def check_reward_model(path: str) -> None:
-    """Read the model's configuration only. Raises ModelError if it cannot be read or has not exactly one output."""
-    from transformers import AutoConfig
+def check_reward_model(path: str) -> Any:
+    """Read all of the model but its weights, and return its tokenizer.
+
+    Raises ModelError if it cannot be read, has not exactly one output, or its chat template fails.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     if not Path(path).is_dir():
         require_hub(f"reward model {path}", error=ModelError)
     try:
         outputs = AutoConfig.from_pretrained(path, trust_remote_code=False).num_labels
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the files are not ours
         raise _unreadable(path, error) from error
     if outputs != 1:
@@ -75,6 +81,9 @@ def check_reward_model(path: str) -> None:
             got=f"num_labels = {outputs}",
             remedy="give a sequence-classification model trained with num_labels = 1",
         )
+    tokenizer.apply_chat_template = ChatRenderer(tokenizer.apply_chat_template, path=path, revision=None)
+    _text(tokenizer, "?", "!")
+    return tokenizer
 
 
 def _unreadable(path: str, error: Exception) -> ModelError:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from common.config.schema import Config
+from common.config.schema import Config, RewardConfig
 from common.errors import EngineError, ModelError
 from learner.driver.preflight.model import read_model
 from learner.model.load import load_model
 from rollout import build
 from rollout.fleet import RolloutFleet
+from rollout.reward_actor import RewardActor, RewardTask
+from rollout.rewards.loading import check_functions
 from rollout.rewards.model import RewardModel
 from rollout.spec import engine_spec
 from tests.helpers.planted import plant_in_torch_file, plant_module
@@ -70,7 +72,9 @@ def test_code_in_weights_is_refused_before_anything_starts(random_qwen2vl: Path,
     load_model(str(sound), config_of(sound))
 
 
-def test_code_in_the_weights_of_a_reward_model_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def reward_model(tmp_path: Path) -> Path:
+    """Folder of a random reward model, its weights in torch's format."""
     from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
     from learner.embedded.tokenizer import build_processor
@@ -79,14 +83,56 @@ def test_code_in_the_weights_of_a_reward_model_is_refused(tmp_path: Path) -> Non
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = Qwen2Config.from_dict({"vocab_size": len(tokenizer), "intermediate_size": 8, "num_labels": 1, **sizes})
     model: Any = Qwen2ForSequenceClassification(config)
-    tokenizer.save_pretrained(tmp_path)
-    config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    RewardModel(str(tmp_path))
-    plant_in_torch_file(tmp_path / "pytorch_model.bin", tmp_path / "marker")
+    folder = tmp_path / "reward"
+    tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def test_code_in_the_weights_of_a_reward_model_is_refused(reward_model: Path, tmp_path: Path) -> None:
+    RewardModel(str(reward_model))
+    plant_in_torch_file(reward_model / "pytorch_model.bin", tmp_path / "marker")
     with pytest.raises(ModelError, match=r"posix\.mkdir"):
-        RewardModel(str(tmp_path))
+        RewardModel(str(reward_model))
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_reward_model_with_a_template_without_end_is_refused(
+    reward_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.models.chat.RENDER_S", 1.0)
+    loops = 4
+    template = "{% for a in range(99999) %}" * loops + "{% endfor %}" * loops
+    (reward_model / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=r"chat_template\.jinja cannot be rendered\n.*not done after 1 s"):
+        check_functions(RewardConfig(functions={f"model:{reward_model}": 1.0}))
+
+
+@pytest.mark.engine
+def test_a_reward_actor_renders_chats(ray_session: None, reward_model: Path) -> None:
+    """In a child of Ray's worker, as the process without Ray does."""
+    import ray
+
+    (reward_model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    )
+    name = f"model:{reward_model}"
+    task = RewardTask(
+        prompt_id="train/1",
+        problem="a?",
+        label="a",
+        columns={},
+        completions=("a", "b", "a"),
+        token_ids=((1,), (2,), (3,)),
+        candidate_probabilities=None,
+    )
+    wanted = RewardModel(str(reward_model))(("a", "b", "a"), problem="a?")
+    actor: Any = ray.remote(RewardActor).options(num_cpus=0.1).remote([name], {}, 60.0)
+    (found,) = ray.get(actor.score.remote([task], [name]), timeout=120)
+    ray.kill(actor)
+    assert found == {name: pytest.approx(tuple(wanted), rel=1e-5)}
+    assert len(set(wanted)) == 2
 
 
 def test_the_learner_runs_code_only_where_it_may(
