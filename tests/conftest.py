@@ -53,11 +53,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture(autouse=ON_GPU)
-def checks_as_if_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=ON_GPU)
+def checks_as_if_for_cpus() -> Iterator[None]:
     """Where the GPU packages are installed: tests that start nothing read the recipes for CPUs, as anywhere else."""
-    monkeypatch.setattr("common.config.cli.installed_device", lambda: "cpu")
-    monkeypatch.setattr("learner.driver.preflight.builds.require_torch_build", lambda device: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.config.cli.installed_device", lambda: "cpu")
+        patch.setattr("learner.driver.preflight.builds.require_torch_build", lambda device: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,16 @@ def test_no_argument_is_the_embedded_recipe(monkeypatch: pytest.MonkeyPatch, bui
     assert invocation.config.learner.lr == 5e-4
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("digits*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_digits_is_brought_to_one_gpu(path: Path) -> None:
+    config = parse(["--config", str(path), "--config", str(GPU_RECIPE)]).config
+    learner, rollout = config.learner, config.rollout
+    assert config.cluster.device == "cuda"
+    assert 0 < learner.ranks * learner.gpus_per_rank + rollout.engines * rollout.gpus_per_engine <= 1
+    own = parse(["--config", str(path)]).config
+    assert (config.method, config.data, config.steps) == (own.method, own.data, own.steps)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_resolves_and_survives_a_dump(path: Path, tmp_path: Path) -> None:
     config = parse(["--config", str(path)]).config
