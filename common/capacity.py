@@ -97,11 +97,12 @@ def describe_shortage(requests: Sequence[PlaceRequest]) -> PlacementError:
 
 
 def _name_requests(requests: Sequence[PlaceRequest]) -> str:
-    """Return "3 x an engine on nodes with role=rollout, an engine on any node"."""
+    """Return "2 x an engine (1 CPU, 1 GPU each on one node) on nodes with role=rollout, the learner's rank (…)"."""
     names: dict[str, int] = {}
     for request in requests:
         where = " or ".join(_show(labels) for labels in request.labels if labels)
-        name = f"{request.what}{f' on nodes with {where}' if where else ''}"
+        each = ", ".join(f"{amount:g} {name}" for name, amount in without_zeros(request.bundles[0]).items())
+        name = f"{request.what} ({each} each on one node){f' with {where}' if where else ''}"
         names[name] = names.get(name, 0) + 1
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
 

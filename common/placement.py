@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 GRANT_S = 8.0  # granting free resources takes milliseconds; after this long somebody else holds them
+ANSWER_S = 3.0
 RENEW_S = 2.0  # within which a place on a live node is granted
 
 
@@ -94,22 +96,55 @@ def _insist(requests: Sequence[PlaceRequest], granted: Mapping[int, PlacementGro
 
 
 def renew(group: PlacementGroup, request: PlaceRequest) -> PlacementGroup:
-    """Return a place for the part whose process died: its old one, or one with its next labels where its node is lost.
+    """Return a place for the part whose process died: its old one, or one elsewhere where its node is lost too.
 
-    It does not wait for nodes to join: the place may be granted later, by Ray.
+    Ray takes half a minute to notice a lost node, and places what is asked for meanwhile there again. So nodes that do
+    not answer are left out by name. Nobody waits for nodes to join: the place may be granted later.
     """
-    from ray.util.placement_group import placement_group_table, remove_placement_group
+    from ray.util.placement_group import remove_placement_group
 
-    choices = request.choices
-    if len(choices) == 1 or placement_group_table(group)["state"] == "CREATED":
-        return group  # Ray itself moves it to another node with the same labels
+    lost = _find_silent_node(group)
+    if lost is None:
+        return group
     remove_placement_group(group)
-    for labels in choices:
-        fresh = _ask(request, labels)
-        if fresh.wait(RENEW_S):
-            return fresh
+    silent = [lost]
+    for labels in request.choices:
+        fresh = _ask(request, {**labels, **_leave_out(silent)})
+        while fresh.wait(RENEW_S):
+            lost = _find_silent_node(fresh)
+            if lost is None:
+                return fresh
+            remove_placement_group(fresh)
+            silent.append(lost)
+            fresh = _ask(request, {**labels, **_leave_out(silent)})
         remove_placement_group(fresh)
-    return _ask(request, choices[0])
+    return _ask(request, {**request.choices[0], **_leave_out(silent)})
+
+
+def _find_silent_node(group: PlacementGroup) -> str | None:
+    """Return the id of a node of this place where Ray does not answer; None where all of them do."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    ids = set(placement_group_table(group)["bundles_to_node_id"].values())
+    for node in ray.nodes():
+        if node["NodeID"] in ids and not answers(node["NodeManagerAddress"], node["NodeManagerPort"]):
+            return str(node["NodeID"])
+    return None
+
+
+def _leave_out(nodes: Sequence[str]) -> dict[str, str]:
+    """Return Ray's label selector for any node but these."""
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"}
+
+
+def answers(address: str, port: int) -> bool:
+    """Return whether somebody takes a connection there, within 3 s."""
+    try:
+        socket.create_connection((address, port), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def schedule_in(group: PlacementGroup | None, *, bundle: int = 0) -> Any:

@@ -26,7 +26,7 @@ from common.placement import get
 
 PIECE = 16 << 20  # bytes that travel at a time
 _BLOCK, _BLOCKS = 64 << 10, 64  # of each file, what the digest reads
-_NOT_READ = {".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}  # weights nobody here loads
+_OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}  # beside safetensors: not read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +103,13 @@ def cache_home() -> Path:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file of a model folder by its name: no hidden ones, none of a format nobody loads."""
+    """Return the bytes of every file of a model folder by its name: no hidden ones, no weights in a second format."""
+    skipped = _OTHER_WEIGHTS if any(folder.glob("*.safetensors")) else set()
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and path.suffix not in _NOT_READ:
+        if path.is_file() and not hidden and path.suffix not in skipped:
             found[name.as_posix()] = path.stat().st_size
     return found
 

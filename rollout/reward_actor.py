@@ -11,8 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
+from common.shared_folder import SharedFolder, find_local
 from common.types import CandidateProbabilities
 from rollout.rewards.loading import load_function
 
@@ -20,6 +22,8 @@ from rollout.rewards.loading import load_function
 _GIVEN_OF_TASK = ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
 
 LARGEST_REWARD = 1e15  # the learner takes deviations in float32, whose squares overflow from 1.8e19 on
+FETCH_TIMEOUT_S = 250.0  # for each piece of a reward model
+NO_MODELS: Mapping[str, str | SharedFolder] = MappingProxyType({})
 Scores = Mapping[str, tuple[float, ...]]  # function -> (G,)
 
 
@@ -57,9 +61,21 @@ class _Running:
 class RewardActor:
     """Holds the functions and runs them in a thread of its own, so that the caller's thread can give up waiting."""
 
-    def __init__(self, functions: Sequence[str], constants: Mapping[str, Any], timeout_s: float) -> None:
-        """Load the functions. `constants` is what every function is given by name, whatever the row."""
-        self._functions = {name: load_function(name) for name in functions}
+    def __init__(
+        self,
+        functions: Sequence[str],
+        constants: Mapping[str, Any],
+        timeout_s: float,
+        models: Mapping[str, str | SharedFolder] = NO_MODELS,
+    ) -> None:
+        """Load the functions.
+
+        Args:
+            constants: what every function is given by name, whatever the row.
+            models: where a reward model is found on other hosts than the driver's, by the name of its function.
+        """
+        found = {name: find_local(model, timeout_s=FETCH_TIMEOUT_S) for name, model in models.items()}
+        self._functions = {name: load_function(name, model_path=found.get(name)) for name in functions}
         self._constants = constants
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import get, schedule_in
+from common.shared_folder import SharedFolder
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
-from rollout.reward_actor import LARGEST_REWARD, RewardActor, RewardFault, RewardTask, Scores
+from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardActor, RewardFault, RewardTask, Scores
 from rollout.rewards.loading import find_functions_with
 
 if TYPE_CHECKING:
@@ -82,10 +83,21 @@ class RewardPool:
     """
 
     def __init__(
-        self, config: RewardConfig, data: DataConfig, *, places: Sequence[PlacementGroup] | None = None
+        self,
+        config: RewardConfig,
+        data: DataConfig,
+        *,
+        places: Sequence[PlacementGroup] | None = None,
+        models: Mapping[str, str | SharedFolder] = NO_MODELS,
     ) -> None:
-        """Begin to start the actors, each in its place; None or no place: wherever Ray finds room."""
+        """Begin to start the actors.
+
+        Args:
+            places: one of each; None or none: wherever Ray finds room.
+            models: where other hosts find a reward model, by the name of its function.
+        """
         self._config = config
+        self._models = dict(models)
         self._constants = {
             "mode": data.mode,
             "aliases": data.aliases,
@@ -156,7 +168,7 @@ class RewardPool:
 
         settings = {"num_cpus": self._config.cpus_per_worker, "scheduling_strategy": schedule_in(place)}
         actor: Any = ray.remote(**settings)(RewardActor)
-        handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s)
+        handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s, self._models)
         return _Worker(handle, place, starting=handle.pid.remote())
 
     def _replace(self, worker: _Worker) -> None:

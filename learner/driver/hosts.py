@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.config.schema import Config
+from common.config.schema import Config, RewardConfig
 from common.errors import PlacementError, RollcallError, RunFolderError
 from common.models.hub import find_snapshot
-from common.placement import get
+from common.placement import ANSWER_S, answers, get
 from common.shared_folder import SharedFolder, share_folder
 from common.torch_build import require_torch_build
 from learner.driver.places import Places
+from rollout.rewards.loading import MODEL_PREFIX
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-ROUTE_S = 3.0  # within which a neighbour must answer
 LOOK_S = 60.0  # for all hosts together; a disk that hangs takes longer
 
 
@@ -115,7 +115,7 @@ def look(task: HostTask, device: Literal["cpu", "cuda"]) -> HostReport:
         name=name,
         wrote=task.folder is not None and fault is None,
         folder_fault=fault,
-        no_route_to=tuple(other for other, place in task.neighbours.items() if not _answers(*place)),
+        no_route_to=tuple(other for other, place in task.neighbours.items() if not answers(*place)),
         setup_fault=_find_setup_fault(device),
     )
 
@@ -130,6 +130,20 @@ def share_model(path: str, revision: str | None, places: Places) -> str | Shared
     groups = [*places.engines, *([places.learner] if places.learner else [])]
     if _find_nodes(groups).keys() <= {ray.get_runtime_context().get_node_id()}:
         return path
+    return _share(path, revision)
+
+
+def share_reward_models(config: RewardConfig) -> dict[str, str | SharedFolder]:
+    """Let every host find the reward models, by the name of their function; reward workers may run on any host."""
+    import ray
+
+    if len(ray.nodes()) == 1:
+        return {}
+    names = [name for name in config.functions if name.startswith(MODEL_PREFIX)]
+    return {name: _share(name.removeprefix(MODEL_PREFIX), None) for name in names}
+
+
+def _share(path: str, revision: str | None) -> str | SharedFolder:
     folder = path if Path(path).is_dir() else find_snapshot(path, revision)
     return share_folder(str(folder)) if folder else path
 
@@ -185,7 +199,7 @@ def _refuse_unreachable(reports: Mapping[_Node, HostReport]) -> None:
         if report.no_route_to:
             raise PlacementError(
                 "two hosts of the run cannot reach each other",
-                got=f"host {node} gets no answer from {', '.join(report.no_route_to)} within {ROUTE_S:g} s",
+                got=f"host {node} gets no answer from {', '.join(report.no_route_to)} within {ANSWER_S:g} s",
                 remedy="mend the route or the firewall between them: Ray, gloo and NCCL need every port",
             )
 
@@ -208,14 +222,6 @@ def _holds(mark: Path, secret: str) -> bool:
         return mark.read_text() == secret
     except OSError:
         return False
-
-
-def _answers(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=ROUTE_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _find_setup_fault(device: Literal["cpu", "cuda"]) -> RollcallError | None:

@@ -11,7 +11,7 @@ from common.command import Grace, Terminated, say
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
 from learner.driver.finish import Finish, close_undisturbed
-from learner.driver.hosts import check_hosts, share_model
+from learner.driver.hosts import check_hosts, share_model, share_reward_models
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe
 from learner.driver.places import Places, reserve_places
@@ -109,7 +109,9 @@ def _start_parts(
     parts.enter_context(closing(learner))
     spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
     fleet = parts.enter_context(closing(RolloutFleet(config, spec, on_event=tracker.event, places=places.engines)))
-    rewards = parts.enter_context(closing(RewardPool(config.reward, config.data, places=places.rewards)))
+    models = share_reward_models(config.reward)
+    rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models)
+    parts.callback(rewards.close)
     feed = parts.enter_context(closing(PromptFeed(inputs.stream(), model.encoder, timeout_s=config.data.timeout_s)))
     return Run(
         inputs=inputs,

@@ -32,14 +32,17 @@ def find_functions_with(names: Iterable[str], parameter: str) -> list[str]:
     return [name for name in functions if parameter in inspect.signature(load_function(name)).parameters]
 
 
-def load_function(name: str) -> RewardFunction:
+def load_function(name: str, *, model_path: str | None = None) -> RewardFunction:
     """Return the function of a name in REWARDS, a `package.module:function` or a `model:<hub id or folder>`.
+
+    Args:
+        model_path: where this host has the model, if not under its name.
 
     Raises ConfigError for a name without a function, or a function that cannot take every column of a row. Raises
     ModelError for an unusable reward model.
     """
     if name.startswith(MODEL_PREFIX):
-        return RewardModel(name.removeprefix(MODEL_PREFIX))
+        return RewardModel(model_path or name.removeprefix(MODEL_PREFIX))
     if ":" in name:
         return _import(name)
     if name not in REWARDS:

@@ -58,7 +58,10 @@ def test_the_error_names_the_part_its_labels_and_every_node() -> None:
     )
     with pytest.raises(PlacementError) as caught:
         refuse_impossible([request, request])
-    assert caught.value.what == "the cluster cannot hold 2 x an engine on nodes with role=rollout or spot=no"
+    assert (
+        caught.value.what
+        == "the cluster cannot hold 2 x an engine (3 CPU each on one node) with role=rollout or spot=no"
+    )
     assert str(caught.value.got).split(". Nodes: ") == [
         "CPU: 6 needed, 3 free of 4",
         "10.0.0.1 0 CPU free of 0; 10.0.0.2 (role=learner) 2 CPU free of 2; 10.0.0.3 (role=rollout) 1 CPU free of 2",

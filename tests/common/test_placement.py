@@ -54,7 +54,7 @@ def test_other_errors_pass_through(part: Any) -> None:
 @pytest.mark.parametrize("bundle", [{"CPU": 1000.0, "GPU": 0.0}, {"GPU": 64.0}])
 def test_too_small_a_cluster_is_refused_at_once_with_numbers(ray_session: None, bundle: dict[str, float]) -> None:
     begin = time.monotonic()
-    with pytest.raises(PlacementError, match=r"cannot hold 2 x the part(.|\n)*(2000|128) needed, .* free of"):
+    with pytest.raises(PlacementError, match=r"cannot hold 2 x the part (.|\n)*(2000|128) needed, .* free of"):
         reserve([PlaceRequest(what="the part", bundles=(bundle,))] * 2, wait_s=0)
     assert time.monotonic() - begin < 5
 

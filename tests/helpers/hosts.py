@@ -6,19 +6,21 @@ ends everything that runs on the host, as a power cut would. Needs root and ipro
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.helpers import jobs, warm_python
 
 PRIVATE = Path("/mnt")  # on every host an empty disk of its own
 TOKEN = "1" * 64
+_COUNT = itertools.count()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class Host:
     name: str
     address: str
     link: str  # its end of the cable, on the machine that plays all hosts
-    init: subprocess.Popen[str]  # its process 1 and the parent of that
+    init: subprocess.Popen[str]  # the parent of its process 1
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def command(self, words: Sequence[str]) -> list[str]:
         """Return what runs `words` on the host."""
@@ -38,7 +41,7 @@ class Host:
         """Start a command on the host, in the root of the checkout; its console goes to `log`."""
         words = ["env", f"--chdir={jobs.ROOT}", *[f"{name}={value}" for name, value in environment.items()], *words]
         with log.open("a") as console:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(words),
                 env=_environment(),
                 stdout=console,
@@ -46,6 +49,8 @@ class Host:
                 stdin=subprocess.DEVNULL,
                 text=True,
             )
+        self.started.append(process)
+        return process
 
     def run(self, words: Sequence[str], *, timeout_s: float = 60, check: bool = True) -> str:
         """Run a command on the host to its end and return what it printed."""
@@ -57,8 +62,9 @@ class Host:
 
     def cut_power(self) -> None:
         """End every process of the host at once."""
-        self.init.kill()
-        self.init.wait(30)
+        for process in (self.init, *self.started):
+            process.kill()
+            process.wait(30)
 
     def _inner(self) -> str:
         (child,) = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()
@@ -82,11 +88,12 @@ def find_obstacle() -> str | None:
 @contextmanager
 def up(*names: str) -> Iterator[dict[str, Host]]:
     """Bring hosts up, with the addresses 10.77.N.1, 10.77.N.2, ... in order; at the end all of them are gone."""
-    net = f"10.77.{os.getpid() % 250 + 1}"
-    bridge = f"rcbr{os.getpid() % 100000}"
+    number = os.getpid() + next(_COUNT) * 7919  # other workers and other tests have theirs
+    net, bridge = f"10.77.{number % 250 + 1}", f"rcbr{number % 100000}"
     with ExitStack() as parts:
         _ip("link", "add", bridge, "type", "bridge")
         parts.callback(_ip, "link", "delete", bridge)
+        _ip("addr", "add", f"{net}.254/24", "dev", bridge)  # of the machine that plays them
         _ip("link", "set", bridge, "up")
         hosts = {}
         for number, name in enumerate(names, 1):
@@ -123,11 +130,12 @@ def _up(name: str, address: str, bridge: str, number: int) -> Iterator[Host]:
         stdout=subprocess.PIPE,
         text=True,
     )
+    link = f"{bridge}-{number}"
+    host = Host(name=name, address=address, link=link, init=init)
     try:
         assert init.stdout is not None
-        assert init.stdout.readline() == "up\n"
-        link = f"{bridge}-{number}"
-        host = Host(name=name, address=address, link=link, init=init)
+        with init.stdout:
+            assert init.stdout.readline() == "up\n"
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", host._inner())  # noqa: SLF001
         _ip("link", "set", link, "master", bridge, "up")
         for words in (
@@ -138,8 +146,7 @@ def _up(name: str, address: str, bridge: str, number: int) -> Iterator[Host]:
             host.run(["ip", *words])
         yield host
     finally:
-        init.kill()
-        init.wait(30)
+        host.cut_power()
 
 
 def _ip(*words: str) -> None:

@@ -18,6 +18,7 @@ from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
 from common.labels.taxonomy import leaves, similarity
 from common.types import CandidateProbabilities
+from rollout.reward_actor import RewardActor, RewardTask
 from rollout.rewards import REWARDS
 from rollout.rewards.loading import check_functions, load_function
 from rollout.rewards.preflight import check_rewards
@@ -291,6 +292,27 @@ def test_a_reward_model_scores_each_completion_as_if_alone(tmp_path: Path, chat:
     alone = [model((text,), label="cat", **columns)[0] for text in ("cat", "dog dog dog", "")]
     assert together == pytest.approx(alone, abs=1e-6)
     assert len(set(together)) == 3
+
+
+def test_a_reward_model_is_read_where_this_host_has_it(tmp_path: Path) -> None:
+    """Its name is a folder of the driver's host; this one has a copy elsewhere."""
+    here = make_reward_model(tmp_path).removeprefix("model:")
+    task = RewardTask(
+        prompt_id="train/0",
+        problem="what",
+        label="cat",
+        columns={},
+        completions=("cat", "dog"),
+        token_ids=((3,), (4,)),
+        candidate_probabilities=None,
+    )
+    away = RewardActor(["model:/nowhere/judge"], {"mode": "no_think"}, 60.0, {"model:/nowhere/judge": here})
+    (scores,) = away.score([task], ["model:/nowhere/judge"])
+    assert isinstance(scores, dict)
+    columns = {"prompt_id": "train/0", "problem": "what", "mode": "no_think"}
+    assert list(scores["model:/nowhere/judge"]) == pytest.approx(
+        load_function(f"model:{here}")(("cat", "dog"), label="cat", **columns)
+    )
 
 
 def test_a_reward_model_must_have_one_output(tmp_path: Path) -> None:
