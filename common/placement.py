@@ -40,6 +40,13 @@ def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
         raise
 
 
+def find_cause(error: Exception) -> str:
+    """Return what a remote process raised, without Ray's traceback around it: "ValueError: no such file"."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    last = max((index for index, line in enumerate(lines) if not line.startswith(" ")), default=0)
+    return "; ".join(line.strip() for line in lines[last:])
+
+
 def reserve(requests: Sequence[PlaceRequest], *, wait_s: float, grant_s: float = GRANT_S) -> list[PlacementGroup]:
     """Return a placement group for each request, in order, with all of its bundles granted.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import Config
 from common.errors import EngineError
 from common.output import WriteReport
-from common.placement import get, renew, schedule_in
+from common.placement import find_cause, get, renew, schedule_in
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
 from rollout.sampling_round import Member, SamplingRound, explain_loss
@@ -78,7 +78,7 @@ class RolloutFleet:
         except ray.exceptions.RayActorError as error:
             raise EngineError(
                 "a rollout engine could not start",
-                got=str(error).strip().splitlines()[-1],
+                got=find_cause(error),
                 remedy="the engine's own error is above and in Ray's worker logs; check model.dtype, memory and device",
             ) from error
         for info in infos:

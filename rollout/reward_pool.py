@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
-from common.placement import get, schedule_in
+from common.placement import find_cause, get, schedule_in
 from common.shared_folder import SharedFolder
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardActor, RewardFault, RewardTask, Scores
@@ -216,7 +216,7 @@ class RewardPool:
         except ray.exceptions.RayActorError as error:
             raise RewardError(
                 f"the actor for rewards {', '.join(self._config.functions)} could not start",
-                got=[line for line in str(error).splitlines() if line.strip() == line][-1],  # under Ray's traceback
+                got=find_cause(error),
                 remedy="see that each function can be imported, and each model loaded, on every node",
             ) from error
 

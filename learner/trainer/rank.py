@@ -53,7 +53,7 @@ class LearnerRank:
         tower_runs: bool,
     ) -> None:
         self._config, self._rank, self._steps = config, rank, steps
-        self._model_path = find_local(model_path, timeout_s=config.learner.start_timeout_s)
+        self._shared_model = model_path
         self._tower_runs = tower_runs
         self._recorder = Recorder()
         self._spec = ScoringSpec.of(config, banned=banned)
@@ -95,6 +95,7 @@ class LearnerRank:
             self._store = TCPStore(*store, is_master=False)
         self._device = zero.join_ranks(config, rank=self._rank, store=self._store, address=_own_address())
 
+        self._model_path = find_local(self._shared_model, timeout_s=config.learner.start_timeout_s)
         policy = self._load_policy()
         self._base = identify_base(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}

@@ -9,7 +9,7 @@ import pytest
 
 from common.capacity import PlaceRequest
 from common.errors import DeadlineError, PlacementError, RewardError
-from common.placement import get, reserve
+from common.placement import find_cause, get, reserve
 
 pytestmark = pytest.mark.engine
 
@@ -81,3 +81,21 @@ def test_members_that_ask_for_nothing_get_a_place(ray_session: None) -> None:
 
     (place,) = reserve([PlaceRequest(what="nothing", bundles=({"CPU": 0, "GPU": 0},))], wait_s=0)
     remove_placement_group(place)
+
+
+class _Unready:
+    def __init__(self) -> None:
+        raise RewardError("no model here", got="an empty folder", remedy="fetch it")
+
+    def pid(self) -> int:
+        return 0
+
+
+def test_the_cause_of_a_start_that_failed_is_found_under_rays_traceback(ray_session: None) -> None:
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0)(_Unready)
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get(actor.remote().pid.remote(), timeout=60)
+    cause = "common.errors.RewardError: no model here; got:    an empty folder; remedy: fetch it"
+    assert find_cause(caught.value) == cause
