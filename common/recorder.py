@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from common.output import WriteReport, describe_file
+from common.storage.output import Place, WriteReport, describe_file, write_folder
 
 ROWS = 20  # of the table
 
@@ -25,7 +24,7 @@ class Recorder:
         self._profile = profile(activities=activities)
         self._profile.start()
 
-    def stop(self, folder: Path, name: str) -> WriteReport:
+    def stop(self, place: Place, name: str) -> WriteReport:
         """Write `name`.json.gz, for Perfetto or chrome://tracing, and `name`.txt, the operators that took longest.
 
         Write nothing where nothing was started: the process may have come in between.
@@ -34,10 +33,11 @@ class Recorder:
             return WriteReport(by=name, files=())
         profile, self._profile = self._profile, None
         profile.stop()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name
-        profile.export_chrome_trace(f"{path}.json.gz")
         by = "self_cuda_time_total" if any(event.device_type.name == "CUDA" for event in profile.events()) else None
         table = profile.key_averages().table(sort_by=by or "self_cpu_time_total", row_limit=ROWS)
-        Path(f"{path}.txt").write_text(table)
-        return WriteReport(by=name, files=tuple(describe_file(folder, f"{name}{end}") for end in (".json.gz", ".txt")))
+        with write_folder(place) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            profile.export_chrome_trace(str(folder / f"{name}.json.gz"))
+            (folder / f"{name}.txt").write_text(table)
+            written = [describe_file(folder, f"{name}{end}") for end in (".json.gz", ".txt")]
+        return WriteReport(by=name, files=tuple(written))

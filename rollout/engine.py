@@ -10,15 +10,14 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.object_store import fetch_features
-from common.output import WriteReport
 from common.recorder import Recorder
 from common.shared_folder import find_local
+from common.storage.output import Place, WriteReport
 from common.types import (
     Completion,
     FailedGroup,
@@ -96,9 +95,9 @@ class RolloutEngine:
         """Record what this process does from now on."""
         self._recorder.start()
 
-    def stop_profile(self, folder: Path) -> WriteReport:
-        """Write what was recorded into `folder`, under this engine's name."""
-        return self._recorder.stop(folder, self._id)
+    def stop_profile(self, place: Place) -> WriteReport:
+        """Write what was recorded to `place`, under this engine's name."""
+        return self._recorder.stop(place, self._id)
 
     def join(self, init_info: Mapping[str, Any]) -> None:
         """Enter the NCCL group that the learner's rank 0 has opened; return when every engine is in it."""

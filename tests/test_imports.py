@@ -16,18 +16,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
-SHARED = {"common", "common.config"}  # what every room of common may use; labels are in it, for the modes of answers
-LEARNER = {"common", "common.config", "common.labels", "common.models", "common.data", "learner"}
+# What every room of common may use; labels are in config, for the modes of answers.
+SHARED = {"common", "common.config", "common.storage"}
+LEARNER = {"common", "common.config", "common.storage", "common.labels", "common.models", "common.data", "learner"}
 # Which room may import which: a room is a package, without those inside it. `learner` holds what its rooms share, and
 # the entry points, which alone may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
-    "common": {"common"},
-    "common.config": {"common", "common.config", "common.labels"},
+    "common": {"common", "common.storage"},
+    "common.storage": {"common", "common.storage"},
+    "common.config": {"common", "common.config", "common.storage", "common.labels"},
     "common.labels": {"common", "common.labels"},
     "common.models": SHARED | {"common.models", "common.labels", "common.data"},
     "common.data": SHARED | {"common.data", "common.labels", "common.models"},
     "common.data.build": SHARED | {"common.data.build", "common.data", "common.labels"},
-    "rollout": {"common", "common.config", "common.models", "rollout", "rollout.rewards"},
+    "rollout": SHARED | {"common.models", "rollout", "rollout.rewards"},
     "rollout.rewards": LEARNER - {"learner"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
     "learner.embedded": LEARNER | {"learner.embedded"},

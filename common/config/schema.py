@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationInfo, model_validator
 
 from common.config.sections import (
     EMBEDDED_MODEL,
@@ -37,7 +37,8 @@ from common.config.sections import (
     TrackingConfig,
     WeightsConfig,
 )
-from common.errors import ConfigError
+from common.errors import ConfigError, RunFolderError
+from common.storage.bucket import BucketFolder, is_url
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -63,6 +64,20 @@ __all__ = [
 ]
 
 
+def _check_url(place: Any, info: ValidationInfo) -> Any:
+    """Return a path or URL as text. Raises ValueError for a URL that is none of a folder in a bucket."""
+    text = str(place) if isinstance(place, Path) else place
+    if isinstance(text, str) and is_url(text):
+        try:
+            BucketFolder.parse(text)
+        except RunFolderError as error:
+            raise ValueError(f"{info.field_name} = {error.got}: {error.remedy}") from None
+    return text
+
+
+FolderOrURL = Annotated[str, BeforeValidator(_check_url)]
+
+
 class Config(Section):
     """One run."""
 
@@ -75,11 +90,12 @@ class Config(Section):
     method: Literal["grpo", "exact", "sft"] = "grpo"
     """grpo: learn from G sampled answers a prompt. exact: from all candidates of the row, each weighted with its
     probability. sft: from the label alone."""
-    run_dir: Free[Path | None] = None
-    """Folder of the run; by default `runs/<date>-<name>`."""
+    run_dir: Free[FolderOrURL | None] = None
+    """Folder of the run, or s3://BUCKET/FOLDER (gs:// too); by default `runs/<date>-<name>`. Every host must reach
+    it."""
     name: Free[str] = "run"
     """Name of the run, for its folder and its report."""
-    resume: Free[str | None] = None
+    resume: Free[FolderOrURL | None] = None
     """auto: go on from the newest sound checkpoint of the run folder, or of `runs/latest`; without one, start afresh.
     A path: go on from that run folder or checkpoint."""
     model: ModelConfig = ModelConfig()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from common.command import say
 from common.config.schema import Config
+from common.errors import RunFolderError
 from learner.storage.run_folder import RunFolder
 from learner.tracking.model_card import write_model_card
 from learner.tracking.tracker import Tracker
@@ -50,6 +54,25 @@ class Finish:
                 write_model_card(self.folder.export, config=self.config, summary=summary)
         finally:
             self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
+        self._flush(failed=kind is not None)
+
+    def _flush(self, *, failed: bool) -> None:
+        """Copy the last files to the bucket, if there is one.
+
+        Raises:
+            RunFolderError: the bucket does not take them, and the run has not failed of another cause.
+        """
+        try:
+            self.folder.flush()
+        except OSError as error:
+            lost = RunFolderError(
+                "the last files of the run did not reach its bucket",
+                got=error,
+                remedy=f"they are in {socket.gethostname()}:{self.folder.path}; start again with resume=auto",
+            )
+            if not failed:
+                raise lost from error
+            say(f"error: {lost}", file=sys.stderr)
 
     def _write_report(self, *, seconds: float) -> Path | None:
         """Write the page of the run. A failure is logged as an event, and changes nothing else."""

@@ -19,6 +19,7 @@ from common.errors import PlacementError, RollcallError, RunFolderError
 from common.models.hub import find_snapshot
 from common.placement import ANSWER_S, answers, get
 from common.shared_folder import SharedFolder, share_folder
+from common.storage.output import Place
 from common.torch_build import require_torch_build
 from learner.driver.places import Places
 from rollout.rewards.loading import MODEL_PREFIX
@@ -33,7 +34,7 @@ LOOK_S = 60.0  # for all hosts together; a disk that hangs takes longer
 class HostTask:
     """What one host is asked."""
 
-    folder: Path | None  # the run folder, if processes there write into it
+    folder: Place | None  # the run folder, if processes there write into it
     secret: str  # what the driver wrote into the folder
     neighbours: Mapping[str, tuple[str, int]]  # name -> address and port of Ray there
 
@@ -62,14 +63,14 @@ class _Node:
         return f"{self.name} ({self.address})"
 
 
-def check_hosts(config: Config, folder: Path | None, places: Places) -> None:
+def check_hosts(config: Config, place: Place | None, places: Places) -> None:
     """Refuse hosts that cannot do their part of the run. A run on the driver's host alone has nothing to ask.
 
     Args:
-        folder: the run folder on a disk; None where ranks send what they write to a bucket.
+        place: the run folder on a disk, or the bucket that ranks write to; None where nobody writes.
 
     Raises:
-        RunFolderError: a host of a rank sees another disk at the path of the run folder.
+        RunFolderError: a host of a rank sees another disk at the path of the run folder, or cannot use the bucket.
         PlacementError: two hosts that work together cannot reach each other.
         RollcallError: what is installed on a host does not fit `cluster.device`.
     """
@@ -80,6 +81,7 @@ def check_hosts(config: Config, folder: Path | None, places: Places) -> None:
         return
     writers = {**ranks, **(engines if config.tracking.profile_steps else {})}
     secret = secrets.token_hex(16)
+    folder = place if isinstance(place, Path) else None
     mark = folder / f".shared-{secret}" if folder else None
     if mark:
         mark.write_text(secret)
@@ -87,7 +89,7 @@ def check_hosts(config: Config, folder: Path | None, places: Places) -> None:
         reports = _ask(
             {
                 node: HostTask(
-                    folder=folder if node.id in writers else None,
+                    folder=place if node.id in writers else None,
                     secret=secret,
                     neighbours={str(other): (other.address, other.port) for other in ranks.values() if other != node},
                 )
@@ -95,7 +97,7 @@ def check_hosts(config: Config, folder: Path | None, places: Places) -> None:
             },
             device=config.cluster.device,
         )
-        _refuse_unshared(folder, secret, reports)
+        _refuse_unshared(place, secret, reports)
     finally:
         if folder:
             for left in folder.glob(f".shared-{secret}*"):
@@ -180,17 +182,22 @@ def _ask(tasks: Mapping[_Node, HostTask], *, device: str) -> dict[_Node, HostRep
     return dict(zip(tasks, reports, strict=True))
 
 
-def _refuse_unshared(folder: Path | None, secret: str, reports: Mapping[_Node, HostReport]) -> None:
+def _refuse_unshared(place: Place | None, secret: str, reports: Mapping[_Node, HostReport]) -> None:
     """Refuse a run folder that a host cannot use, or in which the driver does not see what the host wrote."""
     for node, report in reports.items():
         fault = report.folder_fault
-        if folder and report.wrote and not _holds(folder / f".shared-{secret}-{report.name}", secret):
+        if isinstance(place, Path) and report.wrote and not _holds(place / f".shared-{secret}-{report.name}", secret):
             fault = "what it writes there does not arrive here"
         if fault:
+            shared = isinstance(place, Path)
             raise RunFolderError(
-                "the run folder is not on a disk that all hosts of the run share",
-                got=f"{folder}: on host {node} {fault}",
-                remedy="point run_dir at a shared disk, or at a bucket (run_dir=s3://bucket/folder)",
+                "the run folder is not on a disk that all hosts of the run share"
+                if shared
+                else "a host of the run cannot use its bucket",
+                got=f"{place}: on host {node} {fault}",
+                remedy="point run_dir at a shared disk, or at a bucket (run_dir=s3://bucket/folder)"
+                if shared
+                else "give Ray's processes on that host the keys and AWS_ENDPOINT_URL, or a route to the server",
             )
 
 
@@ -204,8 +211,10 @@ def _refuse_unreachable(reports: Mapping[_Node, HostReport]) -> None:
             )
 
 
-def _find_folder_fault(folder: Path, secret: str) -> str | None:
+def _find_folder_fault(folder: Place, secret: str) -> str | None:
     """Return why this host does not share the folder, after it wrote a mark of its own there; None where it does."""
+    if not isinstance(folder, Path):
+        return folder.probe()
     if not folder.is_dir():
         return "there is no such folder"
     if not _holds(folder / f".shared-{secret}", secret):

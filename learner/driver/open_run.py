@@ -22,7 +22,7 @@ from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
 from learner.storage.checkpoint import Checkpointer
 from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.resume import describe_start, find_resume_point
+from learner.storage.resume import describe_start, find_resume_point, open_checkpoints
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import open_console
 from learner.tracking.tracker import Tracker
@@ -45,7 +45,7 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
         grace: handles SIGTERM.
     """
     config = inputs.config
-    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep, best_by=config.checkpoint.best_by)
+    store = open_checkpoints(config, folder)
     point = find_resume_point(config, folder, store)
     if config.resume:
         say(describe_start(point))
@@ -73,7 +73,8 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
             finish.version, finish.checkpoint_failures = run.version, run.checkpoints.failures
         run.profiler.stop()
         if config.checkpoint.export:
-            run.learner.export(folder.export)
+            run.learner.export(folder.place("export"))
+            folder.export.mkdir(exist_ok=True)  # for the model card, where the model itself went to a bucket
 
 
 def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack) -> Places:
@@ -82,7 +83,7 @@ def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts:
     with tracker.time_phase("cluster up"):
         parts.enter_context(connect(config.cluster))
         places = parts.enter_context(reserve_places(config))
-        check_hosts(config, folder.path, places)
+        check_hosts(config, folder.bucket.place if folder.bucket else folder.path, places)
     return places
 
 
@@ -128,7 +129,7 @@ def _start_parts(
         checkpoints=Checkpointer(
             store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
         ),
-        profiler=Profiler(config, folder.path / "profile", (fleet, learner)),
+        profiler=Profiler(config, folder.place("profile"), (fleet, learner)),
         grace=grace,
     )
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from common.command import say
 from common.config.schema import Config
 from common.errors import RollcallError, RunFolderError
-from common.output import WriteReport, find_unseen
+from common.storage.output import Place, WriteReport, find_unseen, write_folder
 
 
 class Profiled(Protocol):
@@ -19,15 +18,15 @@ class Profiled(Protocol):
 
     def start_profile(self) -> None: ...
 
-    def stop_profile(self, folder: Path) -> list[WriteReport]: ...
+    def stop_profile(self, place: Place) -> list[WriteReport]: ...
 
 
 class Profiler:
     """Starts and stops all recorders, if `tracking.profile_steps` is set. Its faults are printed, and end no run."""
 
-    def __init__(self, config: Config, folder: Path, recorded: Sequence[Profiled]) -> None:
+    def __init__(self, config: Config, place: Place, recorded: Sequence[Profiled]) -> None:
         self._first, self._end = config.tracking.profile_steps or (sys.maxsize, sys.maxsize)
-        self._folder, self._recorded = folder, recorded
+        self._place, self._recorded = place, recorded
         self._running = False
 
     def begin_step(self, step: int) -> None:
@@ -45,17 +44,18 @@ class Profiler:
         self._running = False
         import ray
 
-        self._call(lambda processes: self._require(processes.stop_profile(self._folder)))
+        self._call(lambda processes: self._require(processes.stop_profile(self._place)))
         logging.getLogger("ray._private.state").setLevel(logging.ERROR)  # it announces a change that is to come
         try:
-            self._folder.mkdir(exist_ok=True)
-            ray.timeline(str(self._folder / "ray-timeline.json"))
+            with write_folder(self._place) as folder:
+                folder.mkdir(exist_ok=True)
+                ray.timeline(str(folder / "ray-timeline.json"))
         except OSError as error:
             say(f"the profile is not complete: {error}", file=sys.stderr)
 
     def _require(self, reports: Sequence[WriteReport]) -> None:
-        """Raise RunFolderError unless every file that was reported is in the folder."""
-        if unseen := find_unseen(self._folder, reports):
+        """Raise RunFolderError unless every file that was reported is at the place."""
+        if unseen := find_unseen(self._place, reports):
             raise RunFolderError(
                 "a profile is not in the run folder", got=unseen, remedy="give run_dir a folder that every host mounts"
             )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
 from common.errors import DataError, EngineError
-from common.output import WriteReport
+from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
@@ -62,7 +61,7 @@ class Run:
 
     def restore(self, point: ResumePoint) -> None:
         """Go on exactly where the checkpoint was written: weights, data, counts."""
-        self.learner.load(point.folder)
+        self.learner.load(point.place, point.reports)
         self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
         self.version = self.checkpoints.newest = point.state.step
@@ -222,6 +221,6 @@ class Run:
             score=self.tracker.history.find_measure(self.version, self.config.checkpoint.best_by),
         )
 
-    def _write_state(self, folder: Path) -> tuple[DriverState, Sequence[WriteReport]]:
+    def _write_state(self, place: Place) -> tuple[DriverState, Sequence[WriteReport]]:
         assert self.whole is not None, "nothing is saved within a step"
-        return self.whole, self.learner.save(folder)
+        return self.whole, self.learner.save(place)

@@ -22,8 +22,8 @@ from common.config.foreign_text import parse_json
 from common.config.schema import DataConfig
 from common.errors import ModelError
 from common.labels.answers import Mode
-from common.output import follow_umask
 from common.shared_folder import cache_home
+from common.storage.output import follow_umask
 from common.types import Example, Prompt
 
 if TYPE_CHECKING:

@@ -12,12 +12,15 @@ from common.config.renamed import explain_renamed
 from common.config.schema import Config, LoraConfig
 from common.data.places import split_place
 from common.errors import ConfigError, ModelError
+from common.storage.bucket import is_url
+from learner.storage.run_bucket import bring_export
 
 USAGE = """\
 python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECIPE] [KEY=VALUE ...]
 
-  --model M        the model: a run folder (its export, under the run's own configuration
-                   unless a recipe is given), a Hugging Face folder or hub id, embedded:tiny
+  --model M        the model: a run folder, also s3://BUCKET/RUN (its export, under the run's
+                   own configuration unless a recipe is given), a Hugging Face folder or hub
+                   id, embedded:tiny
   --data PLACE     the set: a place as data.path takes it, and its split; @SPLIT alone is a
                    split of data.path. By default what the configuration evaluates.
                    With sets named base and new (base_test and new_test are) H is reported
@@ -63,6 +66,8 @@ def parse(argv: Sequence[str]) -> Request:
             remedy="pass one --model and one --data",
         )
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
+    if own["--out"] and is_url(own["--out"][-1]):
+        raise ConfigError("--out takes a folder", got=own["--out"][-1], remedy="write to a folder, and copy it")
     out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
     models = {name: _make_config(name, rest, sets) for name in own["--model"]}
     return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
@@ -113,7 +118,7 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
 
     Raises ModelError for a run that has exported no whole model, and for a checkpoint.
     """
-    place = Path(name).expanduser()
+    place = Path(name).expanduser() if not is_url(name) else bring_export(name)
     if place.parent.name == "checkpoints":
         raise ModelError(
             f"--model {name} is a checkpoint, which only its run can read",
@@ -122,7 +127,7 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
         )
     export = place if place.name == "export" else place / "export"
     recipe = export.parent / "config.yaml"
-    if not recipe.is_file():
+    if not recipe.is_file() and not is_url(name):
         return name, None
     if not (export / "config.json").is_file():
         held = "an adapter alone" if (export / "adapter_config.json").is_file() else "no exported model"

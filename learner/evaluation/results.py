@@ -13,8 +13,8 @@ from common.labels.answers import first_answer
 from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
+from learner.storage.environment import describe_environment
 from learner.storage.files import append_whole, replace_nonfinite, replace_text
-from learner.storage.run_folder import describe_environment
 
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.config.schema import Config
 from common.errors import CheckpointError, ModelError
 from common.models.own_code import explain_failure
-from common.output import follow_umask
+from common.storage.output import follow_umask
 from learner.model.attention import install
 
 KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.config.schema import LoraConfig
-from common.output import follow_umask
+from common.storage.output import follow_umask
 from learner.model.load import find_language_prefix
 
 NAME = "default"  # of the adapter inside PEFT's layers

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.command import run_command, say
+from common.storage.bucket import is_url
 from learner.report.write import PAGE, write_report
+from learner.storage.run_bucket import bring_run, publish_page
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,15 +24,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write the report of a run as one HTML page, or compare several runs on one.",
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, as runs/latest; several are compared"
+        "runs", nargs="+", metavar="RUN", help="run folder, as runs/latest or s3://bucket/run; several are compared"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"the page to write; default: {PAGE} in the first run folder"
     )
     words = parser.parse_args(argv)
     with run_command() as command:
-        say(write_report(words.runs, words.out))
+        say(_report(words.runs, words.out))
     return command.exit_code
+
+
+def _report(runs: Sequence[str], out: Path | None) -> str:
+    """Write the page and return where it is. Runs in buckets are brought to this host first."""
+    with tempfile.TemporaryDirectory(prefix="rollcall-") as scratch:
+        folders = [bring_run(run, Path(scratch, str(number))) for number, run in enumerate(runs)]
+        page = write_report(folders, out)
+        if out is None and is_url(runs[0]):
+            return publish_page(runs[0], page)
+        return str(page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""When the driver saves a checkpoint, and its own state in it. `checkpoint_store` makes the folders safe."""
+"""When the driver saves a checkpoint, and its own state in it. `checkpoint_store` makes it whole or absent."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common.config.foreign_text import parse_json
 from common.config.schema import Config, config_hash, incompatible_keys
 from common.errors import CheckpointError
-from common.output import WriteReport
+from common.storage.output import Place, WriteReport, open_output, read_bytes
 from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.files import replace_text
+from learner.storage.manifest import DRIVER
 
 _STATE = "state.json"
 
@@ -29,8 +28,8 @@ class DriverState:
     counts: Mapping[str, int]  # groups dispatched, trained, dropped
 
 
-def write_state(folder: Path, state: DriverState) -> None:
-    """Write `state.json` into the folder of an unfinished checkpoint. Raises OSError."""
+def write_state(place: Place, state: DriverState) -> WriteReport:
+    """Write `state.json` to the place of an unfinished checkpoint. Raises OSError."""
     row = {
         "step": state.step,
         "config_hash": config_hash(state.config),
@@ -38,22 +37,25 @@ def write_state(folder: Path, state: DriverState) -> None:
         "stream": dict(state.stream),
         "counts": dict(state.counts),
     }
-    replace_text(folder / _STATE, json.dumps(row, indent=1) + "\n")
+    output = open_output(place)
+    with output.open(_STATE) as file:
+        file.write((json.dumps(row, indent=1) + "\n").encode())
+    return WriteReport(by=DRIVER, files=tuple(output.files))
 
 
-def read_state(folder: Path) -> DriverState:
+def read_state(place: Place) -> DriverState:
     """Read `state.json` of a checkpoint.
 
     Raises:
         CheckpointError: it is missing, or of a version of Rollcall with other fields or configuration keys.
     """
     try:
-        row = parse_json((folder / _STATE).read_bytes())
+        row = parse_json(read_bytes(place, _STATE))
         del row["config_hash"]  # for readers of the file; it follows from the configuration
         return DriverState(**{**row, "config": Config.model_validate(row["config"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"the driver's state in checkpoint {folder} cannot be used",
+            f"the driver's state in checkpoint {place} cannot be used",
             got=error,
             remedy="resume with the version that wrote it (environment.json of its run has the git sha)",
         ) from error
@@ -97,14 +99,14 @@ class Checkpointer:
         self,
         step: int,
         *,
-        save: Callable[[Path], tuple[DriverState, Sequence[WriteReport]]],
+        save: Callable[[Place], tuple[DriverState, Sequence[WriteReport]]],
         due: bool = False,
         score: float | None = None,
     ) -> bool:
         """Save after `step` optimizer steps if it is time. Return whether a checkpoint was written.
 
         Args:
-            save: makes the ranks write into the folder it is given; returns the driver's state and their reports.
+            save: makes the ranks write to the place it is given; returns the driver's state and their reports.
             due: save at this step, whatever `every` says.
             score: of these weights, if they were evaluated.
         """
@@ -115,8 +117,8 @@ class Checkpointer:
         started = time.monotonic()
         try:
             with self.store.write_checkpoint(step, score=score, estimate=self._estimate()) as draft:
-                state, draft.reports = save(draft.folder)
-                write_state(draft.folder, state)
+                state, draft.reports = save(draft.place)
+                draft.own = write_state(draft.place, state)
         except CheckpointError as error:
             self._record_failure(step, error)
             return False

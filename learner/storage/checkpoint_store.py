@@ -1,19 +1,10 @@
-"""Checkpoint folders that are whole or absent: written under another name, hashed, synced, renamed.
-
-checkpoints/step-000050/         rank files, state.json, manifest.json (writer, size and sha256 of every other file)
-            .writing-000100/     unfinished; what a killed run left of it is removed at the next start
-            .removing-000000/    half removed
-            best.json            step and score of the checkpoint that is kept beyond the last k, and its measure
-"""
+"""Which checkpoints of a run are kept, found and trusted, wherever they lie: in a folder or in a bucket."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import re
-import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +13,10 @@ from typing import Any
 
 from common.config.foreign_text import parse_json
 from common.errors import CheckpointError, escape_unprintable
-from common.output import WriteReport, describe_file, find_unseen, name_rank
-from learner.storage.files import replace_text, sync_folder
+from common.storage.output import Place, WriteReport, find_unseen
+from learner.storage.manifest import DRIVER, Manifest
 
-FORMAT = 2  # 1 did not say which rank wrote a file
-_MANIFEST = "manifest.json"
-_DRIVER = "driver"  # who wrote what no rank did
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-_PROBE = 1 << 20  # bytes
-
+BEST = "best.json"  # step and score of the checkpoint that is kept beyond the last k, and its measure
 _log = logging.getLogger(__name__)
 
 
@@ -38,33 +24,22 @@ _log = logging.getLogger(__name__)
 class Draft:
     """A checkpoint that is being written."""
 
-    folder: Path  # to write into, from any process
-    reports: Sequence[WriteReport] = ()  # of the ranks, in rank order; files of nobody's report are the driver's
+    place: Place  # to write to, from any process
+    reports: Sequence[WriteReport] = ()  # of the ranks, in rank order
+    own: WriteReport | None = None  # of the driver
 
 
-class CheckpointStore:
+class CheckpointStore(ABC):
     """The checkpoints of one run. The lock of the run folder makes it their only writer."""
 
-    def __init__(self, folder: Path, *, keep: int, best_by: str = "accuracy") -> None:
-        """Remove what a killed run left unfinished.
-
+    def __init__(self, *, keep: int, best_by: str = "accuracy") -> None:
+        """
         Args:
             keep: newest checkpoints kept.
             best_by: the measure of scores. The best by another measure is kept no longer than others.
         """
-        self.folder, self._keep, self._best_by = folder, keep, best_by
-        self._unsound: set[Path] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
-            shutil.rmtree(left)
-
-    def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint folder, sound or not, oldest first."""
-        names = (re.fullmatch(r"step-(\d{6,})", path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in names if match)
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06}"
+        self._keep, self._best_by = keep, best_by
+        self._unsound: set[int] = set()
 
     @contextmanager
     def write_checkpoint(self, step: int, *, score: float | None = None, estimate: int) -> Iterator[Draft]:
@@ -75,33 +50,29 @@ class CheckpointStore:
             estimate: bytes it will take; the size of the last checkpoint counts where it is the larger.
 
         Raises:
-            CheckpointError: no room, the volume failed, or a file that a rank reported is not in the folder. Nothing
-                is left of the attempt, and nothing else changed.
+            CheckpointError: no room, the storage failed, or a file that a rank reported is not there. Nothing is left
+                of the attempt, and nothing else changed.
         """
         self.require_room(estimate)
-        aside = self.folder / f".writing-{step:06}"
+        draft = Draft(self._name_draft(step))
         try:
-            aside.mkdir()
-            draft = Draft(aside)
+            self._begin(draft.place)
             yield draft
-            _seal(draft, step)
-            self._move_in(aside, step)
+            self._commit(draft.place, _make_manifest(step, draft))
+            self._unsound.discard(step)
             if score is not None and score > self.best_score():
-                best = {"step": step, "by": self._best_by, "score": score}
-                replace_text(self.folder / "best.json", json.dumps(best) + "\n")
+                self._write(BEST, json.dumps({"step": step, "by": self._best_by, "score": score}) + "\n")
             self._prune(step)
         except Exception as error:
-            if not _is_storage_trouble(error, aside):
+            if (why := self._explain(error, draft.place, estimate)) is None:
                 raise
             raise CheckpointError(
-                f"checkpoint {step} could not be written",
-                got=f"{_last_line(error)}; {_mb(_free_bytes(self.folder))} free, {_mb(self._needed(estimate))} needed",
-                remedy=f"make room on the volume of {self.folder}",
+                f"checkpoint {step} could not be written", got=why, remedy=f"make room at {self.root}, or bring it back"
             ) from error
         finally:  # Ctrl-C too leaves nothing behind
-            shutil.rmtree(aside, ignore_errors=True)
+            self._discard(draft.place)
 
-    def find_newest(self) -> Path | None:
+    def find_newest(self) -> Manifest | None:
         """Find the newest sound checkpoint, with each of its files verified; None if there is no checkpoint at all.
 
         Newer ones that are not sound are logged, and go when the next checkpoint is written.
@@ -111,179 +82,139 @@ class CheckpointStore:
         """
         faults: list[str] = []
         for step in reversed(self.steps()):
-            path = self.path(step)
             try:
-                verify(path)
+                return self.verify(step)
             except CheckpointError as error:
-                _log.warning("%s", escape_unprintable(f"checkpoint {path} is passed over: {error.got}"))
-                faults.append(f"{path.name}: {error.got}")
-                self._unsound.add(path)
-                continue
-            return path
+                _log.warning("%s", escape_unprintable(f"checkpoint {self.place(step)} is passed over: {error.got}"))
+                faults.append(f"step-{step:06}: {error.got}")
+                self._unsound.add(step)
         if faults:
             raise CheckpointError(
                 f"none of the {len(faults)} checkpoints is sound",
                 got="; ".join(faults),
-                remedy=f"restore one, or remove {self.folder} to start this run afresh",
+                remedy=f"restore one, or remove {self.root} to start this run afresh",
             )
         return None
+
+    def verify(self, step: int) -> Manifest:
+        """Check every file of a checkpoint against its manifest, and return that.
+
+        Raises:
+            CheckpointError: `got` names the first thing that is wrong.
+        """
+        try:
+            manifest = self._read_manifest(step)
+            fault = self._find_fault(manifest)
+        except ValueError as error:
+            fault = str(error)
+        except OSError as error:
+            fault = f"it cannot be read: {error}"
+        if fault:
+            raise CheckpointError(
+                f"checkpoint {self.place(step)} is not sound",
+                got=fault,
+                remedy="resume from another one (resume=auto finds it)",
+            )
+        return manifest
 
     def find_best(self) -> int | None:
         """Return the step of the best checkpoint; None if there is none."""
         step = self._best().get("step")
-        return step if isinstance(step, int) and self.path(step).is_dir() else None
+        return step if isinstance(step, int) and step in self.steps() else None
 
     def best_score(self) -> float:
         """Return the score of the best checkpoint; -inf if there is none."""
         return float(self._best()["score"]) if self.find_best() is not None else float("-inf")
 
-    def has_room(self, nbytes: int = 0) -> bool:
-        """Return whether `nbytes`, or the size of the last checkpoint if that is larger, fit with a tenth to spare."""
-        return _free_bytes(self.folder) >= self._needed(nbytes)
-
-    def require_room(self, nbytes: int = 0) -> None:
-        """Raise CheckpointError, with the numbers, unless `has_room`."""
-        if not self.has_room(nbytes):
-            raise CheckpointError(
-                "no room for a checkpoint",
-                got=f"{_mb(_free_bytes(self.folder))} free, {_mb(self._needed(nbytes))} needed",
-                remedy=f"make room on the volume of {self.folder}, or lower checkpoint.keep",
-            )
-
-    def _needed(self, nbytes: int) -> int:
-        return max(nbytes, self._last_bytes()) * 11 // 10
-
-    def _last_bytes(self) -> int:
-        steps = self.steps()
-        return sum(path.stat().st_size for path in _files(self.path(steps[-1]))) if steps else 0
-
     def _best(self) -> dict[str, Any]:
         try:
-            best = parse_json((self.folder / "best.json").read_bytes())
+            best = parse_json(self._read(BEST))
         except (OSError, ValueError):
             return {}
         return best if isinstance(best, dict) and best.get("by") == self._best_by else {}
 
-    def _move_in(self, aside: Path, step: int) -> None:
-        if self.path(step).exists():  # of a run that was resumed before it, or unsound
-            self._remove(step)
-        aside.rename(self.path(step))
-        sync_folder(self.folder)
-        self._unsound.discard(self.path(step))
-
     def _prune(self, step: int) -> None:
         """Keep the last k and the best; remove the unsound, and later steps, which a resumed run takes again."""
-        good = [old for old in self.steps() if old <= step and self.path(old) not in self._unsound]
+        steps = self.steps()
+        good = [old for old in steps if old <= step and old not in self._unsound]
         kept = {*good[-self._keep :], self.find_best()}
-        for old in self.steps():
+        for old in steps:
             if old not in kept or old > step:
                 self._remove(old)
 
+    # -- where the checkpoints lie --------------------------------------------------------------------------------
+
+    root: Place  # below it lie all checkpoints
+
+    @abstractmethod
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, sound or not, oldest first. Raises OSError."""
+
+    @abstractmethod
+    def place(self, step: int) -> Place:
+        """Return where the checkpoint of a step lies."""
+
+    @abstractmethod
+    def files_of(self, manifest: Manifest) -> Place:
+        """Return where the files lie that a manifest names."""
+
+    @abstractmethod
+    def require_room(self, nbytes: int = 0) -> None:
+        """Raise CheckpointError, with the numbers, where a checkpoint of so many bytes does not fit."""
+
+    @abstractmethod
+    def _name_draft(self, step: int) -> Place:
+        """Return where the files of a checkpoint are to be written."""
+
+    @abstractmethod
+    def _begin(self, draft: Place) -> None:
+        """Prepare a draft. Raises OSError."""
+
+    @abstractmethod
+    def _commit(self, draft: Place, manifest: Manifest) -> None:
+        """Make a draft the checkpoint of its step, in one instant. Raises OSError."""
+
+    @abstractmethod
+    def _discard(self, draft: Place) -> None:
+        """Remove what is left of a draft that was not committed."""
+
+    @abstractmethod
     def _remove(self, step: int) -> None:
-        """Rename, then remove: a kill in between leaves no half checkpoint."""
-        away = self.folder / f".removing-{step:06}"
-        self.path(step).rename(away)
-        shutil.rmtree(away)
+        """Remove a checkpoint; a kill within leaves no half one. Raises OSError."""
+
+    @abstractmethod
+    def _read(self, name: str) -> bytes:
+        """Read a small file of the root. Raises OSError."""
+
+    @abstractmethod
+    def _write(self, name: str, text: str) -> None:
+        """Replace a small file of the root in one instant. Raises OSError."""
+
+    @abstractmethod
+    def _read_manifest(self, step: int) -> Manifest:
+        """Read the manifest of a step. Raises OSError, or ValueError saying what is wrong with it."""
+
+    @abstractmethod
+    def _find_fault(self, manifest: Manifest) -> str | None:
+        """Say which file of a checkpoint is missing, cut short or damaged; None where it is whole. Raises OSError."""
+
+    @abstractmethod
+    def _explain(self, error: Exception, draft: Place, estimate: int) -> str | None:
+        """Say how the storage is to blame for an error; None where it is not."""
 
 
-def verify(path: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
+def _make_manifest(step: int, draft: Draft) -> Manifest:
+    """Return the manifest of what driver and ranks reported and the driver sees.
 
-    Raises:
-        CheckpointError: `got` names the first thing that is wrong.
+    Raises CheckpointError where a rank reported nothing, or a file that is not here.
     """
-    try:
-        fault = _find_fault(path)
-    except OSError as error:
-        fault = f"it cannot be read: {error}"
-    if fault:
-        raise CheckpointError(
-            f"checkpoint {path} is not sound", got=fault, remedy="resume from another one (resume=auto finds it)"
-        )
-
-
-def _find_fault(path: Path) -> str | None:
-    if not (path / _MANIFEST).is_file():
-        return f"{_MANIFEST} is missing"
-    try:
-        manifest = parse_json((path / _MANIFEST).read_bytes())
-        label = f"format {manifest['format']}, step {manifest['step']:06}"
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        wrote = {entry["by"] for entry in manifest["files"].values()} if manifest["format"] == FORMAT else set()
-        ranks = range(int(manifest.get("ranks", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} is damaged: {error!r}"
-    if label != f"format {FORMAT}, step {path.name.removeprefix('step-')}":
-        return f"{_MANIFEST} is of {label}"
-    writers = {_DRIVER, *(map(name_rank, ranks) if ranks else ["any rank"])}
-    if odd := sorted(writers ^ wrote):
-        return f"it holds no file of {odd[0]}" if odd[0] in writers else f"it holds a file of {odd[0]}"
-    for name, (size, digest) in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if describe_file(path, name).sha256 != digest:
-            return f"{name} is damaged: its sha256 is not the one it was written with"
-    return None
-
-
-def _seal(draft: Draft, step: int) -> None:
-    """Write the manifest of what ranks reported and the driver sees, and sync every folder.
-
-    Raises OSError, or CheckpointError where a rank's file is not here.
-    """
-    folder = draft.folder
     silent = [report.by for report in draft.reports if not report.files] or ([] if draft.reports else ["any rank"])
-    if unseen := f"no file of {silent[0]}" if silent else find_unseen(folder, draft.reports):
+    if unseen := f"no file of {silent[0]}" if silent else find_unseen(draft.place, draft.reports):
         raise CheckpointError(
             f"checkpoint {step} lacks a file of a rank",
             got=unseen,
-            remedy="give run_dir a folder that every host mounts",
+            remedy="give run_dir a place that every host reaches",
         )
-    of_ranks = {file.name: (report.by, file) for report in draft.reports for file in report.files}
-    own = [str(path.relative_to(folder)) for path in sorted(_files(folder))]
-    of_driver = {name: (_DRIVER, describe_file(folder, name)) for name in own if name not in of_ranks}
-    entries = {
-        name: {"by": writer, "bytes": file.bytes, "sha256": file.sha256}
-        for name, (writer, file) in (of_driver | of_ranks).items()
-    }
-    manifest = {"format": FORMAT, "step": step, "ranks": len(draft.reports), "files": entries}
-    replace_text(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    for inside in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync_folder(inside)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _is_storage_trouble(error: Exception, folder: Path) -> bool:
-    """Whether the volume is to blame. torch and safetensors hide the OSError: RuntimeError, text only."""
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-        return True
-    return any(os.strerror(code) in str(error) for code in _STORAGE) or not _takes_bytes(folder)
-
-
-def _takes_bytes(folder: Path) -> bool:
-    try:
-        with (folder / ".probe").open("wb") as file:
-            file.write(bytes(_PROBE))
-    except OSError:
-        return False
-    return True
-
-
-def _last_line(error: Exception) -> str:
-    """Of an error in another process, the line that says what it was."""
-    return (str(error).strip() or repr(error)).splitlines()[-1]
-
-
-def _free_bytes(folder: Path) -> int:
-    volume = os.statvfs(folder)
-    return volume.f_bavail * volume.f_frsize
-
-
-def _mb(nbytes: int) -> str:
-    return f"{nbytes / 1e6:.1f} MB"
+    own = draft.own or WriteReport(by=DRIVER, files=())
+    attempt = "" if isinstance(draft.place, Path) else draft.place.name
+    return Manifest(step=step, ranks=len(draft.reports), reports=(own, *draft.reports), attempt=attempt)

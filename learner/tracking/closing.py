@@ -25,11 +25,12 @@ def format_closing(
         "time": f"{format_clock(summary.wall_seconds)}, of which start-up {format_clock(summary.startup_seconds)}",
         "speed": f"{summary.completions_per_second:.0f} {name_learnt(samples=sampled > 0, given=sampled < prompts)}/s",
         "log-prob gap": _describe_gap(config, summary),
-        "model": str(folder.shown / "export") if folder.export.is_dir() else "none exported",
-        "report": str(folder.shown / report.name) if report else "not written",
-        "look": f"tensorboard --logdir {folder.shown / 'tensorboard'}",
+        "model": folder.show("export") if folder.export.is_dir() else "none exported",
+        "report": folder.show(report.name) if report else "not written",
     }
-    if summary.outcome != "finished" and any(folder.checkpoints.glob("step-*")):
+    if folder.bucket is None:
+        rows["look"] = f"tensorboard --logdir {folder.show('tensorboard')}"
+    if summary.outcome != "finished" and folder.holds_checkpoint():
         rows["go on"] = f"the same command with resume={folder.shown}"
     if summary.checkpoint_failures:
         rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from common.command import say
@@ -21,7 +20,7 @@ _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 class Console(Protocol):
     """Shows a run. Every text from model or data is made printable first."""
 
-    def open(self, folder: Path, history: History, *, first_step: int) -> None: ...
+    def open(self, folder: str, history: History, *, first_step: int) -> None: ...
     def phase(self, what: str, seconds: float) -> None: ...
     def step(self, record: StepRecord) -> None: ...
     def evaluation(self, step: int, lines: Mapping[str, Mapping[str, Any]]) -> None: ...
@@ -50,7 +49,7 @@ class LineConsole:
         self._out = out or sys.stdout
         self._pace: Pace | None = None
 
-    def open(self, folder: Path, history: History, *, first_step: int) -> None:
+    def open(self, folder: str, history: History, *, first_step: int) -> None:
         where = f", from step {first_step}" if first_step else ""
         self._print(f"{self._name}: {self._steps} steps{where}")
 

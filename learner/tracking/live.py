@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -49,8 +48,8 @@ class LiveConsole:
         self._sample = self._folder = ""
         self._others: dict[str, float] = {}  # accuracy, by set
 
-    def open(self, folder: Path, history: History, *, first_step: int) -> None:
-        self._folder, self._history = escape_unprintable(str(folder)), history
+    def open(self, folder: str, history: History, *, first_step: int) -> None:
+        self._folder, self._history = escape_unprintable(folder), history
         where = f", from step {first_step}" if first_step else ""
         self._console.print(Text(f"{self._name}: {self._steps} steps{where}"), soft_wrap=True)
 

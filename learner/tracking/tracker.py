@@ -18,8 +18,9 @@ from PIL import Image
 from common.config.schema import Config, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.evaluation.measures import HELD_OUT, SCALARS
+from learner.storage.environment import git_sha
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
-from learner.storage.run_folder import RunFolder, git_sha
+from learner.storage.run_folder import RunFolder
 from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
@@ -56,6 +57,7 @@ class Tracker:
             self._scalars.write(record.step, {key: value for key, value in row.items() if key != "step"})
         with self._count_failures():
             self._console.step(record)
+        self._push()
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
         """Log the measures after `step` optimizer steps, one row a set."""
@@ -72,6 +74,7 @@ class Tracker:
             self._scalars.write(step, {tag: value for line in lines for tag, value in _list_scalars(line).items()})
         with self._count_failures():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
+        self._push()
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
         """Keep the first `count` groups of a step, and those of highest and lowest reward.
@@ -148,6 +151,11 @@ class Tracker:
         lines = format_closing(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._count_failures():
             self._console.close([*lines, f"run folder: {self._folder.address}"])
+
+    def _push(self) -> None:
+        """Begin to copy to the bucket what was written, if the run folder is in one. A failure is an event."""
+        if why := self._folder.push():
+            self.event("upload_failed", why=why)
 
     @contextmanager
     def _count_failures(self) -> Iterator[None]:

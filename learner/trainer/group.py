@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
 from common.config.schema import Config
 from common.errors import CheckpointError, RunFolderError
 from common.labels.closed_set import Answer
-from common.output import WriteReport, find_unseen
 from common.placement import get, schedule_in
 from common.shared_folder import SharedFolder
+from common.storage.output import Place, WriteReport, find_unseen
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.trainer.given_answers import build_unscored_group
 from learner.trainer.loss_terms import LossTerm, split_by_loss
@@ -179,20 +178,20 @@ class LearnerGroup:
         """Make every rank record what it does from now on."""
         self._all("profiles to begin", self._config.learner.step_timeout_s, LearnerRank.start_profile)
 
-    def stop_profile(self, folder: Path) -> list[WriteReport]:
-        """Make every rank write its record into `folder`; see `common.recorder`."""
+    def stop_profile(self, place: Place) -> list[WriteReport]:
+        """Make every rank write its record to `place`; see `common.recorder`."""
         timeout_s = self._config.learner.step_timeout_s
-        return self._all("profiles to be written", timeout_s, LearnerRank.stop_profile, folder)
+        return self._all("profiles to be written", timeout_s, LearnerRank.stop_profile, place)
 
-    def save(self, folder: Path) -> list[WriteReport]:
+    def save(self, place: Place) -> list[WriteReport]:
         """Write everything `load` needs, one file or more a rank. Return what each rank wrote on its host.
 
         Raises CheckpointError naming what was not written; training can go on.
         """
-        reports = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, folder)
-        if errors := [f"{report.by} on {report.host}: {report.error}" for report in reports if report.error]:
+        reports = self._all("a checkpoint's files", self._config.learner.step_timeout_s, LearnerRank.save, place)
+        if errors := _list_errors(reports):
             raise CheckpointError(
-                f"cannot write the checkpoint {folder}", got="; ".join(errors), remedy="free space on that disk"
+                f"cannot write the checkpoint {place}", got=errors, remedy="make room there, or bring it back"
             )
         return reports
 
@@ -202,22 +201,23 @@ class LearnerGroup:
         (size,) = get(asked, what="the size of a checkpoint", timeout_s=self._config.learner.step_timeout_s)
         return int(size)
 
-    def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, bit for bit, with as many ranks."""
-        self._all("a checkpoint to be loaded", self._config.learner.step_timeout_s, LearnerRank.load, folder)
+    def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
+        """Continue from what `save` wrote, bit for bit, with as many ranks. See `LearnerRank.load`."""
+        timeout_s = self._config.learner.step_timeout_s
+        self._all("a checkpoint to be loaded", timeout_s, LearnerRank.load, place, reports)
 
-    def export(self, folder: Path) -> None:
+    def export(self, place: Place) -> None:
         """Write the policy in Hugging Face layout: weights, config, generation config, processor, chat template.
 
-        Raises RunFolderError where `folder` of this process does not hold what rank 0 wrote.
+        Raises RunFolderError where rank 0 could not write, or this process does not see at `place` what it wrote.
         """
         timeout_s = self._config.learner.step_timeout_s
-        reports = self._all("the export of the weights", timeout_s, LearnerRank.export, folder)
-        if unseen := find_unseen(folder, reports, hashed=True):
+        reports = self._all("the export of the weights", timeout_s, LearnerRank.export, place)
+        if fault := _list_errors(reports) or find_unseen(place, reports, hashed=True):
             raise RunFolderError(
                 "the exported model is not in the run folder",
-                got=unseen,
-                remedy="give run_dir a folder that every host mounts, and start again with resume=auto",
+                got=fault,
+                remedy="give run_dir a place that every host reaches, and start again with resume=auto",
             )
 
     def close(self) -> None:
@@ -275,3 +275,8 @@ class LearnerGroup:
             [RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, term=term) for micro in micros]
             for micros in dealt
         ]
+
+
+def _list_errors(reports: Sequence[WriteReport]) -> str:
+    """Return what ranks could not write, with their hosts; nothing where all was written."""
+    return "; ".join(f"{report.by} on {report.host}: {report.error}" for report in reports if report.error)

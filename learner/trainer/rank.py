@@ -18,9 +18,18 @@ from common.errors import LearnerError
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
 from common.models.families import family_of
 from common.object_store import fetch_features, share_features
-from common.output import FolderOutput, WriteReport, describe_folder, name_rank
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
+from common.storage.output import (
+    Place,
+    WriteReport,
+    WrittenFile,
+    describe_folder,
+    name_rank,
+    open_output,
+    read_folder,
+    write_folder,
+)
 from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model, require_base
@@ -175,18 +184,18 @@ class LearnerRank:
         """Record what this process does from now on."""
         self._recorder.start()
 
-    def stop_profile(self, folder: Path) -> WriteReport:
+    def stop_profile(self, place: Place) -> WriteReport:
         """Write the record as rank-N."""
-        return self._recorder.stop(folder, f"rank-{self._rank}")
+        return self._recorder.stop(place, f"rank-{self._rank}")
 
-    def save(self, folder: Path) -> WriteReport:
-        """Write what trains, its optimizer, the step counter and random states into `folder`.
+    def save(self, place: Place) -> WriteReport:
+        """Write what trains, its optimizer, the step counter and random states to `place`.
 
         Returns what was written on this host, with the error of a write that failed.
         """
         from learner.trainer import zero
 
-        output = FolderOutput(folder)
+        output = open_output(place)
         own = {"base": self._base, "random": read_random_states()}
         error = zero.save(self._engine, output, besides={f"rank-{self._rank}.pt": own})
         return WriteReport(by=name_rank(self._rank), files=tuple(output.files), error=error)
@@ -197,30 +206,47 @@ class LearnerRank:
 
         return zero.checkpoint_bytes(self._engine)
 
-    def load(self, folder: Path) -> None:
+    def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
         """Continue exactly where `save` was called, in this process or another.
+
+        Args:
+            reports: of all ranks' `save`; needed where the place is a bucket, from which a rank brings what it reads.
 
         Raises CheckpointError when the model it goes with is not the one this run started from, and for files that no
         run wrote: nothing in them is run.
         """
         from learner.trainer import zero
 
-        with zero.refuse_strangers(folder):
+        own_name, first = name_rank(self._rank), name_rank(0)
+        needed = [
+            file
+            for report in reports
+            for file in report.files
+            if report.by == own_name or (report.by == first and file.name.endswith(zero.SHARED_FILE))
+        ]
+        with zero.refuse_strangers(str(place)), read_folder(place, needed) as folder:
             own = zero.read_file(folder / f"rank-{self._rank}.pt")
             require_base(self._base, own["base"], folder)
             zero.load(self._engine, folder)
             set_random_states(own["random"])
 
-    def export(self, folder: Path) -> WriteReport:
+    def export(self, place: Place) -> WriteReport:
         """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather.
 
-        Returns what is in the folder as rank 0 sees it; nothing from the other ranks.
+        Returns what is in the folder as rank 0 sees it, or why that failed; nothing from the other ranks.
         """
-        if self._config.checkpoint.export == "adapter":
-            self._export_adapter(folder)
-        else:
-            self._export_model(folder)
-        return WriteReport(by=name_rank(self._rank), files=describe_folder(folder) if self._rank == 0 else ())
+        name, written = name_rank(self._rank), tuple[WrittenFile, ...]()
+        try:
+            with write_folder(place) as folder:
+                if self._config.checkpoint.export == "adapter":
+                    self._export_adapter(folder)
+                else:
+                    self._export_model(folder)
+                if self._rank == 0:
+                    written = describe_folder(folder)
+        except OSError as error:
+            return WriteReport(by=name, files=(), error=error)
+        return WriteReport(by=name, files=written)
 
     def _export_model(self, folder: Path) -> None:
         whole = {}

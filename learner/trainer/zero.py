@@ -29,9 +29,10 @@ from torch._C._distributed_c10d import Store
 from common.config.schema import Config
 from common.errors import CheckpointError, LearnerError, RollcallError
 from common.models.own_code import explain_unreadable
-from common.output import FolderOutput
+from common.storage.output import Output
 from learner.trainer.zero_config import partition_config, training_config
 
+SHARED_FILE = "/mp_rank_00_model_states.pt"  # of rank 0, read by all ranks below ZeRO-3
 TAG = "deepspeed"  # folder of the engine's files inside a checkpoint
 _ROOT = "checkpoint"  # what DeepSpeed is told to write into: CheckpointFiles puts it elsewhere
 # What DeepSpeed's files hold beside tensors and plain values, at any stage, dtype and offload: numbers in a class.
@@ -138,7 +139,7 @@ def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
     return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
 
 
-def save(engine: Any, output: FolderOutput, *, besides: Mapping[str, Any]) -> OSError | None:
+def save(engine: Any, output: Output, *, besides: Mapping[str, Any]) -> OSError | None:
     """Write this rank's share of what trains, and the files `besides` it.
 
     A collective: the error of a failed write is returned, not raised past the other ranks.
@@ -219,7 +220,7 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed
 
     def __init__(self, engine: Any) -> None:
         self.name = engine.name
-        self.output: FolderOutput | None = None
+        self.output: Output | None = None
         self.error: OSError | None = None
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -240,7 +241,8 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed
         return read_file(path, map_location=map_location)
 
     def _remember(self, error: OSError, name: str) -> None:
-        self.error = self.error or OSError(error.errno, error.strerror, name)
+        named = OSError(error.errno, error.strerror, name) if error.errno else OSError(f"{name}: {error}")
+        self.error = self.error or named
 
 
 def _clip(module: torch.nn.Module, limit: float) -> float:

@@ -105,14 +105,14 @@ def test_no_command_prints_it(
 
 def test_a_manifest_by_hand_is_harmless_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from common.errors import CheckpointError
-    from learner.storage.checkpoint_store import CheckpointStore
+    from learner.storage.checkpoint_folder import CheckpointFolder
 
     folder = tmp_path / "checkpoints/step-000001"
     folder.mkdir(parents=True)
     entry = {"bytes": 1, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "step": 1, "files": {HOSTILE: entry}}))
     with pytest.raises(CheckpointError) as caught:
-        CheckpointStore(tmp_path / "checkpoints", keep=1).find_newest()
+        CheckpointFolder(tmp_path / "checkpoints", keep=1).find_newest()
     assert_harmless(str(caught.value))
     assert caplog.messages
     assert_harmless("".join(caplog.messages))
@@ -134,7 +134,7 @@ def test_the_console_of_a_run_is_harmless(tmp_path: Path, live: bool) -> None:
         if live
         else LineConsole(config, out)
     )
-    console.open(tmp_path / HOSTILE, History(), first_step=0)
+    console.open(str(tmp_path / HOSTILE), History(), first_step=0)
     console.phase(HOSTILE, 1.0)
     console.evaluation(1, {HOSTILE: {"accuracy": 0.5}})
     console.event(HOSTILE, {"why": HOSTILE})

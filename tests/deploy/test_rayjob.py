@@ -148,7 +148,7 @@ def test_a_lost_head_resumes_from_the_shared_volume(job: dict[str, Any]) -> None
     for name, _ in groups(job):
         mounts = {mount["mountPath"]: mount["name"] for mount in container(job, name)["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in group(job, name)["template"]["spec"]["volumes"]}
-        assert config.run_dir is not None and Path("/shared") in config.run_dir.parents
+        assert config.run_dir is not None and Path("/shared") in Path(config.run_dir).parents
         assert "persistentVolumeClaim" in volumes[mounts["/shared"]]
 
 

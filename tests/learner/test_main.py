@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_a_second_run_in_the_same_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    first = RunFolder.open(Config(run_dir=tmp_path / "run"), now=datetime.now(UTC))
+    first = RunFolder.open(Config(run_dir=str(tmp_path / "run")), now=datetime.now(UTC))
     for words in ([], ["resume=auto"]):
         assert f"held by pid {os.getpid()}" in refusal(capsys, f"run_dir={tmp_path / 'run'}", *words)
     first.close()

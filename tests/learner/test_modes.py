@@ -12,13 +12,14 @@ import pytest
 from common.config.schema import Config, DataConfig, LoraConfig
 from common.data.build import __main__ as build
 from common.data.sources import load
-from common.output import FolderOutput, WriteReport
+from common.storage.output import WriteReport, open_output
 from learner.embedded.model import build_model
 from learner.model.load import export_model, load_model
 from learner.model.lora import add_adapters, export_adapter
 from learner.report import __main__ as report
-from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.files import append_jsonl, replace_text
+from learner.storage.checkpoint import DriverState, write_state
+from learner.storage.checkpoint_folder import CheckpointFolder
+from learner.storage.files import append_jsonl
 from tests.helpers.made_run import made_run
 from tests.helpers.makers import image_folder
 
@@ -66,12 +67,12 @@ def test_a_built_set(tmp_path: Path, umask: int, capsys: pytest.CaptureFixture[s
 
 def test_a_checkpoint_and_a_report(tmp_path: Path, umask: int, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path / "run")
-    with CheckpointStore(run / "checkpoints", keep=1).write_checkpoint(1, estimate=0) as draft:
-        output = FolderOutput(draft.folder)
+    with CheckpointFolder(run / "checkpoints", keep=1).write_checkpoint(1, estimate=0) as draft:
+        output = open_output(draft.place)
         with output.open("rank0/weights") as file:
             file.write(b"weights")
         draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-        replace_text(draft.folder / "state.json", "{}")
+        draft.own = write_state(draft.place, DriverState(step=1, config=Config(), stream={}, counts={}))
     append_jsonl(run / "events.jsonl", {"kind": "start"})
     assert report.main([str(run)]) == 0
     assert_modes(run, umask)

@@ -53,7 +53,7 @@ def test_a_run_ends_with_its_report(folder: RunFolder, error: BaseException | No
     assert summary["outcome"] == outcome
     page = (folder.path / "report.html").read_text()
     assert f'">{outcome}</span>' in page and "2 of 6" in page and "<svg" in page
-    assert f"  report        {folder.shown / 'report.html'}" in console
+    assert f"  report        {folder.show('report.html')}" in console
     assert console[-1] == f"run folder: {folder.address}"
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import EngineError
-from common.output import WriteReport, WrittenFile, find_unseen
 from common.recorder import Recorder
+from common.storage.output import Place, WriteReport, WrittenFile, find_unseen
 from learner.driver.profiler import Profiler
 
 
@@ -26,7 +26,7 @@ class Processes:
     def start_profile(self) -> None:
         self.told.append("start")
 
-    def stop_profile(self, folder: Path) -> list[WriteReport]:
+    def stop_profile(self, place: Place) -> list[WriteReport]:
         self.told.append("stop")
         if self._fault:
             raise self._fault

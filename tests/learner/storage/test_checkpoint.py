@@ -11,9 +11,9 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import CheckpointError
-from common.output import FolderOutput, WriteReport
+from common.storage.output import Place, WriteReport, open_output
 from learner.storage.checkpoint import Checkpointer, DriverState, check_compatible, read_state, write_state
-from learner.storage.checkpoint_store import CheckpointStore
+from learner.storage.checkpoint_folder import CheckpointFolder
 
 CONFIG = Config(steps=20)
 
@@ -34,16 +34,16 @@ class Events(list[dict[str, Any]]):
 
 def checkpointer(folder: Path, *, every: int = 5, estimate: int = 100) -> tuple[Checkpointer, Events]:
     events = Events()
-    store = CheckpointStore(folder, keep=2)
+    store = CheckpointFolder(folder, keep=2)
     return Checkpointer(store, every=every, estimate=lambda: estimate, on_event=events), events
 
 
 Saved = tuple[DriverState, list[WriteReport]]
 
 
-def save_at(step: int) -> Callable[[Path], Saved]:
-    def save(folder: Path) -> Saved:
-        output = FolderOutput(folder)
+def save_at(step: int) -> Callable[[Place], Saved]:
+    def save(place: Place) -> Saved:
+        output = open_output(place)
         with output.open("weights") as file:
             file.write(b"w" * 100)
         return state(step), [WriteReport(by="rank 0", files=tuple(output.files))]
@@ -72,7 +72,7 @@ def test_saves_every_n_steps_and_the_best(tmp_path: Path) -> None:
     assert saver.store.find_best() == 7
     assert [event["step"] for event in events] == saved
     found = saver.store.find_newest()
-    assert found is not None and read_state(found).step == 20
+    assert found is not None and read_state(saver.store.files_of(found)).step == 20
 
 
 def test_every_0_keeps_none_and_due_forces_one(tmp_path: Path) -> None:
@@ -86,9 +86,10 @@ def test_a_failed_save_is_counted_and_retried_with_backoff(tmp_path: Path) -> No
     saver, events = checkpointer(tmp_path, every=100)
     tried = []
 
-    def save_now(step: int) -> Callable[[Path], Saved]:
-        def save(folder: Path) -> Saved:
+    def save_now(step: int) -> Callable[[Place], Saved]:
+        def save(folder: Place) -> Saved:
             tried.append(step)
+            assert isinstance(folder, Path)
             (folder / "half").write_bytes(b"x")
             if step < 110:
                 raise OSError(28, "No space left on device")
@@ -110,7 +111,7 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_it_is_written(
     free = shutil.disk_usage(tmp_path).free
     saver, events = checkpointer(tmp_path / "large", estimate=2 * free)
 
-    def save(folder: Path) -> Saved:
+    def save(folder: Place) -> Saved:
         pytest.fail("nothing may be written")
 
     assert not saver.maybe_save(5, save=save)
@@ -124,7 +125,7 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_found_before_it_is_written(
 def test_an_error_that_is_not_the_disks_is_not_swallowed(tmp_path: Path) -> None:
     saver, _ = checkpointer(tmp_path)
 
-    def save(folder: Path) -> Saved:
+    def save(folder: Place) -> Saved:
         raise RuntimeError("a rank is dead")
 
     with pytest.raises(RuntimeError, match="a rank is dead"):
@@ -144,10 +145,10 @@ def test_a_file_that_a_rank_wrote_elsewhere_makes_no_checkpoint(tmp_path: Path) 
     """Its host has another folder under the same path; training goes on, and the event names host and file."""
     saver, events = checkpointer(tmp_path / "driver")
 
-    def save(folder: Path) -> Saved:
+    def save(folder: Place) -> Saved:
         reports = []
         for rank, place in enumerate((folder, tmp_path / "other host")):
-            output = FolderOutput(place)
+            output = open_output(place)
             with output.open(f"rank-{rank}.pt") as file:
                 file.write(b"w" * 100)
             reports.append(WriteReport(by=f"rank {rank}", host=f"host-{rank}", files=tuple(output.files)))

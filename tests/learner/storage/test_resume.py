@@ -10,10 +10,10 @@ import pytest
 
 from common.config.schema import Config
 from common.errors import CheckpointError
-from common.output import FolderOutput, WriteReport
+from common.storage.output import WriteReport, open_output
 from learner.storage.checkpoint import DriverState, write_state
-from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.resume import describe_start, find_resume_point
+from learner.storage.checkpoint_folder import CheckpointFolder
+from learner.storage.resume import describe_start, find_resume_point, open_checkpoints
 from learner.storage.run_folder import RunFolder
 
 CONFIG = Config(steps=20)
@@ -23,22 +23,22 @@ def resumed_step(run: Path, resume: str | None, config: Config = CONFIG) -> int 
     """The step that a start with `resume` goes on from."""
     wanted = config.model_copy(update={"run_dir": run, "resume": resume})
     with closing(RunFolder.open(wanted, now=datetime.now(UTC))) as folder:
-        point = find_resume_point(wanted, folder, CheckpointStore(folder.checkpoints, keep=5))
+        point = find_resume_point(wanted, folder, open_checkpoints(wanted, folder))
     return point.state.step if point else None
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with checkpoints of steps 5 and 10."""
-    store = CheckpointStore(tmp_path / "run/checkpoints", keep=5)
+    store = CheckpointFolder(tmp_path / "run/checkpoints", keep=5)
     for step in (5, 10):
         state = DriverState(step=step, config=CONFIG, stream={}, counts={})
         with store.write_checkpoint(step, estimate=0) as draft:
-            output = FolderOutput(draft.folder)
+            output = open_output(draft.place)
             with output.open("rank-0.pt") as file:
                 file.write(b"weights")
             draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-            write_state(draft.folder, state)
+            draft.own = write_state(draft.place, state)
     return tmp_path / "run"
 
 
@@ -63,7 +63,7 @@ def test_there_may_be_none(tmp_path: Path) -> None:
 def test_a_start_says_where_it_goes_on(run: Path) -> None:
     wanted = CONFIG.model_copy(update={"run_dir": run, "resume": "auto"})
     with closing(RunFolder.open(wanted, now=datetime.now(UTC))) as folder:
-        point = find_resume_point(wanted, folder, CheckpointStore(folder.checkpoints, keep=5))
+        point = find_resume_point(wanted, folder, open_checkpoints(wanted, folder))
     assert describe_start(point) == f"going on from step 10 ({run}/checkpoints/step-000010)"
     assert describe_start(None) == "no checkpoint found, starting at step 0"
 

@@ -15,7 +15,8 @@ import yaml
 
 from common.config.schema import Config
 from common.errors import RunFolderError
-from learner.storage.run_folder import RunFolder, git_sha
+from learner.storage.environment import git_sha
+from learner.storage.run_folder import RunFolder
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 _HOLD = """
@@ -46,7 +47,7 @@ def opened(**keys: object) -> RunFolder:
 
 def test_a_fresh_run_gets_a_dated_folder_and_latest_points_at_it(tmp_path: Path) -> None:
     folder = opened(name="digits", seed=3)
-    assert folder.shown == Path("runs/20260304-050607-digits")
+    assert folder.shown == "runs/20260304-050607-digits"
     assert Path("runs/latest").resolve() == folder.path == tmp_path / folder.shown
     assert Config.model_validate(yaml.safe_load((folder.path / "config.yaml").read_text())) == Config(
         name="digits", seed=3
@@ -58,7 +59,7 @@ def test_a_fresh_run_gets_a_dated_folder_and_latest_points_at_it(tmp_path: Path)
 
 
 def test_runs_started_in_the_same_second_get_a_number() -> None:
-    shown = [str(opened(name="a").shown) for _ in range(3)]
+    shown = [opened(name="a").shown for _ in range(3)]
     assert shown == [f"runs/20260304-050607-a{tail}" for tail in ("", "-2", "-3")]
     assert Path("runs/latest").resolve().name == "20260304-050607-a-3"
 
@@ -66,26 +67,26 @@ def test_runs_started_in_the_same_second_get_a_number() -> None:
 def test_resume_auto_goes_on_with_the_latest_or_starts_afresh() -> None:
     first = opened(resume="auto")  # nothing to resume
     first.close()
-    assert first.shown == Path("runs/20260304-050607-run")
+    assert first.shown == "runs/20260304-050607-run"
     again = opened(resume="auto", name="other")
     again.close()
     assert again.path == first.path
     given = opened(resume="auto", run_dir="here")
     given.close()
-    assert given.shown == Path("here")
+    assert given.shown == "here"
 
 
 def test_resume_takes_a_run_folder_or_a_checkpoint() -> None:
     first = opened()
     first.close()
-    step = first.checkpoints / "step-000050"
+    step = first.path / "checkpoints/step-000050"
     step.mkdir(parents=True)
     run = opened(resume=str(first.path))
     run.close()
-    assert (run.path, run.checkpoint) == (first.path, None)
+    assert (run.path, run.step) == (first.path, None)
     checkpoint = opened(resume=str(step))
     checkpoint.close()
-    assert (checkpoint.path, checkpoint.checkpoint) == (first.path, step)
+    assert (checkpoint.path, checkpoint.step) == (first.path, 50)
     with pytest.raises(RunFolderError, match="resume and run_dir name two run folders"):
         opened(resume=str(step), run_dir="elsewhere")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console as RichConsole
@@ -60,7 +59,7 @@ def drawn(width: int, *, evaluated: bool = True, **changes: object) -> list[str]
     console = LiveConsole(CONFIG, screen)
     steps = 120
     history = History(accuracies={step: step / 250 for step in range(0, steps, 20)} if evaluated else {})
-    console.open(Path("runs/20260304-050607-digits"), history, first_step=0)
+    console.open("runs/20260304-050607-digits", history, first_step=0)
     for step in range(steps):
         history.add_step(record(step).flat())
     console.sample(scored((HOSTILE, "seven")))

@@ -113,7 +113,7 @@ def live_lines(config: Config) -> str:
     out = io.StringIO()
     screen = RichConsole(file=out, width=120, height=40, force_terminal=True, color_system=None, legacy_windows=False)
     console = LiveConsole(config, screen)
-    console.open(Path("run"), History(), first_step=0)
+    console.open("run", History(), first_step=0)
     show(console, config)
     console.close(())
     out.seek(0)

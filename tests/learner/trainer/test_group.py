@@ -20,7 +20,7 @@ from torch import Tensor
 from common.checksum import checksum
 from common.config.schema import CheckpointConfig, Config, LoraConfig
 from common.errors import CheckpointError, LearnerError
-from common.output import WriteReport, describe_folder
+from common.storage.output import WriteReport, describe_folder
 from common.types import ImageFeatures, ScoredGroup, StepResult, WeightManifest
 from learner.driver.vision_cache import VisionCache
 from learner.model.head import ScoringSpec
