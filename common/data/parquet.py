@@ -31,7 +31,7 @@ def parquet_folder(place: Path) -> dict[str, Opener]:
 
     Raises DataError when some names say a split and others do not.
     """
-    files = sorted(file for file in place.rglob("*.parquet") if not is_hidden(file, place))
+    files = sorted(file for file in place.rglob("*.parquet") if file.is_file() and not is_hidden(file, place))
     by_split: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_split[_split_of(file.relative_to(place))].append(file)

@@ -83,12 +83,13 @@ def _confine(place: Path) -> None:
     named: list[Path] = []
     for folder in folders:
         named += [folder / "state.json", folder / "dataset_info.json"]
-        if (folder / "state.json").resolve().is_relative_to(place.resolve()):
+        if (folder / "state.json").is_file() and folder.resolve().is_relative_to(place.resolve()):
             state = parse_json((folder / "state.json").read_bytes())
             named += [folder / entry["filename"] for entry in state["_data_files"]]
-    if outside := [file for file in named if not file.resolve().is_relative_to(place.resolve())]:
+    inside = (file.is_file() and file.resolve().is_relative_to(place.resolve()) for file in named)
+    if outside := [file for file, found in zip(named, inside, strict=True) if not found]:
         raise DataError(
-            f"{place} names files outside its folder",
+            f"{place} names files that are no files inside its folder",
             got=", ".join(map(str, outside[:5])),
             remedy="save the data set anew with save_to_disk (links may not leave its folder)",
         )

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from common.config.foreign_text import parse_json
 from common.errors import ModelError
 
-RENDER_S = 5.0  # of CPU that one chat may take; a sound template takes a millisecond
+RENDER_S = 2.0  # of CPU that one chat may take; a sound template takes a millisecond
 _MEMORY = 1 << 30  # bytes that the child may take beside what it shares
 _LONGEST = 1 << 20  # characters of a rendered chat
 _SILENCE_S = 120.0  # without an answer or an end, on a machine that does not come round to the child

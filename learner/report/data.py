@@ -163,6 +163,8 @@ def _read_outcome(folder: Path, summary: Row) -> str:
 def _is_locked_by_another(path: Path) -> bool:
     """Return whether a live process other than this one writes the run."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open() as lock:
             if lock.read(200).split(" ")[0] == str(os.getpid()):
                 return False

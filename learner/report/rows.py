@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -13,6 +14,7 @@ from common.config.foreign_text import parse_json, parse_yaml
 
 Row = Mapping[str, Any]
 _LARGEST_FILE = 1 << 28  # characters of a file that is one object
+_LONGEST_LINE = 1 << 26  # characters; the rest of a longer one is a line by itself, and damaged
 _LARGEST, _WHOLE = 1e100, 2**53  # beyond these a measurement, or a count, is damage
 
 
@@ -26,8 +28,8 @@ class Reader:
     def read_rows(self, name: str) -> Iterator[Row]:
         """Yield every line of a JSON-lines file that is an object."""
         try:
-            with (self.folder / name).open(encoding="utf-8", errors="replace") as file:
-                yield from self._parse_lines(name, file)
+            with self._open(name) as file:
+                yield from self._parse_lines(name, iter(lambda: file.readline(_LONGEST_LINE), ""))
         except OSError as error:
             self._note_missing(name, error)
 
@@ -55,7 +57,7 @@ class Reader:
 
     def _read_object(self, name: str, parse: Any) -> Row:
         try:
-            with (self.folder / name).open(encoding="utf-8", errors="replace") as file:
+            with self._open(name) as file:
                 value = parse(file.read(_LARGEST_FILE))
         except OSError as error:
             self._note_missing(name, error)
@@ -67,6 +69,13 @@ class Reader:
             self.faults.append(f"{name}: holds no object")
             return {}
         return value
+
+    def _open(self, name: str) -> TextIO:
+        """Open a file that ends: no pipe or device, which may give nothing for ever. Raises OSError."""
+        file = self.folder / name
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "no plain file")
+        return file.open(encoding="utf-8", errors="replace")
 
     def _note_missing(self, name: str, error: OSError) -> None:
         self.faults.append(f"{name}: {'not there' if isinstance(error, FileNotFoundError) else error.strerror}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import yaml
 from common.config.foreign_text import parse_json, parse_yaml
 from common.config.recipe import read_recipes
 from common.errors import ConfigError
+from learner.report.data import _is_locked_by_another
 from learner.report.rows import Reader
 from learner.storage.files import read_jsonl
 
@@ -69,6 +71,17 @@ def test_a_report_names_a_bomb_and_goes_on(tmp_path: Path, text: str) -> None:
     assert len(reader.faults) == 1 and reader.faults[0].startswith("config.yaml: unreadable")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_report_waits_for_no_pipe_or_device(tmp_path: Path, name: str, kind: str) -> None:
+    os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).symlink_to("/dev/zero")
+    reader = Reader(tmp_path)
+    with in_a_moment():
+        read = {"yaml": reader.read_yaml, "json": reader.read_json, "jsonl": reader.read_rows}
+        assert list(read[name.partition(".")[2]](name)) == []
+    assert reader.faults == [f"{name}: no plain file"]
+
+
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 @pytest.mark.parametrize("levels", [60, 900, 100_000])
 def test_deep_json_is_no_json(tmp_path: Path, opening: str, levels: int) -> None:
@@ -92,3 +105,9 @@ def test_plain_values_are_read_as_their_libraries_read_them(value: Any) -> None:
 def test_aliases_of_a_reasonable_size_are_read() -> None:
     text = "base: &base {a: 1, b: [x, y]}\nmore: {<<: *base, c: *base}\n"
     assert parse_yaml(text) == yaml.safe_load(text)
+
+
+def test_a_lock_that_is_a_pipe_is_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with in_a_moment():
+        assert not _is_locked_by_another(tmp_path / ".lock")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +69,21 @@ def split_above(place: Path) -> None:
     (place / "dataset_dict.json").write_text('{"splits": ["../train", "test"]}')
 
 
-@pytest.mark.parametrize("move", [above, absolute, link, link_to_split, split_above])
+def pipe(place: Path) -> None:
+    file = data_file(place)
+    file.unlink()
+    os.mkfifo(file)
+
+
+def pipe_of_state(place: Path) -> None:
+    (place / "train/state.json").unlink()
+    os.mkfifo(place / "train/state.json")
+
+
+@pytest.mark.parametrize("move", [above, absolute, link, link_to_split, split_above, pipe, pipe_of_state])
 def test_no_file_outside_the_folder_is_read(place: Path, move: Callable[[Path], None]) -> None:
     move(place)
-    with pytest.raises(DataError, match="names files outside its folder") as caught:
+    with pytest.raises(DataError, match="no files inside its folder") as caught:
         load(DataConfig(path=str(place)), split="train")
     assert str(place) in str(caught.value)
 
