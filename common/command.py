@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +87,22 @@ def say(text: object, *, file: TextIO | None = None) -> None:
     print(escape_lines(str(text)), file=file, flush=True)
 
 
+class _EscapedRecord(logging.LogRecord):
+    """A line of anybody's log, as `say` would print it."""
+
+    def getMessage(self) -> str:  # noqa: N802  # logging's own name
+        return escape_lines(super().getMessage())
+
+
+def _escape_what_others_print() -> None:
+    """Let crashes, warnings and the logs of third parties be printed as `say` prints."""
+    sys.excepthook = _show_crash
+    logging.setLogRecordFactory(_EscapedRecord)
+    shown = warnings.formatwarning
+    if shown.__module__ == "warnings":
+        warnings.formatwarning = lambda *args, **kwargs: escape_lines(shown(*args, **kwargs))
+
+
 def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of an error that nobody caught, as `say` prints."""
     say("".join(traceback.format_exception(kind, error, trace)).rstrip(), file=sys.stderr)
@@ -97,7 +115,7 @@ def run_command() -> Iterator[Command]:
     0 done, 1 failed, 2 refused, 130 Ctrl-C, 143 SIGTERM. A RollcallError is printed; any other error passes through.
     """
     command = Command()
-    sys.excepthook = _show_crash
+    _escape_what_others_print()
     try:
         yield command
         command.exit_code = 0

@@ -60,6 +60,19 @@ def test_a_crash_is_harmless() -> None:
     assert_harmless(done.stderr)
 
 
+def test_logs_and_warnings_of_others_are_harmless() -> None:
+    code = f"""
+import logging, warnings
+from common.command import run_command
+with run_command():
+    logging.getLogger("transformers").warning("a model of type %s", {HOSTILE!r})
+    warnings.warn({HOSTILE!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert r"a model of type a\x1b]0;title" in done.stderr and "UserWarning" in done.stderr
+    assert_harmless(done.stderr)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An image folder whose classes and files have such names, one of them no picture."""
