@@ -218,7 +218,7 @@ class Config(Section):
         if self.learner.attention == "flash" and self.model.dtype == "float32":
             yield "learner.attention = flash with model.dtype = float32: it takes bfloat16 alone; use auto"
         ranks, share = self.learner.ranks, self.learner.gpus_per_rank
-        if ranks > 1 and 0 < share <= 0.5:
+        if ranks > 1 and share <= 0.5:  # 0 reserves none, and all ranks would take the first
             yield (
                 f"learner.ranks = {ranks} with learner.gpus_per_rank = {share:g}: ranks talk by NCCL, which takes no "
                 "two processes on one GPU; raise learner.gpus_per_rank above 0.5, or set learner.ranks to 1"

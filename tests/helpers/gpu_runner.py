@@ -60,11 +60,45 @@ class GpuRunnerTurns(Turns):
             self._more = {}
         return ""
 
+    def start_with_few_blocks(self, spec: EngineSpec, blocks: int) -> None:
+        """Build an engine whose cache of keys and values has only so many blocks."""
+        self._more = {"num_gpu_blocks_override": blocks}
+        try:
+            self.start(spec)
+        finally:
+            self._more = {}
+
+    def count_preemptions(self, requests: Sequence[GenerationRequest], version: int) -> int:
+        """Return how often an answer was put off, its keys and values thrown away, until all requests were answered."""
+        scheduler, put_off = self._core().scheduler, []
+        preempt = scheduler._preempt_request  # noqa: SLF001
+        scheduler._preempt_request = lambda request, *rest, **more: put_off.append(preempt(request, *rest, **more))  # noqa: SLF001
+        self.generate(requests, version)
+        del scheduler._preempt_request  # noqa: SLF001
+        return len(put_off)
+
+    def count_positions(self, request: GenerationRequest, version: int) -> tuple[int, int]:
+        """Return how often the positions of the prompt were asked for while it was answered, and how often computed."""
+        from rollout.weight_loader import get_model
+
+        model, given = get_model(self._running()._llm), []  # noqa: SLF001
+        positions = model.get_mrope_input_positions
+
+        def watch(*args: Any) -> Any:
+            given.append(positions(*args))
+            return given[-1]
+
+        model.get_mrope_input_positions = watch
+        self.generate([request], version)
+        model.get_mrope_input_positions = positions
+        return len(given), len({id(one) for one in given})
+
     def describe(self) -> dict[str, Any]:
         """Return what of the engine is as on a GPU."""
         core = self._core()
         return {
             "model runner": type(core.model_executor.driver_worker.worker.model_runner).__base__.__module__,
+            "what keeps a GPU from it": core.vllm_config._get_v2_model_runner_unsupported_features(),  # noqa: SLF001
             "parts of prompts": core.vllm_config.scheduler_config.enable_chunked_prefill,
             "schedules ahead": core.vllm_config.scheduler_config.async_scheduling,
         }

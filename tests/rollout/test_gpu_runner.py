@@ -13,7 +13,8 @@ import ray
 import torch
 
 from common.errors import BrokenEngineError
-from common.types import Group, Sampling
+from common.types import Group, ImageFeatures, Sampling
+from learner.model.vision_features import compute_features
 from rollout.requests import request
 from rollout.spec import EngineSpec, engine_spec
 from tests.helpers.gpu_runner import CHUNK, ENVIRONMENT, GpuRunnerTurns
@@ -64,6 +65,7 @@ def test_the_engine_is_as_on_a_gpu(shared: tuple[Policy, Turn]) -> None:
     policy, engine = shared
     assert engine.ask("describe") == {
         "model runner": "vllm.v1.worker.gpu.model_runner",
+        "what keeps a GPU from it": [],
         "parts of prompts": True,
         "schedules ahead": True,
     }
@@ -109,6 +111,24 @@ def test_law_5_tokens_depend_on_the_seed_alone_also_in_an_engine_built_anew(
     assert policy.gap(prompts, again, SHORT) < TIGHT
 
 
+def test_law_1_holds_when_a_frozen_tower_is_not_sent_again(shared: tuple[Policy, Turn]) -> None:
+    """Its image features stay in the engine's cache, or come in place of pixels."""
+    policy, engine = shared
+    policy.reset()
+    prompts = [policy.prompt(number, size=size) for number, size in enumerate(SIZES[:2])]
+    images = [prompt.images for prompt in prompts if isinstance(prompt.images, ImageFeatures)]
+    featured = [
+        dataclasses.replace(prompt, images=made)
+        for prompt, made in zip(prompts, compute_features(policy.model, images), strict=True)
+    ]
+    for version in range(3):
+        policy.push(engine, version, vision_unchanged=version > 0)
+        for form in (prompts, featured):
+            requests = [request(prompt, SHORT, seed=number) for number, prompt in enumerate(form)]
+            assert policy.gap(prompts, engine.generate(requests, version), SHORT) < TIGHT
+        policy.shake(version, lambda name: "visual" not in name)
+
+
 def test_weights_are_pushed_after_a_generation_that_nobody_waited_for(shared: tuple[Policy, Turn]) -> None:
     """A step is still under way then, with the old weights."""
     policy, engine = shared
@@ -123,6 +143,12 @@ def test_weights_are_pushed_after_a_generation_that_nobody_waited_for(shared: tu
     policy.shake(9)
     policy.push(engine, 1)
     assert policy.gap(prompts, engine.generate(requests, 1), SHORT) < TIGHT
+
+
+def test_a_group_computes_the_positions_of_its_prompt_once(shared: tuple[Policy, Turn]) -> None:
+    policy, engine = shared
+    policy.push(engine, 0)
+    assert engine.ask("count_positions", request(policy.prompt(0), SHORT, seed=0), 0) == (SHORT.n, 1)
 
 
 def test_keys_and_values_that_vllm_does_not_forget_are_an_error(shared: tuple[Policy, Turn]) -> None:
@@ -159,6 +185,25 @@ def test_an_engine_that_gets_no_weights_for_a_layer_is_an_error(turns: Any, rand
     ]
     with pytest.raises(BrokenEngineError, match=r"nothing for 1 of them: \S*layers.0.mlp.down_proj.weight"):
         engine.load(dataclasses.replace(manifest, buckets=tuple(buckets)))
+
+
+def test_law_5_an_answer_that_was_put_off_has_the_same_tokens(turns: Any, random_qwen2vl: Path) -> None:
+    """Where the cache is too small for all: what was computed of it is thrown away, and computed again."""
+    policy = Policy(random_qwen2vl, max_prompt_tokens=400)
+    spec = make_spec(random_qwen2vl, policy)
+    engine = Turn(turns, spec)
+    policy.push(engine, 0)
+    prompts = [policy.prompt(number) for number in range(4)]
+    long = dataclasses.replace(SHORT, n=4, max_tokens=16)
+    requests = [request(prompt, long, seed=number) for number, prompt in enumerate(prompts)]
+    at_once = tokens(engine.generate(requests, 0))
+
+    engine.ask("start_with_few_blocks", spec, spec.max_model_len // 16 + 2)
+    policy.push(engine, 0)
+    assert engine.ask("count_preemptions", requests, 0) > 0, "none was put off: this test could not fail"
+    found = engine.generate(requests, 0)
+    assert tokens(found) == at_once
+    assert policy.gap(prompts, found, long) < TIGHT
 
 
 @pytest.mark.parametrize("family", get_args(Architecture))

@@ -42,6 +42,7 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
             "set learner.gpus_per_rank to 1, or weights.transport to object_store",
         ),
         ({"learner": {"ranks": 2, "gpus_per_rank": 0.5}}, "raise learner.gpus_per_rank above 0.5"),
+        ({"learner": {"ranks": 2, "gpus_per_rank": 0}}, "raise learner.gpus_per_rank above 0.5"),
         ({"learner": {"attention": "flex"}, "cluster": {"device": "cpu"}}, "learner.attention = flex needs"),
         ({"learner": {"attention": "sparse"}}, "learner.attention = sparse needs cluster.device = cpu"),
         ({"learner": {"attention": "flash"}, "model": {"dtype": "float32"}}, "it takes bfloat16 alone"),
