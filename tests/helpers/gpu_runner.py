@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from common.types import GenerationRequest, WeightManifest
+from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.spec import EngineSpec
 from rollout.weights import Tensors
 from tests.helpers.turns import Turns
@@ -68,14 +68,16 @@ class GpuRunnerTurns(Turns):
         finally:
             self._more = {}
 
-    def count_preemptions(self, requests: Sequence[GenerationRequest], version: int) -> int:
-        """Return how often an answer was put off, its keys and values thrown away, until all requests were answered."""
+    def generate_and_count(
+        self, requests: Sequence[GenerationRequest], version: int
+    ) -> tuple[list[Group | FailedGroup], int]:
+        """Return the groups, and how often an answer was put off: its keys and values were thrown away meanwhile."""
         scheduler, put_off = self._core().scheduler, []
         preempt = scheduler._preempt_request  # noqa: SLF001
         scheduler._preempt_request = lambda request, *rest, **more: put_off.append(preempt(request, *rest, **more))  # noqa: SLF001
-        self.generate(requests, version)
+        groups = self.generate(requests, version)
         del scheduler._preempt_request  # noqa: SLF001
-        return len(put_off)
+        return groups, len(put_off)
 
     def count_positions(self, request: GenerationRequest, version: int) -> tuple[int, int]:
         """Return how often the positions of the prompt were asked for while it was answered, and how often computed."""
