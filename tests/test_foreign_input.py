@@ -81,7 +81,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "marshal": (),
     "shelve": (),
     "tarfile": (),
-    "zipfile": ("learner/driver/preflight/model.py",),  # is_zipfile: looks at the first bytes
+    "zipfile": (
+        "learner/driver/preflight/model.py",
+        "learner/storage/resume.py",
+    ),  # is_zipfile: looks at the first bytes
     "shutil.unpack_archive": (),
     "print": ("common/command.py", "common/config/reference.py", "learner/main.py", "learner/evaluation/args.py"),
     "eval": (),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from zipfile import is_zipfile
 
 from common.config.schema import Config
-from common.errors import RunFolderError
+from common.errors import CheckpointError, RunFolderError
+from common.models.own_code import explain_unreadable
 from common.storage.output import Place, WriteReport
 from learner.storage.checkpoint import DriverState, check_compatible, read_state
 from learner.storage.checkpoint_bucket import CheckpointBucket
 from learner.storage.checkpoint_folder import CheckpointFolder
 from learner.storage.checkpoint_store import CheckpointStore
+from learner.storage.manifest import Manifest
 from learner.storage.run_folder import RunFolder
+
+CLASSES_OF_DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +61,8 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
     """Find the checkpoint that this start goes on from; None where it is not to resume, or there is none.
 
     Raises:
-        CheckpointError: the one named is not sound, none is, or it was written under another configuration.
+        CheckpointError: the one named is not sound, none is, or it was written under another configuration; or one of
+            its files names code.
         RunFolderError: the bucket does not answer.
     """
     if config.resume is None:
@@ -65,7 +76,31 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
     except OSError as error:
         raise _make_unreadable_error(error) from error
     check_compatible(state.config, config)
+    if isinstance(place, Path):  # files in a bucket are looked at by the ranks that load them
+        _refuse_code(place, manifest)
     return ResumePoint(place=place, reports=manifest.reports, state=state)
+
+
+def _refuse_code(folder: Path, manifest: Manifest) -> None:
+    """Look at what torch's files name beside tensors and plain values, without loading them. Raises CheckpointError.
+
+    Whoever loads them refuses it too, but only once the ranks are up.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    for file in (file.name for file in manifest.files if file.name.endswith(".pt")):
+        if not is_zipfile(folder / file):  # damaged, or of another format: the ranks say so
+            continue
+        try:
+            named = set(get_unsafe_globals_in_checkpoint(str(folder / file))) - CLASSES_OF_DEEPSPEED
+        except Exception as error:  # noqa: BLE001  # the file may be anybody's
+            named = {explain_unreadable(error)}
+        if named:
+            raise CheckpointError(
+                f"{folder / file} of the checkpoint cannot be used",
+                got=f"beside tensors and plain values it holds {', '.join(sorted(named))}",
+                remedy="resume from a checkpoint that a run of yours wrote; code in one is never run",
+            )
 
 
 def _make_unreadable_error(error: OSError) -> RunFolderError:

@@ -15,6 +15,7 @@ from learner.storage.checkpoint import DriverState, write_state
 from learner.storage.checkpoint_folder import CheckpointFolder
 from learner.storage.resume import describe_start, find_resume_point, open_checkpoints
 from learner.storage.run_folder import RunFolder
+from tests.helpers.planted import plant_in_torch_file
 
 CONFIG = Config(steps=20)
 
@@ -53,6 +54,29 @@ def test_a_checkpoint_may_be_named(run: Path) -> None:
     (run / "checkpoints/step-000005/state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="step-000005 is not sound"):
         resumed_step(run, str(run / "checkpoints/step-000005"))
+
+
+def test_code_in_a_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """With a manifest that fits, as whoever planted it would write it."""
+    import torch
+
+    marker, file = tmp_path / "marker", tmp_path / "file"
+    store = CheckpointFolder(tmp_path / "run/checkpoints", keep=5)
+    for step, plant in ((5, False), (10, True)):
+        torch.save({"random": torch.zeros(3)}, file)
+        if plant:
+            plant_in_torch_file(file, marker)
+        with store.write_checkpoint(step, estimate=0) as draft:
+            output = open_output(draft.place)
+            with output.open("rank-0.pt") as out:
+                out.write(file.read_bytes())
+            draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
+            draft.own = write_state(draft.place, DriverState(step=step, config=CONFIG, stream={}, counts={}))
+    assert resumed_step(tmp_path / "run", str(tmp_path / "run/checkpoints/step-000005")) == 5
+    for resume in ("auto", str(tmp_path / "run/checkpoints/step-000010")):
+        with pytest.raises(CheckpointError, match=r"step-000010/rank-0\.pt .*cannot be used\n.*posix\.mkdir"):
+            resumed_step(tmp_path / "run", resume)
+    assert not marker.exists()
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

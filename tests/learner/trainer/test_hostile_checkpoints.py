@@ -13,6 +13,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from common.errors import CheckpointError
+from learner.storage.resume import CLASSES_OF_DEEPSPEED
 from learner.trainer.rank import LearnerRank
 from tests.helpers import tiny
 from tests.helpers.planted import plant_in_torch_file
@@ -27,11 +28,6 @@ KINDS = [
     (2, "bfloat16", False),
     (3, "bfloat16", True),
 ]
-CLASSES_OF_DEEPSPEED = {
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-}
 
 
 @pytest.mark.engine
