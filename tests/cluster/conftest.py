@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,6 @@ import pytest
 
 from tests.helpers import hosts, jobs
 from tests.helpers.hosts import PRIVATE, Host
-from tests.helpers.s3 import S3Server
 
 GCS, DASHBOARD = 6379, 8265
 NAMES = ("head", "learner-0", "learner-1", "rollout-0")
@@ -30,7 +29,6 @@ class Cluster:
 
     hosts: Mapping[str, Host]
     logs: Path
-    store: S3Server | None  # of the machine, for runs in a bucket
 
     @property
     def head(self) -> Host:
@@ -57,12 +55,8 @@ class Cluster:
 
     def wait_for_step(self, run_dir: Path, step: int, job: subprocess.Popen[str]) -> None:
         """Wait until a run has done so many steps."""
-        self.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, job)
-
-    def wait_for(self, what: str, condition: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-        """Wait until something is true of a job that runs."""
         try:
-            jobs.wait_for(what, condition, job)
+            jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, job)
         except AssertionError as error:
             raise AssertionError(self.console.read_text()) from error
 
@@ -79,11 +73,7 @@ class Cluster:
         has = "--num-cpus=0" if head else "--num-cpus=1 --num-gpus=1"
         words = f"ray start {where} {has} --node-ip-address={host.address} --labels=role={host.name.split('-')[0]}"
         words += " --object-store-memory=100000000 --disable-usage-stats --block"
-        own = {"XDG_CACHE_HOME": f"{PRIVATE}/cache"}
-        if self.store:
-            own |= self.store.environment_at(host.gateway)
-        elif head:
-            own = {}  # the driver's host alone has the model
+        own = {} if head else {"XDG_CACHE_HOME": f"{PRIVATE}/cache"}  # the driver's host alone has the model
         host.start(words.split(), self.logs / f"{host.name}.log", own)
 
     def _is_up(self, host: Host) -> bool:
@@ -92,11 +82,11 @@ class Cluster:
 
 
 @contextmanager
-def start_cluster(logs: Path, store: S3Server | None = None) -> Iterator[Cluster]:
-    """Bring the hosts up, and Ray on them. Those of a run in a bucket share no disk at all."""
+def start_cluster(logs: Path) -> Iterator[Cluster]:
+    """Bring the hosts up, and Ray on them."""
     logs.mkdir()
     with hosts.up(*NAMES) as up:
-        cluster = Cluster(hosts=up, logs=logs, store=store)
+        cluster = Cluster(hosts=up, logs=logs)
         cluster.start_ray()
         yield cluster
 

@@ -29,7 +29,6 @@ class Host:
 
     name: str
     address: str
-    gateway: str  # the address of the machine that plays all hosts
     link: str  # its end of the cable, on the machine that plays all hosts
     init: subprocess.Popen[str]  # the parent of its process 1
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -98,12 +97,12 @@ def up(*names: str) -> Iterator[dict[str, Host]]:
         _ip("link", "set", bridge, "up")
         hosts = {}
         for number, name in enumerate(names, 1):
-            hosts[name] = parts.enter_context(_up(name, f"{net}.{number}", f"{net}.254", bridge, number))
+            hosts[name] = parts.enter_context(_up(name, f"{net}.{number}", bridge, number))
         yield hosts
 
 
 @contextmanager
-def _up(name: str, address: str, gateway: str, bridge: str, number: int) -> Iterator[Host]:
+def _up(name: str, address: str, bridge: str, number: int) -> Iterator[Host]:
     # Like Debian: a host's own name is a loopback address.
     script = f"""
         mount -t tmpfs none {PRIVATE}
@@ -132,7 +131,7 @@ def _up(name: str, address: str, gateway: str, bridge: str, number: int) -> Iter
         text=True,
     )
     link = f"{bridge}-{number}"
-    host = Host(name=name, address=address, gateway=gateway, link=link, init=init)
+    host = Host(name=name, address=address, link=link, init=init)
     try:
         assert init.stdout is not None
         with init.stdout:

@@ -30,18 +30,13 @@ class S3Server:
 
     folder: Path
     ports: dict[str, int]
-    bind: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to reach it, as AWS's own tools read it."""
-        return self.environment_at("127.0.0.1")
-
-    def environment_at(self, address: str) -> dict[str, str]:
-        """What a process of another host needs, to which this machine has `address`."""
         return {
-            "AWS_ENDPOINT_URL": f"http://{address}:{self.ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -58,14 +53,7 @@ class S3Server:
     def start(self) -> None:
         """Start the server and wait until its bucket is there."""
         assert PROGRAM is not None
-        words = [
-            PROGRAM,
-            "-logtostderr=true",
-            "server",
-            "-ip=127.0.0.1",
-            f"-ip.bind={self.bind}",
-            f"-dir={self.folder}",
-        ]
+        words = [PROGRAM, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}"]
         words += ["-s3", f"-s3.config={self.folder / 's3.json'}", "-s3.iam=false", "-s3.autoCreateBucket=false"]
         words += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=50"]
         words += [f"-{name}.port={port}" for name, port in self.ports.items() if "." not in name]
@@ -105,11 +93,11 @@ class S3Server:
 
 
 @contextmanager
-def serve(folder: Path, *, bind: str = "127.0.0.1") -> Iterator[S3Server]:
+def serve(folder: Path) -> Iterator[S3Server]:
     """A server whose data lie in `folder`, ended at the end of the block."""
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    server = S3Server(folder, _find_ports(), bind)
+    server = S3Server(folder, _find_ports())
     server.start()
     try:
         yield server
