@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cluster.conftest import RECIPE, Cluster, start_cluster
+from tests.cluster.conftest import RECIPE, Cluster
 from tests.helpers import hosts, jobs
 from tests.helpers.hosts import PRIVATE
 
@@ -136,18 +136,3 @@ def test_an_engine_host_is_lost_and_engines_go_on_elsewhere(cluster: Cluster, on
     assert "finished after 30 of 30 steps" in console, console
     assert "engine_lost" in [row["kind"] for row in jobs.rows(tmp_path / "run", "events.jsonl")]
     assert_same_run(tmp_path / "run", one_host)
-
-
-def test_a_lost_head_ends_the_job_and_another_cluster_goes_on(one_host: Path, tmp_path: Path) -> None:
-    """Law 5: only the run folder is left of the first cluster."""
-    run_dir = tmp_path / "run"
-    with start_cluster(tmp_path / "first") as cluster:
-        job = cluster.submit(f"run_dir={run_dir}", *LABELS)
-        cluster.wait_for_step(run_dir, 12, job)
-        cluster.head.cut_power()
-    assert not (run_dir / "summary.json").exists()
-    with start_cluster(tmp_path / "second") as cluster:
-        console = cluster.finish(cluster.submit(f"run_dir={run_dir}", "resume=auto", *LABELS))
-    assert "finished after 30 of 30 steps" in console, console
-    assert "going on from step" in console
-    assert_same_run(run_dir, one_host)
