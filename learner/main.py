@@ -62,7 +62,9 @@ def _dry_run(config: Config) -> None:
     """Run preflight, and say what the run would reserve of a cluster."""
     from learner.driver.places import count_resources
     from learner.driver.preflight.run_inputs import run_preflight
+    from learner.storage.run_folder import RunFolder
 
+    RunFolder.probe(config)
     run_preflight(config, say=say, dry=True)
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     say(f"a dry run: this would reserve {needs}; nothing was started")

@@ -233,8 +233,10 @@ def _take_endpoint(options: dict[str, Any], environment: Mapping[str, str]) -> N
     """Fill in endpoint and region from the variables that AWS's own tools read."""
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     if endpoint and "endpoint_override" not in options:
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
+        options["endpoint_override"] = endpoint
+    if "endpoint_override" in options:
+        scheme, _, host = options["endpoint_override"].rpartition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or options.get("scheme", "https")}
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     if "region" not in options and (region or "endpoint_override" in options):
         options["region"] = region or "us-east-1"  # servers of one's own take any

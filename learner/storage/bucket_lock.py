@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from common.command import say
 from common.config.foreign_text import parse_json
 from common.errors import RunFolderError
 from common.storage.bucket import BucketFolder
@@ -60,6 +61,8 @@ class BucketLock:
 
     def _wait_for_holder(self) -> None:
         first = holder = self._read()
+        if holder is not None and holder.get("home") != self._home:
+            say(f"waiting up to {DEAD_S:g} s to see whether the run that holds {self._folder} is dead")
         deadline = time.monotonic() + DEAD_S
         while holder is not None and holder.get("home") != self._home and time.monotonic() < deadline:
             if holder != first:

@@ -106,9 +106,11 @@ def bring_run(run: str, scratch: Path) -> Path:
     place = BucketFolder.parse(run)
     folder = scratch / place.name
     try:
-        bring_small_files(place, folder)
+        brought = bring_small_files(place, folder)
     except OSError as error:
         raise _make_unreadable_error(place, error) from error
+    if not brought:
+        raise RunFolderError("no run to report on", got=f"nothing is in {place}", remedy="name the URL of a run folder")
     return folder
 
 

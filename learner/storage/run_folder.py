@@ -61,6 +61,13 @@ class RunFolder:
             raise
         return cls(path=place, step=step, lock=lock)
 
+    @staticmethod
+    def probe(config: Config) -> None:
+        """Try the bucket of a run that is to be in one. Raises RunFolderError where it cannot be used."""
+        place = None if config.run_dir is None else _read_place(str(config.run_dir))
+        if isinstance(place, BucketFolder):
+            RunBucket.probe(place)
+
     @classmethod
     def _open_bucket(cls, place: BucketFolder, step: int | None, *, resume: bool) -> Self:
         RunBucket.probe(place)

@@ -23,16 +23,10 @@ from common.shared_folder import SharedFolder, find_local
 from common.storage.output import (
     Place,
     WriteReport,
-    WrittenFile,
-    describe_folder,
-    name_rank,
-    open_output,
-    read_folder,
-    write_folder,
 )
 from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
-from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model, require_base
+from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters, export_adapter, switch_off_adapters
 from learner.model.pack import Pack, build_pack
@@ -40,8 +34,9 @@ from learner.model.rows import build_rows
 from learner.model.vision_features import compute_features
 from learner.objective import LOSSES
 from learner.trainer.loss_terms import LossTerm
+from learner.trainer.rank_files import export_rank, load_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
-from learner.trainer.rng import explain_irreproducible, make_reproducible, read_random_states, set_random_states
+from learner.trainer.rng import explain_irreproducible, make_reproducible
 from learner.trainer.schedule import learning_rate
 from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
@@ -189,16 +184,8 @@ class LearnerRank:
         return self._recorder.stop(place, f"rank-{self._rank}")
 
     def save(self, place: Place) -> WriteReport:
-        """Write what trains, its optimizer, the step counter and random states to `place`.
-
-        Returns what was written on this host, with the error of a write that failed.
-        """
-        from learner.trainer import zero
-
-        output = open_output(place)
-        own = {"base": self._base, "random": read_random_states()}
-        error = zero.save(self._engine, output, besides={f"rank-{self._rank}.pt": own})
-        return WriteReport(by=name_rank(self._rank), files=tuple(output.files), error=error)
+        """Write this rank's share of a checkpoint to `place`; see `learner.trainer.rank_files`."""
+        return save_rank(self._engine, place, rank=self._rank, base=self._base)
 
     def checkpoint_bytes(self) -> int:
         """Estimate the bytes that all ranks together write at `save`."""
@@ -207,46 +194,13 @@ class LearnerRank:
         return zero.checkpoint_bytes(self._engine)
 
     def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
-        """Continue exactly where `save` was called, in this process or another.
-
-        Args:
-            reports: of all ranks' `save`; needed where the place is a bucket, from which a rank brings what it reads.
-
-        Raises CheckpointError when the model it goes with is not the one this run started from, and for files that no
-        run wrote: nothing in them is run.
-        """
-        from learner.trainer import zero
-
-        own_name, first = name_rank(self._rank), name_rank(0)
-        needed = [
-            file
-            for report in reports
-            for file in report.files
-            if report.by == own_name or (report.by == first and file.name.endswith(zero.SHARED_FILE))
-        ]
-        with zero.refuse_strangers(str(place)), read_folder(place, needed) as folder:
-            own = zero.read_file(folder / f"rank-{self._rank}.pt")
-            require_base(self._base, own["base"], folder)
-            zero.load(self._engine, folder)
-            set_random_states(own["random"])
+        """Continue exactly where `save` was called, in this process or another; see `learner.trainer.rank_files`."""
+        load_rank(self._engine, place, reports, rank=self._rank, base=self._base)
 
     def export(self, place: Place) -> WriteReport:
-        """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather.
-
-        Returns what is in the folder as rank 0 sees it, or why that failed; nothing from the other ranks.
-        """
-        name, written = name_rank(self._rank), tuple[WrittenFile, ...]()
-        try:
-            with write_folder(place) as folder:
-                if self._config.checkpoint.export == "adapter":
-                    self._export_adapter(folder)
-                else:
-                    self._export_model(folder)
-                if self._rank == 0:
-                    written = describe_folder(folder)
-        except OSError as error:
-            return WriteReport(by=name, files=(), error=error)
-        return WriteReport(by=name, files=written)
+        """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""
+        adapter = self._config.checkpoint.export == "adapter"
+        return export_rank(self._export_adapter if adapter else self._export_model, place, rank=self._rank)
 
     def _export_model(self, folder: Path) -> None:
         whole = {}

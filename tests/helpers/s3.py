@@ -30,13 +30,14 @@ class S3Server:
 
     folder: Path
     ports: dict[str, int]
+    address: str = "127.0.0.1"  # where it listens
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to reach it, as AWS's own tools read it."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://{self.address}:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -44,7 +45,9 @@ class S3Server:
 
     def place(self, path: str) -> BucketFolder:
         """The folder `path` of the bucket, for a process of this environment or another."""
-        return BucketFolder.parse(f"s3://{BUCKET}/{path}?endpoint_override=127.0.0.1:{self.ports['s3']}&scheme=http")
+        return BucketFolder.parse(
+            f"s3://{BUCKET}/{path}?endpoint_override={self.address}:{self.ports['s3']}&scheme=http"
+        )
 
     def names(self, path: str) -> list[str]:
         """Every object below `path`, sorted; the lock of a live run too."""
@@ -53,7 +56,14 @@ class S3Server:
     def start(self) -> None:
         """Start the server and wait until its bucket is there."""
         assert PROGRAM is not None
-        words = [PROGRAM, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}"]
+        words = [
+            PROGRAM,
+            "-logtostderr=true",
+            "server",
+            f"-ip={self.address}",
+            f"-ip.bind={self.address}",
+            f"-dir={self.folder}",
+        ]
         words += ["-s3", f"-s3.config={self.folder / 's3.json'}", "-s3.iam=false", "-s3.autoCreateBucket=false"]
         words += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=50"]
         words += [f"-{name}.port={port}" for name, port in self.ports.items() if "." not in name]
@@ -81,7 +91,7 @@ class S3Server:
             secret_key=SECRET,
             region="us-east-1",
             scheme="http",
-            endpoint_override=f"127.0.0.1:{self.ports['s3']}",
+            endpoint_override=f"{self.address}:{self.ports['s3']}",
             allow_bucket_creation=True,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
@@ -93,11 +103,14 @@ class S3Server:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[S3Server]:
-    """A server whose data lie in `folder`, ended at the end of the block."""
+def serve(folder: Path, *, address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """A server whose data lie in `folder`, ended at the end of the block.
+
+    `address` is one of this machine; another host of a test reaches it where it is that of their network.
+    """
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    server = S3Server(folder, _find_ports())
+    server = S3Server(folder, _find_ports(), address)
     server.start()
     try:
         yield server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import socket
 import threading
 import time
 from pathlib import Path
@@ -148,11 +149,16 @@ def test_a_bucket_that_cannot_be_used_is_refused_within_ten_seconds(
     assert "rollcall-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("written", ["{0}", "http://{0}", "http%3A%2F%2F{0}/"])
+def test_an_endpoint_in_the_url_may_have_its_scheme(s3: S3Server, written: str) -> None:
+    host = s3.environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+    scheme = "" if "http" in written else "&scheme=http"
+    assert BucketFolder.parse(f"s3://runs/x?endpoint_override={written.format(host)}{scheme}").probe() is None
+
+
 def test_another_bucket_and_a_server_that_hangs_are_refused_too(s3: S3Server) -> None:
     with pytest.raises(RunFolderError, match=r"s3://nobucket/x(.|\n)*NO_SUCH_BUCKET"):
         RunBucket.probe(BucketFolder.parse("s3://nobucket/x"))
-    import socket
-
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from common.storage.bucket import BucketFolder
+from common.storage.output import Place
 from learner.driver.hosts import HostReport, HostTask, look
+from tests.helpers.s3 import S3Server
 
 
-def ask(folder: Path | None, neighbours: dict[str, tuple[str, int]] | None = None) -> HostReport:
+def ask(folder: Place | None, neighbours: dict[str, tuple[str, int]] | None = None) -> HostReport:
     return look(HostTask(folder=folder, secret="secret", neighbours=neighbours or {}), "cpu")
 
 
@@ -43,6 +46,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / ".shared-secret").write_text("secret")
     (tmp_path / f".shared-secret-{socket.gethostname()}").mkdir()
     assert "cannot be written: Is a directory" in str(ask(tmp_path).folder_fault)
+
+
+def test_a_bucket_is_tried_on_every_host(s3: S3Server) -> None:
+    assert ask(s3.place("hosts/run")).folder_fault is None
+    assert s3.names("hosts") == []
+    fault = ask(BucketFolder.parse(str(s3.place("hosts/run")).replace("//runs/", "//nobucket/"))).folder_fault
+    assert "NO_SUCH_BUCKET" in str(fault) and "s3://nobucket/hosts/run" in str(fault)
 
 
 def test_a_neighbour_that_does_not_answer_is_told() -> None:

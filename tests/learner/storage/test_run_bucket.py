@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from common.config.schema import Config
-from common.errors import CheckpointError, RunFolderError
+from common.errors import CheckpointError, ConfigError, ModelError, RunFolderError
 from common.storage.bucket import BucketFolder
 from common.storage.output import WriteReport, open_output, read_folder
+from learner.evaluation.args import parse as parse_evaluation
+from learner.main import main
+from learner.report.__main__ import main as report
 from learner.storage import bucket_lock, mirror
 from learner.storage.bucket_lock import BucketLock
 from learner.storage.checkpoint import DriverState, read_state, write_state
@@ -331,3 +334,35 @@ def test_of_two_that_begin_at_once_one_is_refused(place: BucketFolder, monkeypat
         thread.join(30)
     assert (len(taken), len(refused)) == (1, 1)
     taken[0].release()
+
+
+def test_an_export_in_a_bucket_is_evaluated_from_this_hosts_cache(place: BucketFolder) -> None:
+    """Configuration and export come here, and nothing else; a run without one is refused, as is `--out` in a bucket."""
+    place.write("config.yaml", b"name: of-the-run\n")
+    place.write("checkpoints/step-000001/manifest.json", b"{}")
+    asked = ["--model", str(place), "--data", "embedded:digits@test"]
+    with pytest.raises(ModelError, match="has no model to evaluate"):
+        parse_evaluation(asked)
+    place.write("export/config.json", b"{}")
+    place.write("export/model.safetensors", b"weights")
+    (config,) = parse_evaluation(asked).models.values()
+    assert config.name == "of-the-run"
+    export = Path(config.model.path)
+    assert (export / "model.safetensors").read_bytes() == b"weights"
+    assert sorted(path.name for path in export.parent.iterdir()) == ["config.yaml", "export"]
+    place.write("export/model.safetensors", b"newer")
+    parse_evaluation(asked)
+    assert (export / "model.safetensors").read_bytes() == b"newer"
+    with pytest.raises(ConfigError, match="--out takes a folder"):
+        parse_evaluation([*asked, "--out", str(place)])
+
+
+def test_a_report_of_nothing_is_refused(place: BucketFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report([str(place)]) == 2
+    assert f"nothing is in {place}" in capsys.readouterr().err
+
+
+def test_a_dry_run_tries_the_bucket(place: BucketFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    url = str(place).replace("//runs/", "//nobucket/")
+    assert main([f"run_dir={url}", "--dry-run"]) == 2
+    assert "NO_SUCH_BUCKET" in capsys.readouterr().err
