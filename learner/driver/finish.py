@@ -64,7 +64,7 @@ class Finish:
         """
         try:
             self.folder.flush()
-        except OSError as error:
+        except (OSError, RunFolderError) as error:
             lost = RunFolderError(
                 "the last files of the run did not reach its bucket",
                 got=error,

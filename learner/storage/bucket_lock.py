@@ -36,6 +36,7 @@ class BucketLock:
             RunFolderError: a live run holds it.
             OSError: the bucket does not answer.
         """
+        self.lost = False  # another run has taken it
         self._folder, self._home, self._id, self._beats = folder, home, secrets.token_hex(8), 0
         self._wait_for_holder()
         self._write()
@@ -49,6 +50,7 @@ class BucketLock:
         """Raise RunFolderError if another run took the lock, or OSError if the bucket does not answer."""
         holder = self._read()
         if holder is not None and holder.get("id") != self._id:
+            self.lost = True
             raise _make_taken_error(self._folder, holder)
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -67,12 +68,24 @@ class RunBucket:
             raise
         return cls(place=place, mirror=mirror, lock=lock, copy=copy)
 
+    def push(self) -> str | None:
+        """Begin to upload what changed, unless another run took the lock. Return why the upload before failed, once."""
+        return None if self.lock.lost else self.mirror.push()
+
+    def flush(self) -> None:
+        """Upload what changed, before this returns.
+
+        Raises OSError, or RunFolderError where another run took the lock.
+        """
+        self.lock.require()
+        self.mirror.flush()
+
     def before_commit(self) -> None:
         """Upload what must be there before a checkpoint is, and make sure that this run still holds the lock.
 
         Raises OSError, or RunFolderError where another run took it.
         """
-        self.mirror.flush()
+        self.flush()
         self.lock.require()
 
     def holds_checkpoint(self) -> bool:
@@ -83,7 +96,10 @@ class RunBucket:
             return False
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock, and empty the copy on this host unless the bucket lacks something of it."""
+        with suppress(OSError, RunFolderError):
+            self.flush()
+            _empty(self.copy)
         self.lock.release()
 
 

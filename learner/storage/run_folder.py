@@ -105,12 +105,15 @@ class RunFolder:
 
     def push(self) -> str | None:
         """Begin to copy what changed to the bucket, if there is one. Return why the copy before failed, once."""
-        return self.bucket.mirror.push() if self.bucket else None
+        return self.bucket.push() if self.bucket else None
 
     def flush(self) -> None:
-        """Copy what changed to the bucket, if there is one, before this returns. Raises OSError."""
+        """Copy what changed to the bucket, if there is one, before this returns.
+
+        Raises OSError, or RunFolderError where another run has taken the folder.
+        """
         if self.bucket:
-            self.bucket.mirror.flush()
+            self.bucket.flush()
 
     def place(self, name: str) -> Place:
         """Return where a folder of the run lies that other processes write."""

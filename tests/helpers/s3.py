@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,24 +31,22 @@ class S3Server:
 
     folder: Path
     ports: dict[str, int]
-    address: str = "127.0.0.1"  # where it listens
+    address: str = "127.0.0.1"  # where it listens for clients
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to reach it, as AWS's own tools read it."""
         return {
-            "AWS_ENDPOINT_URL": f"http://{self.address}:{self.ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def place(self, path: str) -> BucketFolder:
-        """The folder `path` of the bucket, for a process of this environment or another."""
-        return BucketFolder.parse(
-            f"s3://{BUCKET}/{path}?endpoint_override={self.address}:{self.ports['s3']}&scheme=http"
-        )
+    def place(self, path: str, *, host: str = "127.0.0.1") -> BucketFolder:
+        """The folder `path` of the bucket, as a process finds it that sees this machine at the address `host`."""
+        return BucketFolder.parse(f"s3://{BUCKET}/{path}?endpoint_override={host}:{self.ports['s3']}&scheme=http")
 
     def names(self, path: str) -> list[str]:
         """Every object below `path`, sorted; the lock of a live run too."""
@@ -91,7 +90,7 @@ class S3Server:
             secret_key=SECRET,
             region="us-east-1",
             scheme="http",
-            endpoint_override=f"{self.address}:{self.ports['s3']}",
+            endpoint_override=f"127.0.0.1:{self.ports['s3']}",
             allow_bucket_creation=True,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
@@ -106,7 +105,7 @@ class S3Server:
 def serve(folder: Path, *, address: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server whose data lie in `folder`, ended at the end of the block.
 
-    `address` is one of this machine; another host of a test reaches it where it is that of their network.
+    With the address 0.0.0.0 other hosts of a test reach it too.
     """
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -116,6 +115,23 @@ def serve(folder: Path, *, address: str = "127.0.0.1") -> Iterator[S3Server]:
         yield server
     finally:
         server.kill()
+
+
+def count_attempt(place: BucketFolder, step: int) -> tuple[int, bool]:
+    """How many files of the checkpoint of `step` are there, and whether its manifest is."""
+    names = (place / f"checkpoints/step-{step:06}").list_objects()
+    return len(names) - ("manifest.json" in names), "manifest.json" in names
+
+
+def assert_nothing_left_over(place: BucketFolder) -> None:
+    """One attempt a checkpoint, the one that its manifest names; no lock, no probe."""
+    names = place.list_objects()
+    assert not [name for name in names if name.startswith(".")]
+    attempts = {match[0] for name in names if (match := re.match(r"checkpoints/step-\d+/[0-9a-f]{16}", name))}
+    manifests = [name for name in names if name.endswith("/manifest.json")]
+    named = {f"{Path(name).parent}/{json.loads(place.read(name))['attempt']}" for name in manifests}
+    assert attempts == named
+    assert len(manifests) in (2, 3)  # the newest two and the best
 
 
 def _find_ports() -> dict[str, int]:

@@ -18,7 +18,7 @@ from common.storage.bucket import BucketFolder
 from learner.report.__main__ import main as report
 from learner.storage.run_bucket import RunBucket
 from tests.helpers import jobs, s3
-from tests.helpers.s3 import S3Server
+from tests.helpers.s3 import S3Server, assert_nothing_left_over, count_attempt
 
 pytestmark = pytest.mark.engine
 TWO_RANKS = ("learner.ranks=2", "learner.zero_stage=2", "rollout.cpus_per_engine=0.25", "learner.cpus_per_rank=0.25")
@@ -38,17 +38,6 @@ def assert_same_result(undisturbed: Path, place: BucketFolder) -> None:
     decisive = ("step", "reward", "loss", "kl", "grad_norm", "groups_trained")
     assert [[row[key] for key in decisive] for row in rows] == [[row[key] for key in decisive] for row in expected]
     assert json.loads(place.read("summary.json"))["outcome"] == "finished"
-
-
-def assert_nothing_left_over(place: BucketFolder) -> None:
-    """One attempt a checkpoint, the one that its manifest names; no lock, no probe."""
-    names = place.list_objects()
-    assert not [name for name in names if name.startswith(".")]
-    attempts = {match[0] for name in names if (match := re.match(r"checkpoints/step-\d+/[0-9a-f]{16}", name))}
-    manifests = [name for name in names if name.endswith("/manifest.json")]
-    named = {f"{Path(name).parent}/{json.loads(place.read(name))['attempt']}" for name in manifests}
-    assert attempts == named
-    assert len(manifests) in (2, 3)  # the newest two and the best
 
 
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(
@@ -71,12 +60,6 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
     assert report([str(place)]) == 0
     assert capsys.readouterr().out.strip() == str(place / "report.html")
     assert b"10 of 10" in place.read("report.html")
-
-
-def count_attempt(place: BucketFolder, step: int) -> tuple[int, bool]:
-    """How many files of the checkpoint of `step` are there, and whether its manifest is."""
-    names = (place / f"checkpoints/step-{step:06}").list_objects()
-    return len(names) - ("manifest.json" in names), "manifest.json" in names
 
 
 MOMENTS = {  # what is in the bucket when the driver is killed, by the step of the checkpoint
