@@ -23,6 +23,7 @@ OPTIONS = {  # of a URL's query, by scheme
     "gs": frozenset({"project_id", "scheme", "endpoint_override", "anonymous"}),
 }
 CALL_S = 30.0  # a small object is written, read or listed within it
+HURRY_S = 3.0  # the same for a run that was told to end
 PROBE_S = 10.0  # whether a bucket can be used is known within it
 _CHUNK = 8 << 20  # bytes
 Value = TypeVar("Value")
@@ -31,6 +32,19 @@ Value = TypeVar("Value")
 def is_url(place: str) -> bool:
     """Return whether text names a URL of any scheme, also a misspelt one (`s3:/x`), and not a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", place) is not None
+
+
+_limits = [CALL_S]  # the last one holds
+
+
+@contextmanager
+def hurry() -> Iterator[None]:
+    """Let every small call within the block take `HURRY_S` at most: a server that hangs must not hold up an end."""
+    _limits.append(HURRY_S)
+    try:
+        yield
+    finally:
+        _limits.pop()
 
 
 class Found(NamedTuple):
@@ -166,8 +180,9 @@ class BucketFolder:
             raise OSError(f"{name!r} is no name inside {self}")
         return f"{self.path}/{name}"
 
-    def _call(self, what: str, work: Callable[[Any], Value], *, within_s: float = CALL_S) -> Value:
+    def _call(self, what: str, work: Callable[[Any], Value], *, within_s: float | None = None) -> Value:
         """Do `work` with the file system, in a thread that no exit waits for. Raises OSError, also at the deadline."""
+        within_s = within_s or _limits[-1]
         outcome: list[Value] = []
         errors: list[BaseException] = []
 

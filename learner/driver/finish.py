@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Self
 from common.command import say
 from common.config.schema import Config
 from common.errors import RunFolderError
+from common.storage.bucket import hurry
 from learner.storage.run_folder import RunFolder
 from learner.tracking.model_card import write_model_card
 from learner.tracking.tracker import Tracker
@@ -48,13 +49,14 @@ class Finish:
             checkpoint_failures=self.checkpoint_failures,
         )
         report = None
-        try:
-            report = self._write_report(seconds=60.0 if kind is None else 8.0)  # Ctrl-C does not wait long
-            if self.folder.export.is_dir() and kind is None:
-                write_model_card(self.folder.export, config=self.config, summary=summary)
-        finally:
-            self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
-        self._flush(failed=kind is not None)
+        with nullcontext() if kind is None else hurry():  # whoever told a run to end does not wait for a bucket
+            try:
+                report = self._write_report(seconds=60.0 if kind is None else 8.0)  # nor for every figure
+                if self.folder.export.is_dir() and kind is None:
+                    write_model_card(self.folder.export, config=self.config, summary=summary)
+            finally:
+                self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
+            self._flush(failed=kind is not None)
 
     def _flush(self, *, failed: bool) -> None:
         """Copy the last files to the bucket, if there is one.

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import escape_unprintable
-from common.storage.bucket import BucketFolder
+from common.storage.bucket import BucketFolder, hurry
 from common.storage.output import Place, WrittenFile
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.manifest import MANIFEST, Manifest, read_manifest
@@ -71,7 +71,7 @@ class CheckpointBucket(CheckpointStore):
     def _discard(self, draft: Place) -> None:
         """Remove an attempt that is not the one its manifest names; what is not removed now is at the next start."""
         assert not isinstance(draft, Path)
-        with suppress(OSError, ValueError):
+        with hurry(), suppress(OSError, ValueError):
             try:
                 named = self._read_manifest(int(draft.parent.name.removeprefix("step-"))).attempt
             except FileNotFoundError:

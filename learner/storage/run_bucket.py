@@ -12,7 +12,7 @@ from typing import Self
 
 from common.errors import RunFolderError
 from common.shared_folder import cache_home
-from common.storage.bucket import BucketFolder, is_url
+from common.storage.bucket import BucketFolder, hurry, is_url
 from common.storage.output import FolderOutput
 from learner.storage.bucket_lock import BucketLock
 from learner.storage.mirror import Mirror, bring_small_files
@@ -97,10 +97,11 @@ class RunBucket:
 
     def close(self) -> None:
         """Release the lock, and empty the copy on this host unless the bucket lacks something of it."""
-        with suppress(OSError, RunFolderError):
-            self.flush()
-            _empty(self.copy)
-        self.lock.release()
+        with hurry():
+            with suppress(OSError, RunFolderError):
+                self.flush()
+                _empty(self.copy)
+            self.lock.release()
 
 
 def _refuse_strangers(place: BucketFolder) -> None:

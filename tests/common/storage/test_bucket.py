@@ -13,7 +13,7 @@ import pytest
 
 from common.config.cli import parse
 from common.errors import ConfigError, RunFolderError
-from common.storage.bucket import BucketFolder, is_url
+from common.storage.bucket import BucketFolder, hurry, is_url
 from common.storage.output import (
     FolderOutput,
     WriteReport,
@@ -167,6 +167,10 @@ def test_another_bucket_and_a_server_that_hangs_are_refused_too(s3: S3Server) ->
         with pytest.raises(RunFolderError, match="no answer"):
             RunBucket.probe(BucketFolder.parse(f"s3://runs/x?endpoint_override=127.0.0.1:{port}&scheme=http"))
         assert time.monotonic() - began < 11
+        began = time.monotonic()
+        with hurry(), pytest.raises(OSError, match="no answer in 3 s"):
+            BucketFolder.parse(f"s3://runs/x?endpoint_override=127.0.0.1:{port}&scheme=http").list_objects()
+        assert time.monotonic() - began < 4
     RunBucket.probe(s3.place("probe"))
     assert s3.names("probe") == []
     assert threading.active_count() < 50
