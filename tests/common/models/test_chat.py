@@ -20,6 +20,8 @@ from common.models.processor import load_processor
 from common.models.prompts import PromptEncoder
 from common.types import Example
 
+pytestmark = pytest.mark.slow
+
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one, ✓ or \udcff?"}]}]
 LOOP = "{% for a in range(100000) %}"
 END = "{% endfor %}"

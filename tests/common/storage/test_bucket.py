@@ -27,6 +27,8 @@ from common.storage.output import (
 from learner.storage.run_bucket import RunBucket
 from tests.helpers.s3 import S3Server
 
+pytestmark = pytest.mark.slow
+
 REFUSED = [
     ("http://bucket/x", "unknown scheme http:"),
     ("hdfs://host/x", "unknown scheme hdfs:"),

@@ -48,6 +48,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "cannot be written: Is a directory" in str(ask(tmp_path).folder_fault)
 
 
+@pytest.mark.slow
 def test_a_bucket_is_tried_on_every_host(s3: S3Server) -> None:
     assert ask(s3.place("hosts/run")).folder_fault is None
     assert s3.names("hosts") == []

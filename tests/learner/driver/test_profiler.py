@@ -89,6 +89,7 @@ def test_a_lost_engine_does_not_end_the_run(tmp_path: Path, capsys: pytest.Captu
     assert "an engine is lost" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trace_on_another_hosts_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded, trace = Processes(), WrittenFile(name="rank-1.json.gz", bytes=9, sha256="")
     recorded.reports = [WriteReport(by="rank-1", host="far", files=(trace,))]

@@ -141,6 +141,7 @@ def test_another_experiment_is_refused_by_key() -> None:
     check_compatible(CONFIG, Config(steps=20, name="other"))
 
 
+@pytest.mark.slow
 def test_a_file_that_a_rank_wrote_elsewhere_makes_no_checkpoint(tmp_path: Path) -> None:
     """Its host has another folder under the same path; training goes on, and the event names host and file."""
     saver, events = checkpointer(tmp_path / "driver")

@@ -256,6 +256,8 @@ import sys
 from datetime import datetime
 from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
 folder = RunFolder.open(Config(run_dir=sys.argv[1]), now=datetime.now())
 folder.begin(Config())
 folder.flush()
