@@ -30,6 +30,8 @@ from learner.storage.resume import find_resume_point, open_checkpoints
 from learner.storage.run_folder import RunFolder
 from tests.helpers.s3 import S3Server
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
@@ -256,8 +258,6 @@ import sys
 from datetime import datetime
 from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
-
-pytestmark = pytest.mark.slow
 folder = RunFolder.open(Config(run_dir=sys.argv[1]), now=datetime.now())
 folder.begin(Config())
 folder.flush()
