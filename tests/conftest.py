@@ -36,7 +36,7 @@ if warm_python.OWNER not in os.environ:  # workers of xdist share what the first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what starts engines, clusters and whole runs before parts: short files then even out what is left.
+    """Put first what starts engines, whole runs before parts: short files then even out what the workers have left.
 
     Where the GPU packages are installed, engines on CPUs are skipped: their vLLM has nothing for a CPU.
     """
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in engines:
         if ON_GPU and not item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs vLLM's CPU build: make test DEVICE=cpu"))
-    items[:] = [*sorted(engines, key=lambda item: ("cluster" in item.path.parts, item.path), reverse=True), *others]
+    items[:] = [*sorted(engines, key=lambda item: item.path, reverse=True), *others]
 
 
 def pytest_collection_finish() -> None:

@@ -48,7 +48,7 @@ class Cluster:
         self.console.unlink(missing_ok=True)
         return self.head.start(command, self.console)
 
-    def finish(self, job: subprocess.Popen[str], *, timeout_s: float = 300) -> str:
+    def finish(self, job: subprocess.Popen[str], *, timeout_s: float = 600) -> str:
         """Return the console of a job that has ended."""
         job.wait(timeout_s)
         return self.console.read_text()
