@@ -59,7 +59,7 @@ def could_hold(request: PlaceRequest, labels: Labels) -> bool:
 
 def _has_labels(node: Mapping[str, Any], labels: Labels) -> bool:
     """Return False where the node has another value. Ray's operators (!spot, in(a, b)) are left to Ray."""
-    plain = {name: value for name, value in labels.items() if value.isascii() and not set(value) & set("!()")}
+    plain = {name: value for name, value in labels.items() if not set(value) & set("!()")}
     return all(node["Labels"].get(name) == value for name, value in plain.items())
 
 

@@ -117,7 +117,7 @@ def list_files(folder: Path) -> dict[str, int]:
 def compute_digest(folder: Path) -> str:
     """Return the SHA-256 of the names, the sizes, and 64 blocks of 64 KiB spread over each file; of small files, all.
 
-    16 GB of weights take a second. Two trainings of one model differ in every block.
+    16 GB of weights take a second. A change of a few small tensors of a large file alone can go unseen.
     """
     digest = hashlib.sha256()
     for name, size in list_files(folder).items():

@@ -85,11 +85,14 @@ class RolloutFleet:
         return infos
 
     def close(self) -> None:
-        """Kill every engine; their processes exit within seconds."""
+        """Kill every engine, whose process exits within seconds, and give back its place: it may be a renewed one."""
         import ray
+        from ray.util.placement_group import remove_placement_group
 
         for member in self._members:
             ray.kill(member.handle)
+            if member.place:
+                remove_placement_group(member.place)
         self._members = []
 
     def _no_copy(self) -> WeightManifest:
