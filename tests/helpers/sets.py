@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.data.digits import LABELS as DIGITS
+from common.data.formats.digits import LABELS as DIGITS
 
 TEXTURES = ("brick", "grass", "gravel")  # scikit-image's, 512 x 512, CC0
 Pictures = Sequence[npt.NDArray[np.uint8]]  # (height, width), grey

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.digits import LABELS as DIGITS
+from common.data.formats.digits import LABELS as DIGITS
 from tests.helpers.sets import TEXTURES, write_digits, write_mnist, write_textures
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.config.schema import OBJECT_QUESTION
-from common.data.digits import LABELS, digits
+from common.data.formats.digits import LABELS, digits
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
 from tests.helpers import jobs

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.config.foreign_text import parse_json
 from common.data.build.collection import Collection, Picture, collect
-from common.data.class_folders import class_folders
 from common.data.faults import BadRowError, refuse
+from common.data.formats.class_folders import class_folders
 from common.data.row import bare_label
 from common.data.table import UNNAMED, unreadable
 from common.errors import DataError

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.data import parquet as module
-from common.data.parquet import parquet_file, parquet_folder
+from common.data.formats import parquet as module
+from common.data.formats.parquet import parquet_file, parquet_folder
 from common.data.table import UNNAMED
 from common.errors import DataError
 from tests.helpers.makers import QUESTION, encoded

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.config.schema import DataConfig
-from common.data.digits import LABELS
+from common.data.formats.digits import LABELS
 from common.data.sources import ExampleSource, load, load_held_out
 from common.errors import DataError
 from common.labels.candidates import candidates

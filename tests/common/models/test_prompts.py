@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.config.schema import OBJECT_QUESTION, DataConfig, ModelConfig
-from common.data.digits import LABELS
+from common.data.formats.digits import LABELS
 from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource, Outline, load
 from common.errors import DataError, ModelError

@@ -1,0 +1,103 @@
+"""Sets of the library `datasets`: a folder written by `save_to_disk`, or one of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config.foreign_text import parse_json
+from common.data.table import UNNAMED, Opener, Table, unreadable
+from common.errors import DataError
+from common.models.hub import require_hub
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+def saved_folder(place: Path) -> dict[str, Opener]:
+    """Return the splits of a folder written by `save_to_disk`. Raises DataError when its files cannot be read."""
+    from datasets import load_from_disk
+
+    try:
+        _confine(place)
+        found = load_from_disk(str(place))
+    except DataError:
+        raise
+    except Exception as error:  # the files are not ours
+        raise unreadable(place, error) from error
+    return _openers(found, str(place), place)
+
+
+def _confine(place: Path) -> None:
+    """Raise DataError for a saved data set that names files outside its folder, itself or through links."""
+    folders = [place] if (place / "state.json").is_file() else []
+    if (place / "dataset_dict.json").is_file():
+        folders += [place / split for split in parse_json((place / "dataset_dict.json").read_bytes())["splits"]]
+    named: list[Path] = []
+    for folder in folders:
+        named += [folder / "state.json", folder / "dataset_info.json"]
+        if (folder / "state.json").is_file() and folder.resolve().is_relative_to(place.resolve()):
+            state = parse_json((folder / "state.json").read_bytes())
+            named += [folder / entry["filename"] for entry in state["_data_files"]]
+    inside = (file.is_file() and file.resolve().is_relative_to(place.resolve()) for file in named)
+    if outside := [file for file, found in zip(named, inside, strict=True) if not found]:
+        raise DataError(
+            f"{place} names files that are no files inside its folder",
+            got=", ".join(map(str, outside[:5])),
+            remedy="save the data set anew with save_to_disk (links may not leave its folder)",
+        )
+
+
+def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, Opener]:
+    splits = found if isinstance(found, dict) else {UNNAMED: found}
+    return {key: partial(_arrow, dataset, name, root) for key, dataset in splits.items()}
+
+
+class _ArrowRows:
+    """Rows of a split of `datasets`, in which nothing is decoded: pictures, sounds and films stay encoded."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        table: Any = self._dataset[index]
+        row: dict[str, Any] = table.to_pylist()[0]
+        return row
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of one column; the others are not read."""
+        for table in self._dataset.select_columns([name]).iter(1000):
+            yield from table.column(0).to_pylist()
+
+
+def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
+    """Make a table of a split of `datasets`."""
+    return Table(
+        name=f"{name} ({split})",
+        split=split,
+        columns=tuple(dataset.column_names),
+        rows=_ArrowRows(dataset),
+        root=root,
+    )
+
+
+def hub_set(name: str) -> dict[str, Opener]:
+    """Fetch a data set of the hub and return its splits. Raises DataError when that fails."""
+    require_hub(f"data.path = {name}", error=DataError)
+    from datasets import load_dataset
+    from huggingface_hub.constants import HF_HOME
+
+    try:
+        found = load_dataset(name, trust_remote_code=False)
+    except Exception as error:  # the files are not ours
+        raise DataError(
+            f"the hub gives no data set {name}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="check data.path; private sets need a login; HF_HUB_OFFLINE=1 reads only the local cache",
+        ) from error
+    return _openers(found, name, Path(HF_HOME))
