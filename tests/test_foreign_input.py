@@ -92,7 +92,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "compile": (),
     "os.system": (),
     "os.popen": (),
-    "load_from_disk": ("common/data/places.py",),
+    "load_from_disk": ("common/data/formats/arrow.py",),
 }
 
 
