@@ -14,7 +14,7 @@ from typing import get_args
 from common.command import run_command, say
 from common.config.schema import DataConfig, ModelConfig
 from common.data.places import find_splits, split_place
-from common.data.sources import ExampleSource, load
+from common.data.sources import ExampleSource, load, say_notes
 from common.data.table import UNNAMED
 from common.errors import ConfigError
 from common.labels.answers import Mode
@@ -51,6 +51,7 @@ def _lint_place(place: str, options: argparse.Namespace) -> None:
     )
     names = [split] if split else [name if name != UNNAMED else data.split for name in find_splits(path, data.question)]
     sources = [load(data, split=name) for name in names]
+    say_notes(sources, say)
     for source in sources:
         say(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
     settle(place, lint_sources(sources, mode=data.mode), say=say)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,6 +40,7 @@ class ExampleSource:
     def __init__(self, table: Table, rows: Sequence[int], data: DataConfig) -> None:
         """Read and decode rows `rows` of `table` once. Raises DataError naming the rows that cannot be used."""
         self.name = table.name
+        self.notes = table.notes
         self._table, self._rows, self._data = table, rows, data
         self._cache: ByteLRU[int, Example] = ByteLRU(data.cache_mb * 2**20)
         self.outlines: tuple[Outline, ...] = self._check_all()
@@ -95,6 +96,12 @@ class ExampleSource:
 
     def _id(self, index: int) -> str:
         return f"{self._table.split}/{self._rows[index]}"
+
+
+def say_notes(sources: Iterable[ExampleSource], say: Callable[[str], None]) -> None:
+    """Say what was left out of the places of these splits, each line once."""
+    for note in dict.fromkeys(note for source in sources for note in source.notes):
+        say(f"note: {note}")
 
 
 def load(data: DataConfig, *, split: str) -> ExampleSource:

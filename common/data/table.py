@@ -32,6 +32,7 @@ class Table:
     columns: tuple[str, ...]
     rows: Rows
     root: Path | None  # image paths must lie inside it; None: only embedded images
+    notes: tuple[str, ...] = ()  # a line for each thing that lies in the place and is in no row of any split
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column; the others are not read where the rows can do without."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.config.schema import Config
-from common.data.sources import ExampleSource, load, load_held_out
+from common.data.sources import ExampleSource, load, load_held_out, say_notes
 from learner.evaluation.measures import HELD_OUT
 from learner.evaluation.sets import read_sets
 
@@ -29,6 +29,7 @@ def read_data(config: Config, *, say: Callable[[str], None]) -> RunData:
     """Read the rows of all splits, and say how many there are. Raises DataError naming the rows that cannot be used."""
     train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
     data = RunData(train=train, sets=read_sets(config, held_out))
+    say_notes([train, *data.sets.values()], say)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
     return data

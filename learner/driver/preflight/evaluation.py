@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from common.config.schema import Config
 from common.data.lint import lint_sources
-from common.data.sources import ExampleSource, load_held_out
+from common.data.sources import ExampleSource, load_held_out, say_notes
 from common.errors import ConfigError
 from common.labels.lint import settle
 from learner.driver.preflight.builds import check_builds
@@ -55,6 +55,7 @@ def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str
         raise ConfigError(
             "there is nothing to evaluate on", got="no --data, and data.eval_split = null", remedy="pass --data PLACE"
         )
+    say_notes(sources.values(), say)
     model = read_model(config)
     for own, source in sources.items():
         settle(own, lint_sources([source], mode=config.data.mode), say=say)
