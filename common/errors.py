@@ -5,6 +5,11 @@ What was found may be anybody's text, so its control characters are escaped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST_FAULT = 300  # characters of a library's error
+
 
 def escape_unprintable(text: str) -> str:
     """Escape every control, invisible and line-breaking character, since text may come from a model: `a\\nb`."""
@@ -14,6 +19,11 @@ def escape_unprintable(text: str) -> str:
 def escape_lines(text: str) -> str:
     """Escape as `escape_unprintable` does, and leave the ends of lines."""
     return "\n".join(map(escape_unprintable, text.split("\n")))
+
+
+def as_utf8(text: str) -> str:
+    """Escape what UTF-8 cannot hold, as of file names in another encoding: `caf\\udce9.jpg` for Latin-1's café.jpg."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class RollcallError(Exception):
@@ -37,6 +47,31 @@ class RollcallError(Exception):
 
 def _rebuild(kind: type[RollcallError], what: str, got: object, remedy: str) -> RollcallError:
     return kind(what, got=got, remedy=remedy)
+
+
+@contextmanager
+def raise_as(error: type[RollcallError], what: str, *, remedy: str) -> Iterator[None]:
+    """Let anything that goes wrong within the block be one error: `what` is wrong, and what a library said of it.
+
+    It stands at every door to foreign files: what their readers raise is in no list. A RollcallError passes as it is,
+    and so does what ends the process (Ctrl-C, a signal).
+    """
+    try:
+        yield
+    except RollcallError:
+        raise
+    except BaseException as fault:
+        if not isinstance(fault, Exception) and type(fault).__module__ != "pyo3_runtime":  # a panic of Rust is its own
+            raise
+        raise error(what, got=describe_fault(fault), remedy=remedy) from fault
+
+
+def describe_fault(fault: BaseException) -> str:
+    """Return the kind and the text of any error as one line, which ends after 300 characters."""
+    told = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
+    text = " ".join(str(told).split())
+    text = text if len(text) <= _LONGEST_FAULT else f"{text[:_LONGEST_FAULT]} ..."
+    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
 
 
 class ConfigError(RollcallError):

@@ -9,5 +9,5 @@ import numpy as np
 
 def generator(*parts: object) -> np.random.Generator:
     """Return the random generator of one draw, named by `parts`: another seed, split or row draws something else."""
-    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

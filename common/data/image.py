@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.data.faults import BadRowError
+from common.errors import describe_fault
 from common.types import Pixels
 
 FORMATS = (
@@ -43,7 +44,7 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
         raise _too_large(str(error)) from error
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
         raise BadRowError(
-            f"{_name(cell, root)}image cannot be decoded ({type(error).__name__}: {error})",
+            f"{_name(cell, root)}image cannot be decoded ({describe_fault(error)})",
             remedy=_REPLACE,
         ) from error
 
@@ -83,15 +84,19 @@ def _open(cell: object, root: Path | None) -> Image.Image:
 def confine(path: str | Path, root: Path | None) -> Path:
     """Return the file behind `path`, which must lie inside `root` once every link and `..` is followed.
 
-    Raises BadRowError where it does not.
+    Raises BadRowError where it does not, or cannot be followed: a link to itself, a name of 256 letters.
     """
+    why = ""
     if root is not None:
-        home = root.resolve()
-        file = (home / path).resolve()
-        if file.is_relative_to(home) and file.is_file():
-            return file
+        try:
+            home = root.resolve()
+            file = (home / path).resolve()
+            if file.is_relative_to(home) and file.is_file():
+                return file
+        except Exception as error:  # noqa: BLE001  # a path may be anybody's text
+            why = f" ({describe_fault(error)})"
     raise BadRowError(
-        f"image path is no file inside {root or 'the data set'}",
+        f"image path is no file inside {root or 'the data set'}{why}",
         remedy="embed the image bytes, or put the file inside the data folder (links may not leave it)",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from common.data.formats import digits
 from common.data.formats.arrow import hub_set, saved_folder
 from common.data.formats.class_folders import class_folders
 from common.data.formats.parquet import parquet_file, parquet_folder
-from common.data.table import Opener
+from common.data.table import Opener, reading_data
 from common.errors import DataError
 
 _SPLIT = re.compile(r"[\w.-]+")
@@ -23,17 +24,18 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
     """
     if path == digits.NAME:
         return dict.fromkeys(digits.OFFERED, digits.digits)
-    place = Path(path).expanduser().absolute()
-    if place.is_file() and place.suffix == ".parquet":
-        return parquet_file(place)
-    if place.is_dir():
-        return _folder(place, question)
-    if place.exists() or not _HUB_ID.fullmatch(path):
-        raise DataError(
-            f"data.path = {path} is no data set",
-            got="another kind of file" if place.exists() else "no such file or folder",
-            remedy="give a hub name, a save_to_disk folder, parquet, an image folder or embedded:digits",
-        )
+    with reading_data(f"data.path = {path}", remedy="check the path, and who may read what lies there"):
+        place = Path(path).expanduser().absolute()
+        if place.is_file() and place.suffix == ".parquet":
+            return parquet_file(place)
+        if place.is_dir():
+            return _folder(place, question)
+        if os.path.lexists(place) or not _HUB_ID.fullmatch(path):
+            raise DataError(
+                f"data.path = {path} is no data set",
+                got="another kind of file" if os.path.lexists(place) else "no such file or folder",
+                remedy="give a hub name, a save_to_disk folder, parquet, an image folder or embedded:digits",
+            )
     return hub_set(path)
 
 
@@ -44,9 +46,11 @@ def split_place(text: str) -> tuple[str, str | None]:
     or folder that lies there under the whole text is meant, whatever its name: `set@2` is ("set@2", None).
     """
     path, at, split = text.rpartition("@")
-    if not at or not _SPLIT.fullmatch(split) or Path(text).expanduser().exists():
+    if not at or not _SPLIT.fullmatch(split):
         return text, None
-    return path, split
+    with reading_data(text, remedy="check the path"):
+        whole = Path(text).expanduser().exists()
+    return (text, None) if whole else (path, split)
 
 
 def _folder(place: Path, question: str) -> dict[str, Opener]:

@@ -10,6 +10,7 @@ from typing import Any
 from common.config.schema import DataConfig
 from common.data.faults import BadRowError
 from common.data.image import read_image
+from common.errors import as_utf8
 from common.labels.candidates import breaks_list, candidates
 from common.types import Example
 
@@ -31,6 +32,7 @@ def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: Da
             remedy="give every row a question in column problem",
         )
     label = bare_label(row["solution"])
+    _check_unicode("problem", problem)
     offered = candidates(problem) if data.check_candidates else None
     if offered is not None and label not in offered:
         why = ", which no list can hold: it has a comma or a bracket," if breaks_list(label) else ""
@@ -60,9 +62,16 @@ def bare_label(solution: object) -> str:
     label = (tagged[1] if tagged else solution).strip()
     if not label:
         raise BadRowError("label is empty", remedy="give every row its label in column solution")
+    _check_unicode("label", label)
     if _TAG.search(label):
         raise BadRowError(
             f"label {label!r} holds tag text",
             remedy="keep one <answer> block or the bare label in solution",
         )
     return label
+
+
+def _check_unicode(name: str, text: str) -> None:
+    """Raise BadRowError for text that UTF-8 cannot hold, such as the name of a folder in another encoding."""
+    if as_utf8(text) != text:
+        raise BadRowError(f"{name} {text!r} is no text in UTF-8", remedy="write it, or name the class folder, in UTF-8")

@@ -16,7 +16,7 @@ from common.data.faults import BadRowError, refuse
 from common.data.places import find_splits
 from common.data.row import OWN_COLUMNS, bare_label, read_row
 from common.data.split import hold_out
-from common.data.table import UNNAMED, Table
+from common.data.table import UNNAMED, Table, reading_data
 from common.errors import DataError
 from common.lru import ByteLRU
 from common.types import Example
@@ -151,7 +151,8 @@ def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
             remedy="set data.split and data.eval_split to splits that exist; to evaluate, hold out a share with "
             "data.eval_fraction or set data.eval_path; data.eval_split: null evaluates nothing",
         )
-    table = opener(split)
+    with reading_data(path):
+        table = opener(split)
     _check_columns(table)
     return table
 

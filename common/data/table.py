@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import DataError
+from common.errors import DataError, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
 TRAIN_NAMES = ("train", "training")
@@ -49,10 +50,6 @@ def is_hidden(file: Path, below: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
-def unreadable(place: Path, error: Exception) -> DataError:
-    """Return the error for a file or folder that cannot be read."""
-    return DataError(
-        f"{place} cannot be read",
-        got=f"{type(error).__name__}: {error}",
-        remedy="write the data set anew",
-    )
+def reading_data(place: object, *, remedy: str = "write the data set anew") -> AbstractContextManager[None]:
+    """Let anything that goes wrong while foreign data are read be one DataError that names the place."""
+    return raise_as(DataError, f"{place} cannot be read", remedy=remedy)

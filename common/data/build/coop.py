@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from common.config.schema import OBJECT_QUESTION
 from common.data.build.collection import Collection, Picture, collect
 from common.data.build.sources import Splits, folder_splits
-from common.data.table import unreadable
+from common.data.table import reading_data
 from common.errors import DataError
 
 
@@ -39,16 +39,16 @@ def open_layout(name: str, root: Path) -> tuple[Collection, str]:
     """
     layout = LAYOUTS[name]
     images, splits_file = root / layout.folder / layout.images, root / layout.folder / layout.splits
-    if missing := [str(part) for part in (images, splits_file) if not part.exists()]:
+    with reading_data(root, remedy="check the path"):
+        missing = [str(part) for part in (images, splits_file) if not part.exists()]
+    if missing:
         raise DataError(
             f"{root} holds no {name} as CoOp lays it out",
             got=f"no {' and no '.join(missing)}",
             remedy=f"give the folder that holds {layout.folder}, laid out by CoOp's instructions",
         )
-    try:
+    with reading_data(splits_file):
         splits, labels = layout.read(images, splits_file)
-    except (OSError, ValueError) as error:
-        raise unreadable(splits_file, error) from error
 
     unique = list(dict.fromkeys(labels))
     shared = sorted({label for label in unique if labels.count(label) > 1}) if len(unique) < len(labels) else []
@@ -75,7 +75,7 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
     for split in ("train", "val", "test"):
         pairs = _pairs(file.parent / f"images_variant_{split}.txt")
         splits[split] = [Picture(root=images, path=f"{number}.jpg", label=name) for number, name in pairs]
-    labels = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    labels = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     _check_known((picture.label for pictures in splits.values() for picture in pictures), labels, file)
     return splits, labels
 

@@ -64,9 +64,11 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
         DataError: `out` is taken or cannot be written, or pictures cannot be read, all of them counted; nothing is
             left behind then.
     """
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise DataError(f"{out} is there already", got="a file or folder with something in it", remedy="choose another")
     try:
+        if out.is_file() or (out.exists() and any(out.iterdir())):
+            raise DataError(
+                f"{out} is there already", got="a file or folder with something in it", remedy="choose another"
+            )
         return _build(collection, plan, out, argv)
     except OSError as error:  # of the folder: pictures that cannot be read raise DataError
         raise DataError(
@@ -87,7 +89,7 @@ def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -
         built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes, *rewritten))
         offered = {name: len(split.labels) for name, split in splits.items()}
         (made / "README.md").write_text(
-            card(plan.name, argv, _describe(plan, built), written, offered), encoding="utf-8"
+            card(plan.name, argv, _describe(plan, built), written, offered), encoding="utf-8", errors="backslashreplace"
         )
         made.replace(out)
     return built

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.config.foreign_text import parse_json
-from common.data.table import unreadable
+from common.data.table import reading_data
 from common.errors import DataError
 
 Policy = Literal["cls_rl", "all", "hard"]
@@ -75,14 +75,12 @@ def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
 
     Raises DataError when it holds none of these, or no two of `labels`.
     """
-    try:
+    with reading_data(file, remedy="give the JSON of an evaluation, or its evaluations.jsonl"):
         triples = _triples(file)
         counts: Confusions = Counter()
         for label, answer, count in triples:
             if label != answer and {label, answer} <= set(labels):
                 counts[frozenset((label, answer))] += int(count)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise unreadable(file, error) from error
     if not counts:
         raise DataError(
             f"{file} names no two labels of this set that were taken for each other",
@@ -93,7 +91,7 @@ def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
 
 
 def _triples(file: Path) -> list[Any]:
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     if file.suffix != ".jsonl":
         found = parse_json(text)
         return list(found["confusion"] if isinstance(found, dict) else found)

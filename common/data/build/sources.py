@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.data.build.collection import Collection, Picture, collect
 from common.data.faults import BadRowError, refuse
 from common.data.formats.class_folders import class_folders
 from common.data.row import bare_label
-from common.data.table import UNNAMED, unreadable
+from common.data.table import UNNAMED, reading_data
 from common.errors import DataError
 
 Splits = dict[str, list[Picture]]
@@ -24,16 +25,17 @@ def open_source(place: Path) -> Collection:
 
     Raises DataError for anything else, and for lines of a list without a file name and a label.
     """
-    if place.is_dir():
-        splits = folder_splits(place)
-    elif place.is_file() and place.suffix in (".csv", ".jsonl"):
-        splits = _read_list(place)
-    else:
-        raise DataError(
-            f"{place} is no source of pictures",
-            got="another kind of file" if place.exists() else "no such file or folder",
-            remedy="give a folder of class folders, a .csv or a .jsonl; for CoOp's sets their root, and --layout",
-        )
+    with reading_data(place, remedy="check the path, and who may read what lies there"):
+        if place.is_dir():
+            splits = folder_splits(place)
+        elif place.is_file() and place.suffix in (".csv", ".jsonl"):
+            splits = _read_list(place)
+        else:
+            raise DataError(
+                f"{place} is no source of pictures",
+                got="another kind of file" if os.path.lexists(place) else "no such file or folder",
+                remedy="give a folder of class folders, a .csv or a .jsonl; for CoOp's sets their root, and --layout",
+            )
     labels = sorted({picture.label for pictures in splits.values() for picture in pictures})
     return collect(str(place), splits, labels)
 
@@ -71,18 +73,15 @@ def _read_list(place: Path) -> Splits:
 
 def _lines(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the rows of a list with the numbers of their lines."""
-    try:
-        with place.open(encoding="utf-8-sig", newline="") as file:
-            if place.suffix == ".csv":
-                reader = csv.DictReader(file)
-                _check_header(place, reader.fieldnames or [])
-                yield from ((reader.line_num, row) for row in reader)
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse(line)
-    except (OSError, ValueError, csv.Error) as error:
-        raise unreadable(place, error) from error
+    with reading_data(place), place.open(encoding="utf-8-sig", newline="") as file:
+        if place.suffix == ".csv":
+            reader = csv.DictReader(file)
+            _check_header(place, reader.fieldnames or [])
+            yield from ((reader.line_num, row) for row in reader)
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _parse(line)
 
 
 def _check_header(place: Path, columns: list[str] | Any) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from common.data.build.collection import Picture
 from common.data.faults import BadRowError
 from common.data.image import FORMATS, confine, read_image
+from common.errors import describe_fault
 
 _KEPT = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}  # MPO: a JPEG with another behind it, as phones write them
 
@@ -48,8 +49,8 @@ class Reader:
         file = confine(picture.path, picture.root)
         try:
             data = file.read_bytes()
-        except OSError as error:
-            raise BadRowError(f"cannot be read: {error.strerror}", remedy="make the file readable") from error
+        except Exception as error:
+            raise BadRowError(f"cannot be read: {describe_fault(error)}", remedy="make the file readable") from error
         pixels = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             form = _KEPT.get(image.format or "")

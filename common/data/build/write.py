@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.data.build.collection import Picture
 from common.data.build.stored import Reader, Stored
+from common.errors import as_utf8
 
 _ROWS = 256  # in one row group, which is held in memory
 _THREADS = min(8, os.cpu_count() or 1)
@@ -62,7 +63,7 @@ def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]
 def _cells(row: Row, image: Stored) -> dict[str, Any]:
     return {
         "problem": row.problem,
-        "image": {"bytes": image.data, "path": row.picture.path},
+        "image": {"bytes": image.data, "path": as_utf8(row.picture.path)},
         "image_width": image.width,
         "image_height": image.height,
         "solution": row.picture.label,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.foreign_text import parse_json
-from common.data.table import UNNAMED, Opener, Table, unreadable
+from common.data.table import UNNAMED, Opener, Table, reading_data
 from common.errors import DataError
 from common.models.hub import require_hub
 
@@ -20,14 +20,9 @@ def saved_folder(place: Path) -> dict[str, Opener]:
     """Return the splits of a folder written by `save_to_disk`. Raises DataError when its files cannot be read."""
     from datasets import load_from_disk
 
-    try:
+    with reading_data(place, remedy="save the data set anew with save_to_disk"):
         _confine(place)
-        found = load_from_disk(str(place))
-    except DataError:
-        raise
-    except Exception as error:  # the files are not ours
-        raise unreadable(place, error) from error
-    return _openers(found, str(place), place)
+        return _openers(load_from_disk(str(place)), str(place), place)
 
 
 def _confine(place: Path) -> None:
@@ -58,32 +53,37 @@ def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, O
 class _ArrowRows:
     """Rows of a split of `datasets`, in which nothing is decoded: pictures, sounds and films stay encoded."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self._name = name
         self._dataset = dataset.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
-        table: Any = self._dataset[index]
-        row: dict[str, Any] = table.to_pylist()[0]
-        return row
+        with reading_data(f"row {index} of {self._name}"):
+            table: Any = self._dataset[index]
+            row: dict[str, Any] = table.to_pylist()[0]
+            return row
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column; the others are not read."""
-        for table in self._dataset.select_columns([name]).iter(1000):
-            yield from table.column(0).to_pylist()
+        with reading_data(f"column {name} of {self._name}"):
+            for table in self._dataset.select_columns([name]).iter(1000):
+                yield from table.column(0).to_pylist()
 
 
 def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
     """Make a table of a split of `datasets`."""
-    return Table(
-        name=f"{name} ({split})",
-        split=split,
-        columns=tuple(dataset.column_names),
-        rows=_ArrowRows(dataset),
-        root=root,
-    )
+    shown = f"{name} ({split})"
+    with reading_data(shown):
+        return Table(
+            name=shown,
+            split=split,
+            columns=tuple(dataset.column_names),
+            rows=_ArrowRows(dataset, shown),
+            root=root,
+        )
 
 
 def hub_set(name: str) -> dict[str, Opener]:

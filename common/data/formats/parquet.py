@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden, unreadable
+from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden, reading_data
 from common.errors import DataError
 
 LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
@@ -71,12 +71,17 @@ class _ParquetRows:
         """Read the footers alone. Raises DataError for a group too large to be read, ValueError for other columns."""
         import pyarrow.parquet as pq
 
-        self._footers = {file: pq.read_metadata(file) for file in files}
-        self._schema = self._footers[files[0]].schema.to_arrow_schema().remove_metadata()
+        self._footers: dict[Path, Any] = {}
+        schemas: dict[Path, Any] = {}
+        for file in files:
+            with reading_data(file):
+                self._footers[file] = pq.read_metadata(file)
+                schemas[file] = self._footers[file].schema.to_arrow_schema().remove_metadata()
+        self._schema = schemas[files[0]]
         self._groups: list[_Group] = []
         self._rows = 0
         for file, footer in self._footers.items():
-            if not footer.schema.to_arrow_schema().remove_metadata().equals(self._schema):
+            if not schemas[file].equals(self._schema):
                 raise ValueError(f"{file.name} has other columns than {files[0].name}")
             for index in range(footer.num_row_groups):
                 group = footer.row_group(index)
@@ -95,13 +100,16 @@ class _ParquetRows:
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
         number = bisect_right(self._firsts, range(len(self))[index]) - 1
-        row: dict[str, Any] = self._table(number).slice(index % len(self) - self._firsts[number], 1).to_pylist()[0]
-        return row
+        inside = index % len(self) - self._firsts[number]
+        with reading_data(f"row {inside} of row group {self._groups[number].index} of {self._groups[number].file}"):
+            row: dict[str, Any] = self._table(number).slice(inside, 1).to_pylist()[0]
+            return row
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column; the others are not read."""
         for group in self._groups:
-            yield from self._read(group, [name]).column(0).to_pylist()
+            with reading_data(f"column {name} of {group.file}"):
+                yield from self._read(group, [name]).column(0).to_pylist()
 
     def _read(self, group: _Group, columns: list[str]) -> Any:
         """Read columns of a group. Raises DataError as `_read_group` does."""
@@ -132,20 +140,27 @@ def _read_group(group: _Group, footer: Any, columns: list[str]) -> Any:
     Raises DataError when it cannot be read, or takes over `LARGEST_GROUP` in memory.
     """
     import pyarrow as pa
+
+    with reading_data(group.file):
+        try:
+            return _read_batches(group, footer, columns, _FEW_ROWS)
+        except pa.ArrowNotImplementedError:  # of nested columns it reads no 2 GB at a time
+            return _read_batches(group, footer, columns, 1)
+
+
+def _read_batches(group: _Group, footer: Any, columns: list[str], rows: int) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     batches, nbytes = [], 0
-    try:
-        with pq.ParquetFile(group.file, metadata=footer) as file:
-            for batch in file.iter_batches(_FEW_ROWS, row_groups=[group.index], columns=columns):
-                batches.append(batch)
-                nbytes += batch.nbytes
-                if nbytes > LARGEST_GROUP:
-                    batches.clear()  # whoever holds the error holds them
-                    raise _refuse_group(group.file, group.index, nbytes)
-            return pa.Table.from_batches(batches)
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise unreadable(group.file, error) from error
+    with pq.ParquetFile(group.file, metadata=footer) as file:
+        for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns):
+            batches.append(batch)
+            nbytes += batch.nbytes
+            if nbytes > LARGEST_GROUP:
+                batches.clear()  # whoever holds the error holds them
+                raise _refuse_group(group.file, group.index, nbytes)
+        return pa.Table.from_batches(batches)
 
 
 def _refuse_group(file: Path, index: int, nbytes: int) -> DataError:
@@ -158,10 +173,8 @@ def _refuse_group(file: Path, index: int, nbytes: int) -> DataError:
 
 def _open(files: list[Path], root: Path, split: str) -> Table:
     """Open the files of one split. Raises DataError when that fails."""
-    try:
+    with reading_data(files[0] if len(files) == 1 else root):
         rows = _ParquetRows(files)
-    except (OSError, ValueError) as error:
-        raise unreadable(files[0] if len(files) == 1 else root, error) from error
     return Table(
         name=f"{files[0] if len(files) == 1 else root} ({split})",
         split=split,
