@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from common.errors import PlacementError
 
 SHOWN_NODES = 8  # in an error
+CGROUPS = Path("/sys/fs/cgroup")  # Linux's: what a container may use
 
 Resources = Mapping[str, float]  # {"CPU": 1, "GPU": 1}
 Labels = Mapping[str, str]  # {"role": "learner"}: what a node was started with
@@ -32,20 +35,81 @@ def without_zeros(bundle: Resources) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}  # Ray refuses an empty bundle
 
 
-def refuse_impossible(requests: Sequence[PlaceRequest]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of a cluster, as far as places are concerned."""
+
+    name: str
+    labels: Labels
+    total: Resources
+    free: Resources  # of `total`, what nobody has reserved
+
+
+def read_nodes() -> list[Node]:
+    """Read the nodes of the cluster that this process has joined."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return [
+        Node(
+            name=node["NodeManagerAddress"],
+            labels=node["Labels"],
+            total=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def describe_machine(*, gpus: int) -> Node:
+    """Describe this machine as the one node of a cluster that Ray starts here, without importing Ray."""
+    resources = {"CPU": float(count_cpus()), "GPU": float(gpus)}
+    return Node(name=os.uname().nodename, labels={}, total=resources, free=resources)
+
+
+def count_cpus(cgroups: Path = CGROUPS) -> int:
+    """Count the CPUs that Ray finds on this machine: those of its container, where that may use fewer."""
+    count = os.cpu_count() or 1
+    limits = [limit for limit in (_read_quota(cgroups), _read_cpu_set(cgroups)) if limit]
+    return int(min(limits)) if limits else count
+
+
+def _read_quota(cgroups: Path) -> float | None:
+    """Read how many CPUs' time a container may take, by cgroups of version 1 or 2; None where nothing limits it."""
+    first = cgroups / "cpu"
+    with suppress(OSError, ValueError):
+        if (first / "cpu.cfs_quota_us").exists():
+            quota, period = ((first / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        else:
+            quota, period = (cgroups / "cpu.max").read_text().split()  # "150000 100000", or "max 100000"
+        return float(quota) / float(period) if float(quota) > 0 else None
+    return None
+
+
+def _read_cpu_set(cgroups: Path) -> int | None:
+    """Count the CPUs that a container is bound to ("0-3,8" are five); None where nothing binds it."""
+    with suppress(OSError, ValueError):
+        ranges = [part.partition("-") for part in (cgroups / "cpuset/cpuset.cpus").read_text().split(",")]
+        return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+    return None
+
+
+def refuse_impossible(requests: Sequence[PlaceRequest], nodes: Sequence[Node]) -> None:
     """Raise PlacementError where the nodes, all free, could not hold one of the requests, or not all of them."""
     if missing := [
-        request for request in requests if not any(could_hold(request, labels) for labels in request.choices)
+        request for request in requests if not any(could_hold(request, labels, nodes) for labels in request.choices)
     ]:
-        raise describe_shortage(missing)
-    there = _add_up([node["Resources"] for node in _alive_nodes()])
+        raise describe_shortage(missing, nodes)
+    there = _add_up([node.total for node in nodes])
     if any(amount > there.get(name, 0.0) for name, amount in _needed(requests).items()):
-        raise describe_shortage(requests)
+        raise describe_shortage(requests, nodes)
 
 
-def could_hold(request: PlaceRequest, labels: Labels) -> bool:
+def could_hold(request: PlaceRequest, labels: Labels, nodes: Sequence[Node]) -> bool:
     """Return whether nodes with these labels could hold all bundles if nobody else used them."""
-    room = [dict(node["Resources"]) for node in _alive_nodes() if _has_labels(node, labels)]
+    room = [dict(node.total) for node in nodes if _has_labels(node, labels)]
     for bundle in map(without_zeros, request.bundles):
         for free in room:
             if all(amount <= free.get(name, 0.0) for name, amount in bundle.items()):
@@ -57,16 +121,10 @@ def could_hold(request: PlaceRequest, labels: Labels) -> bool:
     return True
 
 
-def _has_labels(node: Mapping[str, Any], labels: Labels) -> bool:
+def _has_labels(node: Node, labels: Labels) -> bool:
     """Return False where the node has another value. Ray's operators (!spot, in(a, b)) are left to Ray."""
     plain = {name: value for name, value in labels.items() if not set(value) & set("!()")}
-    return all(node["Labels"].get(name) == value for name, value in plain.items())
-
-
-def _alive_nodes() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
+    return all(node.labels.get(name) == value for name, value in plain.items())
 
 
 def _add_up(bundles: Sequence[Resources]) -> dict[str, float]:
@@ -79,18 +137,16 @@ def _needed(requests: Sequence[PlaceRequest]) -> dict[str, float]:
     return _add_up([bundle for bundle in bundles if bundle != without_zeros({})])
 
 
-def describe_shortage(requests: Sequence[PlaceRequest]) -> PlacementError:
+def describe_shortage(requests: Sequence[PlaceRequest], nodes: Sequence[Node]) -> PlacementError:
     """Make the error of a cluster that cannot hold the requests: what they need together, and what each node has."""
-    import ray
-
-    there, free = _add_up([node["Resources"] for node in _alive_nodes()]), ray.available_resources()
+    there, free = _add_up([node.total for node in nodes]), _add_up([node.free for node in nodes])
     needed = "; ".join(
         f"{name}: {amount:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}"
         for name, amount in _needed(requests).items()
     )
     return PlacementError(
         f"the cluster cannot hold {_name_requests(requests)}",
-        got=f"{needed}. Nodes: {_describe_nodes()}",
+        got=f"{needed}. Nodes: {_describe_nodes(nodes)}",
         remedy="lower rollout.engines, learner.ranks or their cpus_per_… and gpus_per_… (fractions work), "
         "change their labels, add nodes, or let cluster.wait_for_resources_s wait for them",
     )
@@ -107,20 +163,17 @@ def _name_requests(requests: Sequence[PlaceRequest]) -> str:
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
 
 
-def _describe_nodes() -> str:
+def _describe_nodes(nodes: Sequence[Node]) -> str:
     """Return "10.0.0.2 (role=learner) 3 CPU free of 4, …" for the first nodes."""
-    from ray._private.state import available_resources_per_node
-
-    nodes, free = _alive_nodes(), available_resources_per_node()
     lines = []
     for node in nodes[:SHOWN_NODES]:
-        own = {name: value for name, value in node["Labels"].items() if not name.startswith("ray.io/node-id")}
+        own = {name: value for name, value in node.labels.items() if not name.startswith("ray.io/node-id")}
         has = ", ".join(
-            f"{free.get(node['NodeID'], {}).get(name, 0.0):g} {name} free of {node['Resources'].get(name, 0.0):g}"
+            f"{node.free.get(name, 0.0):g} {name} free of {node.total.get(name, 0.0):g}"
             for name in ("CPU", "GPU")
-            if name == "CPU" or node["Resources"].get(name)
+            if name == "CPU" or node.total.get(name)
         )
-        lines.append(f"{node['NodeManagerAddress']}{f' ({_show(own)})' if own else ''} {has}")
+        lines.append(f"{node.name}{f' ({_show(own)})' if own else ''} {has}")
     more = f" and {len(nodes) - SHOWN_NODES} more" if len(nodes) > SHOWN_NODES else ""
     return "; ".join(lines) + more
 

@@ -7,7 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.capacity import Labels, PlaceRequest, could_hold, describe_shortage, refuse_impossible, without_zeros
+from common.capacity import (
+    Labels,
+    PlaceRequest,
+    could_hold,
+    describe_shortage,
+    read_nodes,
+    refuse_impossible,
+    without_zeros,
+)
 from common.errors import DeadlineError, RollcallError
 
 if TYPE_CHECKING:
@@ -63,8 +71,9 @@ def reserve(requests: Sequence[PlaceRequest], *, wait_s: float, grant_s: float =
     """
     from ray.util.placement_group import remove_placement_group
 
+    nodes = read_nodes()
     if wait_s == 0:
-        refuse_impossible(requests)
+        refuse_impossible(requests, nodes)
     granted: dict[int, PlacementGroup] = {}
     try:
         for choice in range(max((len(request.choices) for request in requests), default=0)):
@@ -72,7 +81,7 @@ def reserve(requests: Sequence[PlaceRequest], *, wait_s: float, grant_s: float =
                 index: _ask(request, request.choices[choice])
                 for index, request in enumerate(requests)
                 if index not in granted and choice < len(request.choices)
-                if wait_s or could_hold(request, request.choices[choice])
+                if wait_s or could_hold(request, request.choices[choice], nodes)
             }
             granted |= _wait_for(asked, max(wait_s, grant_s))
         _insist(requests, granted)
@@ -99,7 +108,7 @@ def _wait_for(asked: Mapping[int, PlacementGroup], timeout_s: float) -> dict[int
 
 def _insist(requests: Sequence[PlaceRequest], granted: Mapping[int, PlacementGroup]) -> None:
     if missing := [request for index, request in enumerate(requests) if index not in granted]:
-        raise describe_shortage(missing)
+        raise describe_shortage(missing, read_nodes())
 
 
 def renew(group: PlacementGroup, request: PlaceRequest) -> PlacementGroup:

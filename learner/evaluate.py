@@ -103,12 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with run_command() as command:
+        from learner.driver.preflight.capacity import check_capacity
         from learner.driver.preflight.evaluation import read_target
         from learner.evaluation.args import parse
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
         targets = [read_target(config, name, held_out=asked.held_out, say=say) for name, config in models]
+        for target in targets:
+            check_capacity(_leave_out_unused(target))
         with _open_folder(targets[0].config, asked.out) as folder:
             command.begin_work()
             evaluate(targets, folder, cls_rl_file=asked.cls_rl_file)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from datetime import datetime
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from common.command import Grace, run_command, say
@@ -59,13 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(config: Config) -> None:
-    """Run preflight, and say what the run would reserve of a cluster."""
-    from learner.driver.places import count_resources
-    from learner.driver.preflight.run_inputs import run_preflight
-    from learner.storage.run_folder import RunFolder
+    """Check all that a run checks before it touches a cluster, and say what it would reserve there."""
+    from learner.driver.preflight.capacity import count_resources
+    from learner.driver.preflight.start import check_start
 
-    RunFolder.probe(config)
-    run_preflight(config, say=say, dry=True)
+    with check_start(config, say=say, dry=True):
+        pass
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     say(f"a dry run: this would reserve {needs}; nothing was started")
 
@@ -88,13 +86,10 @@ def _open_run(config: Config) -> Iterator[Run]:
     grace = Grace(config.checkpoint.grace_s)
     grace.install()
     from learner.driver.open_run import open_run
-    from learner.driver.preflight.run_inputs import run_preflight
-    from learner.storage.run_folder import RunFolder
+    from learner.driver.preflight.start import check_start
 
-    with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
-        say(f"run folder: {folder.address}")
-        with open_run(run_preflight(config, say=say), folder, started=started, grace=grace) as run:
-            yield run
+    with check_start(config, say=say) as start, open_run(start, started=started, grace=grace) as run:
+        yield run
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
     "learner.driver.preflight": LEARNER
-    | {"learner.driver.preflight", "rollout.rewards"}
-    | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer")},
+    | {"learner.driver.preflight", "rollout", "rollout.rewards"}
+    | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.driver": LEARNER
     | {"learner.driver", "learner.driver.preflight", "rollout", "rollout.rewards"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
-from common.command import Grace, Terminated, say
+from common.command import Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
 from learner.driver.finish import Finish, close_undisturbed
@@ -16,13 +16,12 @@ from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe
 from learner.driver.places import Places, reserve_places
 from learner.driver.preflight.run_inputs import RunInputs
+from learner.driver.preflight.start import RunStart
 from learner.driver.profiler import Profiler
 from learner.driver.run import Run
 from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
 from learner.storage.checkpoint import Checkpointer
-from learner.storage.checkpoint_store import CheckpointStore
-from learner.storage.resume import describe_start, find_resume_point, open_checkpoints
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import open_console
 from learner.tracking.tracker import Tracker
@@ -34,7 +33,7 @@ from rollout.spec import engine_spec
 
 
 @contextmanager
-def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Grace) -> Iterator[Run]:
+def open_run(start: RunStart, *, started: float, grace: Grace) -> Iterator[Run]:
     """Open everything a run needs, with the weights of its first step in every engine; at the end close all of it.
 
     A block that ends well leaves exported weights, one that SIGTERM ends a checkpoint of its last step. However it
@@ -44,18 +43,15 @@ def open_run(inputs: RunInputs, folder: RunFolder, *, started: float, grace: Gra
         started: `time.monotonic()` at the start of the process, for the summary.
         grace: handles SIGTERM.
     """
+    inputs, folder, point = start.inputs, start.folder, start.point
     config = inputs.config
-    store = open_checkpoints(config, folder)
-    point = find_resume_point(config, folder, store)
-    if config.resume:
-        say(describe_start(point))
     folder.begin(config)
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, close_undisturbed() as parts:
         places = _join_cluster(inputs, folder, tracker, parts)
-        run = _start_parts(inputs, folder, tracker, store, places, parts, grace)
+        run = _start_parts(start, tracker, places, parts, grace)
         _wait_for_parts(run)
         if point:
             run.restore(point)
@@ -87,16 +83,9 @@ def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts:
     return places
 
 
-def _start_parts(
-    inputs: RunInputs,
-    folder: RunFolder,
-    tracker: Tracker,
-    store: CheckpointStore,
-    places: Places,
-    parts: ExitStack,
-    grace: Grace,
-) -> Run:
+def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitStack, grace: Grace) -> Run:
     """Start the parts side by side, and wait for none of them."""
+    inputs, folder = start.inputs, start.folder
     config, model = inputs.config, inputs.model
     shared = share_model(model.path, config.model.revision, places)
     learner = LearnerGroup(
@@ -127,7 +116,7 @@ def _start_parts(
         offline=OfflineGroups(config, model.closed_set),
         vision_cache=VisionCache(learner, cache_bytes=config.data.cache_mb << 20) if model.caches_vision else None,
         checkpoints=Checkpointer(
-            store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
+            start.store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
         ),
         profiler=Profiler(config, folder.place("profile"), (fleet, learner)),
         grace=grace,

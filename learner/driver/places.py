@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.capacity import PlaceRequest
 from common.config.schema import Config
 from common.placement import GRANT_S, reserve
+from learner.driver.preflight.capacity import list_rank_requests, list_reward_requests
 from rollout.spec import make_engine_request
 
 if TYPE_CHECKING:
@@ -52,28 +52,3 @@ def reserve_places(config: Config, *, grant_s: float = GRANT_S) -> Iterator[Plac
     finally:
         for group in groups:
             remove_placement_group(group)
-
-
-def list_rank_requests(config: Config) -> list[PlaceRequest]:
-    """List the one request of all ranks, whose place is taken or refused as a whole; none without ranks."""
-    learner = config.learner
-    if not learner.ranks:
-        return []
-    rank = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
-    what = "the learner's rank" if learner.ranks == 1 else f"the learner's {learner.ranks} ranks"
-    return [PlaceRequest(what=what, bundles=(rank,) * learner.ranks, labels=tuple(learner.labels))]
-
-
-def list_reward_requests(config: Config) -> list[PlaceRequest]:
-    """List the requests of the reward workers; none where they reserve nothing."""
-    reward = config.reward
-    request = PlaceRequest(what="a reward worker", bundles=({"CPU": reward.cpus_per_worker},))
-    return [request] * reward.workers if reward.cpus_per_worker else []
-
-
-def count_resources(config: Config) -> dict[str, float]:
-    """Add up the logical CPUs and GPUs that all parts of a run reserve: {"CPU": 2.5, "GPU": 0.0}."""
-    engines = [make_engine_request(config)] * config.rollout.engines
-    requests = [*list_rank_requests(config), *engines, *list_reward_requests(config)]
-    bundles = [bundle for request in requests for bundle in request.bundles]
-    return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}

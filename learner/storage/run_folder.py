@@ -25,6 +25,8 @@ from learner.storage.files import replace_text
 from learner.storage.run_bucket import RunBucket
 
 RUNS = Path("runs")
+LONGEST_NAME = 200  # bytes: file systems take 255, and date and number need some
+MOST_TRIES = 100
 _HIDDEN = {".lock", ".home"}
 
 
@@ -38,6 +40,7 @@ class RunFolder:
     path: Path  # absolute
     step: int | None  # of the checkpoint that `resume` names; None: the newest sound one, if any
     lock: int  # descriptor of the locked file
+    made: tuple[Path, ...] = ()  # folders above `path` that were made for it, the nearest first
     bucket: RunBucket | None = None
 
     @classmethod
@@ -48,10 +51,13 @@ class RunFolder:
             RunFolderError: it cannot be made or written, Ray will delete it, a live run holds it, it is not empty and
                 `resume` is not set, or `resume` names something that is no run folder or checkpoint.
         """
+        made = _list_absent(RUNS)
         place, step = _choose(config, now)
         if isinstance(place, BucketFolder):
             return cls._open_bucket(place, step, resume=config.resume is not None)
         _refuse_ray_package(place)
+        if place.parent != RUNS.resolve():
+            made = _list_absent(place.parent)
         lock = _lock(place)
         try:
             if config.resume is None:
@@ -59,14 +65,7 @@ class RunFolder:
         except BaseException:
             os.close(lock)
             raise
-        return cls(path=place, step=step, lock=lock)
-
-    @staticmethod
-    def probe(config: Config) -> None:
-        """Try the bucket of a run that is to be in one. Raises RunFolderError where it cannot be used."""
-        place = None if config.run_dir is None else _read_place(str(config.run_dir))
-        if isinstance(place, BucketFolder):
-            RunBucket.probe(place)
+        return cls(path=place, step=step, lock=lock, made=made)
 
     @classmethod
     def _open_bucket(cls, place: BucketFolder, step: int | None, *, resume: bool) -> Self:
@@ -98,10 +97,20 @@ class RunFolder:
         """Unlock the folder, and remove it where no run began in it, or all of it is in the bucket."""
         if self.bucket is not None:
             self.bucket.close()
-        elif {entry.name for entry in self.path.iterdir()} <= _HIDDEN:
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
+        else:
+            with contextlib.suppress(OSError):  # it holds checkpoints, or there are none
+                (self.path / "checkpoints").rmdir()
+            if {entry.name for entry in self.path.iterdir()} <= _HIDDEN:
+                self._remove()
         os.close(self.lock)
+
+    def _remove(self) -> None:
+        """Remove the empty folder, and those above it that were made for it."""
+        (self.path / ".lock").unlink()
+        self.path.rmdir()
+        with contextlib.suppress(OSError):  # somebody else uses one by now
+            for folder in self.made:
+                folder.rmdir()
 
     def push(self) -> str | None:
         """Begin to copy what changed to the bucket, if there is one. Return why the copy before failed, once."""
@@ -169,7 +178,23 @@ def _choose(config: Config, now: datetime) -> tuple[Place, int | None]:
 
 
 def _read_place(text: str) -> Place:
-    return BucketFolder.parse(text) if is_url(text) else Path(text).resolve()
+    """Read a folder or URL. Raises RunFolderError for what can be neither."""
+    if is_url(text):
+        return BucketFolder.parse(text)
+    try:
+        return Path(text).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL in it
+        raise RunFolderError(
+            "a folder of this name cannot be", got=f"{text}: {error}", remedy="correct run_dir or resume"
+        ) from error
+
+
+def _list_absent(folder: Path) -> tuple[Path, ...]:
+    """List the folder and those above it that are not there, the nearest first."""
+    path = folder.absolute()
+    with contextlib.suppress(OSError):
+        return tuple(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
+    return ()
 
 
 def _refuse_ray_package(path: Path) -> None:
@@ -200,8 +225,12 @@ def _find_resumed(named: Place) -> tuple[Place, int | None]:
 
 def _make_folder(name: str, now: datetime) -> Path:
     """Make `runs/<time>-<name>`; of runs started in the same second the later get a number."""
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise RunFolderError("name cannot be part of a folder's name", got=repr(name), remedy="use a plain word")
+    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise RunFolderError(
+            "name cannot be part of a folder's name",
+            got=repr(name[:80]) + ("..." if len(name) > 80 else ""),
+            remedy=f"use a word of up to {LONGEST_NAME} bytes, without / and control characters, or set run_dir",
+        )
     stem = (RUNS / f"{now:%Y%m%d-%H%M%S}-{name}").resolve()
     for number in itertools.count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
@@ -211,6 +240,10 @@ def _make_folder(name: str, now: datetime) -> Path:
             if stem.parent.is_dir():
                 continue
             raise _make_unwritable_error(path, "runs is not a folder") from None
+        except FileNotFoundError as error:  # another start has just removed an empty `runs`
+            if number > MOST_TRIES:
+                raise _make_unwritable_error(path, error) from error
+            continue
         except OSError as error:
             raise _make_unwritable_error(path, error) from error
         return path

@@ -227,14 +227,15 @@ def running(what: RunInputs) -> Iterator[Run]:
     """A run with everything up and the first weights published, as `learner.main` has it."""
     from common.command import Grace
     from learner.driver.open_run import open_run
+    from learner.driver.preflight.start import RunStart
+    from learner.storage.resume import open_checkpoints
     from learner.storage.run_folder import RunFolder
 
     os.environ |= {"OMP_NUM_THREADS": str(THREADS)}
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch:
         wanted = what.config.model_copy(update={"run_dir": Path(scratch) / "run"})
         what = dataclasses.replace(what, config=wanted)
-        with (
-            closing(RunFolder.open(wanted, now=datetime.now().astimezone())) as folder,
-            open_run(what, folder, started=time.monotonic(), grace=Grace(20.0)) as run,
-        ):
-            yield run
+        with closing(RunFolder.open(wanted, now=datetime.now().astimezone())) as folder:
+            start = RunStart(inputs=what, folder=folder, store=open_checkpoints(wanted, folder), point=None)
+            with open_run(start, started=time.monotonic(), grace=Grace(20.0)) as run:
+                yield run

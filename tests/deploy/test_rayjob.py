@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from common.config.cli import Invocation, parse
-from learner.driver.places import count_resources
+from learner.driver.preflight.capacity import count_resources
 from tests.helpers.kuberay import CRDS, ROOT, groups, operator_errors, schema_errors
 
 IMAGE_ROOT = "/app"  # WORKDIR of deploy/Dockerfile

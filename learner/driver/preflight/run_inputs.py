@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.config.schema import Config
 from common.data.stream import PromptStream
 from learner.driver.preflight.builds import check_builds
+from learner.driver.preflight.capacity import check_capacity
 from learner.driver.preflight.data import RunData, read_data, settle_steps
 from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
@@ -47,6 +48,7 @@ def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = Fal
         RollcallError: naming what cannot be used and how to mend it.
     """
     check_builds(config.cluster, say=say if dry else None)
+    check_capacity(config, say=say if dry else None)
     check_functions(config.reward)
     data = read_data(config, say=say)
     config = settle_steps(config, rows=len(data.train), say=say)

@@ -12,7 +12,7 @@ import pytest
 
 from common.config.cli import parse
 from common.config.schema import Config
-from learner.driver.places import count_resources, list_rank_requests, list_reward_requests
+from learner.driver.preflight.capacity import count_resources, list_rank_requests, list_reward_requests
 from rollout.spec import make_engine_request
 
 ROOT = Path(__file__).parents[3]
