@@ -82,7 +82,7 @@ def test_cpus_are_counted_as_ray_counts_them(files: dict[str, str], tmp_path: Pa
         (tmp_path / name).write_text(text)
     names = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us", "cpuset/cpuset.cpus", "cpu.max")
     docker = utils._get_docker_cpus(*(str(tmp_path / name) for name in names))  # noqa: SLF001
-    assert count_cpus(tmp_path) == int(docker if docker is not None else os.cpu_count())
+    assert count_cpus(tmp_path) == int(docker if docker is not None else os.cpu_count() or 1)
 
 
 def test_this_machine_has_as_many_cpus_for_us_as_for_ray() -> None:
