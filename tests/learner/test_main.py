@@ -155,14 +155,9 @@ def test_a_second_run_in_the_same_folder(capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.mark.engine
 def test_a_run_that_does_not_get_to_its_first_step_says_so_in_its_folder(tmp_path: Path) -> None:
-    """Refused by a cluster that is too small; then ended by Ctrl-C while its parts start."""
+    """Ended by Ctrl-C while its parts start."""
     run_dir = tmp_path / "run"
     with jobs.nothing_left_in_shared_memory():
-        assert jobs.finish(jobs.start(run_dir, "rollout.engines=40"), run_dir, timeout_s=90) == 2
-        printed = jobs.console(run_dir)
-        assert "CPU: 20.5 needed" in printed
-        assert "lower rollout.engines" in printed
-        assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "failed"
         again = jobs.start(run_dir, "resume=auto")
         jobs.wait_for("cluster", lambda: "cluster up" in jobs.console(run_dir), again)
         family = jobs.descendants(again)
