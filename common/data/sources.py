@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.config.schema import DataConfig
 from common.data.faults import BadRowError, refuse
+from common.data.formats.split_names import pick_split
 from common.data.places import find_splits
 from common.data.row import OWN_COLUMNS, bare_label, read_row
 from common.data.split import hold_out
@@ -143,7 +144,8 @@ def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
     `unnamed`: the only split of a place that names none will do. For evaluation beside training it would not.
     """
     splits = find_splits(path, data.question)
-    opener = splits.get(split) or (splits.get(UNNAMED) if unnamed else None)
+    name = pick_split(path, splits, split)
+    opener = splits.get(UNNAMED if name is None and unnamed else name or split)
     if opener is None:
         raise DataError(
             f"{path} has no split {split}",

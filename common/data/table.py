@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,7 @@ from typing import Any, Protocol
 from common.errors import DataError, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "validation", "valid", "dev", "eval")  # the first there is
-SPLIT_NAMES = frozenset((*TRAIN_NAMES, *TEST_NAMES))
+_NAMED = 3  # cases named in a note; the rest are counted
 
 
 class Rows(Protocol):
@@ -45,9 +43,10 @@ class Table:
 Opener = Callable[[str], Table]  # takes the name the split goes by in row ids
 
 
-def is_hidden(file: Path, below: Path) -> bool:
-    """Whether the name of the file, or of a folder between it and `below`, begins with a dot."""
-    return any(part.startswith(".") for part in file.relative_to(below).parts)
+def count_cases(what: str, cases: Sequence[str]) -> str:
+    """Return a line that counts cases and names the first: `links (5): a, b, c and 2 more`."""
+    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+    return f"{what} ({len(cases)}): {', '.join(cases[:_NAMED])}{more}"
 
 
 def reading_data(place: object, *, remedy: str = "write the data set anew") -> AbstractContextManager[None]:

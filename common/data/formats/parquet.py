@@ -5,35 +5,38 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.data.table import SPLIT_NAMES, UNNAMED, Opener, Table, is_hidden, reading_data
+from common.data.formats.split_names import refuse_twins, word_of_split
+from common.data.formats.tree import Tree, read_tree
+from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data
 from common.errors import DataError
 
 LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
 KEPT = 1 << 29  # bytes of all row groups that are kept
 _FEW_ROWS = 16
+_OTHER_ROWS = (".csv", ".tsv", ".jsonl", ".arrow")  # files that may hold rows too
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
 def parquet_file(place: Path) -> dict[str, Opener]:
     """Return the file's rows as the only split."""
-    return {UNNAMED: partial(_open, [place], place.parent)}
+    return {UNNAMED: partial(_open, [place], place.parent, ())}
 
 
 def parquet_folder(place: Path) -> dict[str, Opener]:
     """Return the splits by the names of files or folders; none without parquet files.
 
-    Raises DataError when some names say a split and others do not.
+    Raises DataError when some names say a split and others do not, or two of them say one split.
     """
-    files = sorted(file for file in place.rglob("*.parquet") if file.is_file() and not is_hidden(file, place))
+    tree = read_tree(place, confined=False)
     by_split: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
+    for file in filter(is_parquet, tree.top.all_files()):
         by_split[_split_of(file.relative_to(place))].append(file)
     if UNNAMED in by_split and len(by_split) > 1:
         raise DataError(
@@ -41,18 +44,56 @@ def parquet_folder(place: Path) -> dict[str, Opener]:
             got=", ".join(file.name for file in by_split[UNNAMED][:5]),
             remedy="name them train-00000-of-00001.parquet and so on, or set data.path to one file",
         )
-    return {name: partial(_open, group, place) for name, group in by_split.items()}
+    refuse_twins(str(place), by_split)
+    notes = _notes(tree, by_split) if by_split else ()
+    return {name: partial(_open, group, place, notes) for name, group in by_split.items()}
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether it is a parquet file by its name, in any case."""
+    return file.suffix.casefold() == ".parquet" and file.is_file()
+
+
+def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """Return a line for each kind of thing that may be taken for rows and is none, or joins what may be apart."""
+    place = tree.top.path
+    lists = [folder.path / name for folder in tree.top.walk() for name in folder.files if name.endswith(_OTHER_ROWS)]
+    pictures = [folder.path for folder in tree.top.filled if not any(map(is_parquet, folder.all_files()))]
+    hidden = [path for path in tree.hidden if path.suffix.casefold() == ".parquet"]
+    kinds = {
+        "hidden files are left out": hidden,
+        "links to folders that are read already are left out": tree.again,
+        "lists beside the parquet files are left out": lists,
+        "folders beside the parquet files are read only where rows name their files": pictures,
+    }
+    lines = [
+        count_cases(what, sorted(str(path.relative_to(place)) for path in paths)) for what, paths in kinds.items() if paths
+    ]
+    for split, files in by_split.items():
+        names = sorted({_naming_part(file.relative_to(place)) for file in files})
+        if split != UNNAMED and len(names) > 1:
+            lines.append(count_cases(f"files of several names are one split, {split}", names))
+    return tuple(lines)
 
 
 def _split_of(file: Path) -> str:
-    """Return the split that a name says.
+    """Return the split that a name says, as the name says it.
 
-    `data/base_test-00000-of-00001.parquet` -> base_test, `test/7.parquet` -> test, `part-1.parquet` -> UNNAMED.
+    `data/base_test-00000-of-00001.parquet` -> base_test, `Test/7.parquet` -> Test, `part-1.parquet` -> UNNAMED.
     """
     if shard := _SHARD.fullmatch(file.stem):
         return shard[1]
-    words = re.split(r"[\W_\d]+", str(file.with_suffix("")))
-    return next((word for word in words if word in SPLIT_NAMES), UNNAMED)
+    return word_of_split(_naming_part(file))
+
+
+def _naming_part(file: Path) -> str:
+    """Return the first folder that says a split, or else the name of the file, without the number of its part."""
+    return next(filter(word_of_split, file.parts[:-1]), _without_numbers(file.stem))
+
+
+def _without_numbers(stem: str) -> str:
+    """Return the name of a file without the number of its part: `train-0003` and `train_part2` are `train`."""
+    return re.sub(r"([\W_]*(part|shard)?[\W_]*\d+)+$", "", stem) or stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +109,7 @@ class _ParquetRows:
     """Rows of several files in a row. One group of rows is in memory while it is asked for, and others as they fit."""
 
     def __init__(self, files: list[Path]) -> None:
-        """Read the footers alone. Raises DataError for a group too large to be read, ValueError for other columns."""
+        """Read the footers alone. Raises DataError for a group too large to be read, and files of unlike columns."""
         import pyarrow.parquet as pq
 
         self._footers: dict[Path, Any] = {}
@@ -77,19 +118,18 @@ class _ParquetRows:
             with reading_data(file):
                 self._footers[file] = pq.read_metadata(file)
                 schemas[file] = self._footers[file].schema.to_arrow_schema().remove_metadata()
-        self._schema = schemas[files[0]]
+        for file in files[1:]:
+            _check_columns(files[0], schemas[files[0]], file, schemas[file])
         self._groups: list[_Group] = []
         self._rows = 0
         for file, footer in self._footers.items():
-            if not schemas[file].equals(self._schema):
-                raise ValueError(f"{file.name} has other columns than {files[0].name}")
             for index in range(footer.num_row_groups):
                 group = footer.row_group(index)
                 if group.total_byte_size > LARGEST_GROUP:
                     raise _refuse_group(file, index, group.total_byte_size)
                 self._groups.append(_Group(file=file, index=index, first=self._rows))
                 self._rows += group.num_rows
-        self.columns = tuple(self._schema.names)
+        self.columns = tuple(schemas[files[0]].names)
         self._firsts = [group.first for group in self._groups]
         self._kept: OrderedDict[int, Any] = OrderedDict()  # tables by the number of their group, the latest last
         self._lock = Lock()  # rows are read by several threads
@@ -134,6 +174,37 @@ class _ParquetRows:
             return self._kept[number]
 
 
+def _check_columns(first: Path, known: Any, file: Path, schema: Any) -> None:
+    """Raise DataError unless two files of a split have the same columns, of types whose cells read alike."""
+    for name in (*known.names, *schema.names):
+        types = [str(found.field(name).type) if name in found.names else "missing" for found in (known, schema)]
+        if "missing" in types or not _reads_alike(known.field(name).type, schema.field(name).type):
+            raise DataError(
+                f"{first.name} and {file.name} are files of one split, and differ in column {name}",
+                got=f"{types[0]} in {first.name}, {types[1]} in {file.name}",
+                remedy="write them anew with one schema, or give the splits names of their own",
+            )
+
+
+def _reads_alike(one: Any, other: Any) -> bool:
+    """Whether cells of two types are the same kind of values in Python; a type of nulls alone goes with any."""
+    import pyarrow.types as pt
+
+    one, other = (kind.value_type if pt.is_dictionary(kind) else kind for kind in (one, other))
+    if one.equals(other) or pt.is_null(one) or pt.is_null(other):
+        return True
+    if pt.is_struct(one) and pt.is_struct(other):
+        names = {field.name for field in (*one, *other)}
+        both = all(one.get_field_index(name) >= 0 and other.get_field_index(name) >= 0 for name in names)
+        return both and all(_reads_alike(one.field(name).type, other.field(name).type) for name in names)
+    lists = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list)
+    if any(is_list(one) for is_list in lists) and any(is_list(other) for is_list in lists):
+        return _reads_alike(one.value_type, other.value_type)
+    texts, numbers = (pt.is_string, pt.is_large_string), (pt.is_integer,)
+    kinds = (texts, (pt.is_binary, pt.is_large_binary, pt.is_fixed_size_binary), numbers, (pt.is_floating,))
+    return any(any(test(one) for test in kind) and any(test(other) for test in kind) for kind in kinds)
+
+
 def _read_group(group: _Group, footer: Any, columns: list[str]) -> Any:
     """Read columns of a row group, a few rows at a time: a cell that repeats takes next to nothing in the file.
 
@@ -171,7 +242,7 @@ def _refuse_group(file: Path, index: int, nbytes: int) -> DataError:
     )
 
 
-def _open(files: list[Path], root: Path, split: str) -> Table:
+def _open(files: list[Path], root: Path, notes: tuple[str, ...], split: str) -> Table:
     """Open the files of one split. Raises DataError when that fails."""
     with reading_data(files[0] if len(files) == 1 else root):
         rows = _ParquetRows(files)
@@ -181,4 +252,5 @@ def _open(files: list[Path], root: Path, split: str) -> Table:
         columns=rows.columns,
         rows=rows,
         root=root,
+        notes=notes,
     )

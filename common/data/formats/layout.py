@@ -1,0 +1,257 @@
+"""Which folders of pictures are classes, which are splits, and which are neither.
+
+A folder is a split where its name says so and it holds class folders: `Training/{cat,dog}` beside `Testing/{cat,dog}`.
+Where pictures lie directly in it, as in `bus`, `car` and `train`, it is a class. What is neither gets a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.data.formats.split_names import TRAIN, find_split, read_split_name, refuse_twins, says_nothing
+from common.data.formats.tree import Folder, Tree, read_tree
+from common.data.table import UNNAMED, count_cases
+from common.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A folder of pictures, read."""
+
+    splits: Mapping[str, Folder]  # by the names of their folders; UNNAMED where there is none
+    offered: tuple[str, ...]  # splits whose names say none, as holdout
+    notes: tuple[str, ...]  # what was left out or merged
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of all splits, sorted."""
+        return sorted({label for split in self.splits.values() for label in classes(split)})
+
+
+def classes(split: Folder) -> dict[str, Folder]:
+    """Return the class folders of a split by label."""
+    return {folder.name: folder for folder in split.filled}
+
+
+def read_layout(place: Path) -> Layout:
+    """Find splits and classes below `place`.
+
+    Raises DataError where there are none, where a folder may be either, or where links lead to folders outside.
+    """
+    tree = read_tree(place, confined=True)
+    if tree.leaving:
+        raise DataError(
+            f"{place} holds links to folders that do not lie inside it",
+            got=count_cases("links", _paths(tree.leaving, place)),
+            remedy="put the pictures inside, or remove the links",
+        )
+    top = _enter(tree.top)
+    folders = _find_splits(top, place)
+    splits = {name: _enter_split(folder) for name, folder in folders.items()} or {UNNAMED: top}
+    layout = Layout(
+        splits=splits,
+        offered=tuple(name for name in folders if not _answers(name, folders)),
+        notes=tuple(_Notes(place, tree, top, folders, splits).lines()),
+    )
+    if not layout.labels:
+        raise _nothing(place, top)
+    _refuse_splits_in_classes(place, splits)
+    return layout
+
+
+def _enter(top: Folder) -> Folder:
+    """Return the folder that holds splits or classes: an archive often wraps them in others."""
+    while len(top.filled) == 1:
+        (only,) = top.filled
+        if only.is_flat or not only.filled or (_is_sure(only) and not _has_splits(only)):
+            break
+        top = only
+    return top
+
+
+def _is_sure(folder: Folder) -> bool:
+    read = read_split_name(folder.name)
+    return read is not None and read.is_sure
+
+
+def _has_splits(folder: Folder) -> bool:
+    """Whether it holds one folder to train on and another to test on, which hold folders."""
+    return _are_both([below.name for below in folder.filled if _is_sure(below) and below.filled])
+
+
+def _are_both(names: Sequence[str]) -> bool:
+    """Whether one of these names says the split to train on, and another does not."""
+    return len({_says(name, TRAIN) for name in names}) == 2
+
+
+def _enter_split(split: Folder) -> Folder:
+    """Return the folder of a split that holds its classes: `train/images`, `seg_train/seg_train`."""
+    while len(split.filled) == 1 and not split.is_flat:
+        (only,) = split.filled
+        same = read_split_name(only.name) is not None and read_split_name(only.name) == read_split_name(split.name)
+        if only.is_flat or not only.filled or not (same or says_nothing(only.name)):
+            break
+        split = only
+    return split
+
+
+def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
+    """Return the folders that are splits; none where all are classes. Raises DataError where they may be either."""
+    names = [folder.name for folder in top.filled]
+    deep = {folder.name: folder for folder in top.filled if _enter_split(folder).filled}
+    sure = [folder.name for folder in top.filled if _is_sure(folder)]
+    splits = [name for name in sure if name in deep]
+    if not splits:
+        splits = _loose_splits(deep)
+    if not splits:
+        _refuse_flat(place, names, sure)
+        return {}
+
+    # Folders beside them belong to them where they hold the same classes.
+    known = set().union(*(classes(_enter_split(deep[name])) for name in splits))
+    aside = [name for name in names if name not in splits and name not in sure]
+    fitting = [name for name in aside if name in deep and known & classes(_enter_split(deep[name])).keys()]
+    if aside and len(known) == 1 and len(splits) == 1 and not known & set(aside):
+        return {}  # bus/images, car/images, train/images
+    doubtful = aside and not fitting and len(splits) == 1 and not _says(splits[0], TRAIN)
+    if doubtful or known & set(aside):
+        raise DataError(
+            f"{place} holds class folders beside {', '.join(splits)}, which holds class folders itself",
+            got=count_cases("folders", aside),
+            remedy=f"move them into one folder {TRAIN}, or rename {splits[0]} if it is a class",
+        )
+    if flat := [name for name in sure if name not in deep and _says(name, TRAIN)]:
+        raise _no_classes(place, flat)
+    refuse_twins(str(place), splits)
+    return {name: deep[name] for name in names if name in splits or name in fitting}
+
+
+def _loose_splits(deep: Mapping[str, Folder]) -> list[str]:
+    """Return the folders that say splits among other words, where they are a pair: cars_train and cars_test."""
+    read = {name: found.split for name in deep if (found := read_split_name(name))}
+    if TRAIN not in read.values() or len(set(read.values())) < 2:
+        return []
+    inside = [set(classes(_enter_split(deep[name]))) for name in read]
+    return list(read) if len(read) == len(deep) or set.intersection(*inside) else []
+
+
+def _answers(name: str, names: Iterable[str]) -> bool:
+    """Whether a split is found by what its name says, and need not be asked for by the name itself."""
+    read = read_split_name(name)
+    return read is not None and find_split(names, read.split) == [name]
+
+
+def _says(name: str, split: str) -> bool:
+    read = read_split_name(name)
+    return read is not None and read.split == split
+
+
+def _refuse_flat(place: Path, names: Sequence[str], sure: Sequence[str]) -> None:
+    """Raise DataError where folders named as splits hold pictures and no classes."""
+    train = [name for name in sure if _says(name, TRAIN)]
+    if sure and (len(sure) == len(names) or (train and len(train) < len(sure))):
+        raise _no_classes(place, sure)
+
+
+def _no_classes(place: Path, names: Iterable[str]) -> DataError:
+    return DataError(
+        f"{place} has splits without class folders",
+        got=f"pictures directly in {', '.join(names)}",
+        remedy="put the pictures of each class into a folder of its name; with a list of their labels run "
+        "`python -m common.data.build LIST.csv`",
+    )
+
+
+def _nothing(place: Path, top: Folder) -> DataError:
+    found = sorted([*top.files, *(folder.name for folder in top.folders)])
+    lists = [name for name in top.files if name.casefold().endswith((".csv", ".tsv", ".jsonl"))]
+    build = f"; `python -m common.data.build {place / lists[0]}` makes one of a list" if lists else ""
+    return DataError(
+        f"{place} holds no data set",
+        got=count_cases("in it", found) if found else "an empty folder",
+        remedy="give a folder of parquet files, one made by save_to_disk, or one of images in class folders" + build,
+    )
+
+
+def _refuse_splits_in_classes(place: Path, splits: Mapping[str, Folder]) -> None:
+    """Raise DataError where each class has splits of its own, cat/train and cat/test: both would be trained on."""
+    for split in splits.values():
+        for label, folder in classes(split).items():
+            inside = [below.name for below in folder.filled if _is_sure(below)]
+            if _are_both(inside):
+                raise DataError(
+                    f"{place} has splits inside its class folders",
+                    got=f"{label}/{{{','.join(inside)}}}",
+                    remedy="turn them round, as in train/cat and test/cat",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=False)
+class _Notes:
+    """Says what of a tree is in no row, or elsewhere than one may think: a line for each kind of thing."""
+
+    place: Path
+    tree: Tree
+    top: Folder  # holds the folders of splits or classes
+    folders: Mapping[str, Folder]  # of splits, by name
+    splits: Mapping[str, Folder]  # what holds the classes of each
+    _lines: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the lines."""
+        self._say("hidden files and those of systems are left out", self._relative(self.tree.hidden))
+        self._say("links to folders that are read already are left out", self._relative(self.tree.again))
+        usual = {self.place, *(folder.path for folder in self.folders.values())}
+        entered = {folder.path for folder in (self.top, *self.splits.values())} - usual
+        self._say("wrapped folders are read from", self._relative(entered))
+
+        holders = list(self._holders())
+        loose = [folder.path / name for folder in holders for name in folder.files]
+        self._say("files beside the folders of classes are left out", self._relative(loose))
+        empty = [below for folder in holders for below in folder.folders if not below.picture_count]
+        self._say("folders without a picture are left out", map(self._sized, empty))
+        if self.folders:
+            aside = [folder for folder in self.top.filled if folder.name not in self.folders]
+            self._say("folders beside the splits are left out, for they hold no class of them", map(self._sized, aside))
+
+        inside = [
+            below.path
+            for split in self.splits.values()
+            for label in split.filled
+            for below in label.filled
+        ]
+        self._say("folders inside class folders are no classes of their own", self._relative(inside))
+        self._say("classes that are in no picture to train on", self._untrained())
+        return self._lines
+
+    def _say(self, what: str, names: Iterable[str]) -> None:
+        if names := list(names):
+            self._lines.append(count_cases(what, names))
+
+    def _relative(self, paths: Iterable[Path]) -> list[str]:
+        return _paths(paths, self.place)
+
+    def _sized(self, folder: Folder) -> str:
+        files = f" ({folder.file_count} files)" if folder.file_count else ""
+        return _paths([folder.path], self.place)[0] + files
+
+    def _holders(self) -> Iterator[Folder]:
+        """Yield the folders that hold folders: from the place down to those that hold the classes."""
+        ends = [folder.path for folder in (self.top, *self.splits.values())]
+        on_the_way = {above for end in ends for above in (end, *end.parents)}
+        for folder in self.tree.top.walk():
+            if folder.path in on_the_way:
+                yield folder
+
+    def _untrained(self) -> Iterator[str]:
+        """Yield the classes of other splits that are not in the one to train on."""
+        for train in find_split(self.splits, TRAIN)[:1]:
+            known = classes(self.splits[train])
+            for name, split in self.splits.items():
+                yield from (f"{name}/{label}" for label in classes(split) if label not in known)
+
+
+def _paths(paths: Iterable[Path], place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in paths)
