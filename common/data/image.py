@@ -91,8 +91,10 @@ def confine(path: str | Path, root: Path | None) -> Path:
         try:
             home = root.resolve()
             file = (home / path).resolve()
-            if file.is_relative_to(home) and file.is_file():
+            inside = file.is_relative_to(home)
+            if inside and file.is_file():
                 return file
+            why = " (it lies outside)" if not inside else "" if file.exists() else " (no such file)"
         except Exception as error:  # noqa: BLE001  # a path may be anybody's text
             why = f" ({describe_fault(error)})"
     raise BadRowError(

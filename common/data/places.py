@@ -9,7 +9,7 @@ from pathlib import Path
 from common.data.formats import digits
 from common.data.formats.arrow import hub_set, saved_folder
 from common.data.formats.class_folders import class_folders
-from common.data.formats.parquet import parquet_file, parquet_folder
+from common.data.formats.parquet import is_parquet, parquet_file, parquet_folder
 from common.data.table import Opener, reading_data
 from common.errors import DataError
 
@@ -26,8 +26,14 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
         return dict.fromkeys(digits.OFFERED, digits.digits)
     with reading_data(f"data.path = {path}", remedy="check the path, and who may read what lies there"):
         place = Path(path).expanduser().absolute()
-        if place.is_file() and place.suffix == ".parquet":
+        if is_parquet(place):
             return parquet_file(place)
+        if place.is_file() and place.suffix.casefold() in (".csv", ".tsv", ".jsonl"):
+            raise DataError(
+                f"data.path = {path} is a list of files, no data set",
+                got=f"a {place.suffix.casefold()} file",
+                remedy=f"run `python -m common.data.build {path} --shots all --out FOLDER` and give data.path=FOLDER",
+            )
         if place.is_dir():
             return _folder(place, question)
         if os.path.lexists(place) or not _HUB_ID.fullmatch(path):

@@ -48,25 +48,25 @@ def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: Da
     return Example(id=row_id, problem=problem, image=image, label=label, columns=columns)
 
 
-def bare_label(solution: object) -> str:
-    """Return the label of a `solution` cell, out of its `<answer>` tags and without the white space around it.
+def bare_label(solution: object, *, column: str = "solution") -> str:
+    """Return the label of a cell of `column`, out of its `<answer>` tags and without the white space around it.
 
     Raises BadRowError when it is no text, empty, or holds tags of its own.
     """
     if not isinstance(solution, str):
         raise BadRowError(
-            f"solution is a {type(solution).__name__}: {solution!r}",
-            remedy="store labels as text in column solution",
+            f"{column} is a {type(solution).__name__}: {solution!r}",
+            remedy=f"store labels as text in column {column}",
         )
     tagged = _ANSWER.fullmatch(solution)
     label = (tagged[1] if tagged else solution).strip()
     if not label:
-        raise BadRowError("label is empty", remedy="give every row its label in column solution")
+        raise BadRowError("label is empty", remedy=f"give every row its label in column {column}")
     _check_unicode("label", label)
     if _TAG.search(label):
         raise BadRowError(
             f"label {label!r} holds tag text",
-            remedy="keep one <answer> block or the bare label in solution",
+            remedy=f"keep one <answer> block or the bare label in {column}",
         )
     return label
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from common.errors import DataError, as_utf8
+
 _LIST = re.compile(r"\blist\s*\[(.+?)\]", re.DOTALL)
+_MARK = re.compile(r"</?(?:think|answer|reason|image|video)\s*>|<\|\w+\|>", re.IGNORECASE)
 _OPTION = re.compile(r"^[ \t]*(\([A-Z]\)|[A-Z](?=[.):]))[.):]?[ \t]+(\S.*)$", re.MULTILINE)
 
 
@@ -35,6 +38,24 @@ def read_list(problem: str) -> list[str] | None:
 def with_candidates(question: str, labels: Iterable[str]) -> str:
     """Return the question followed by its class list, in CLS-RL's words."""
     return f"{question}\nPlease choose one from list [ {', '.join(labels)}]."
+
+
+def check_question(question: str) -> None:
+    """Raise DataError for a question that no list of classes can follow, or that is no plain text."""
+    marks = _MARK.findall(question)
+    if read_list(question):
+        why, remedy = "a list of its own", "leave the list out: that of the classes is added"
+    elif options(question):
+        why, remedy = "options of its own", "leave the options out: the list of the classes is added"
+    elif marks:
+        why, remedy = f"the mark {marks[0]}", "leave it out: pictures and the form of the answer are added"
+    elif candidates(with_candidates(question, ["a", "b"])) != ["a", "b"]:
+        why, remedy = "the beginning of a list", "leave `list [` out: the list of the classes is added"
+    elif as_utf8(question) != question:
+        why, remedy = "letters that are not UTF-8", "write it in UTF-8"
+    else:
+        return
+    raise DataError(f"the question holds {why}", got=repr(question), remedy=remedy)
 
 
 def replace_list(problem: str, labels: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +21,8 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.labels.candidates import check_question
 from common.labels.lint import lint, settle, unlistable
 
 _EXAMPLES = """\
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
     with run_command() as command:
+        _check_options(options)
         collection, question = _open(options)
         plan = _plan(options, collection, question)
         _check_labels(collection, plan.name)
@@ -48,7 +52,22 @@ def _open(options: argparse.Namespace) -> tuple[Collection, str]:
         collection, question = open_layout(options.layout, options.source)
     else:
         collection, question = open_source(options.source), DataConfig().question
-    return collection, options.question or question
+    return collection, question if options.question is None else options.question
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise DataError for a question that no list can follow, and for a set that would be part of its own source."""
+    if options.question is not None:
+        check_question(options.question)
+        if not options.question.strip():
+            raise DataError("--question is empty", got=repr(options.question), remedy="leave it out, or ask something")
+    source = options.source / LAYOUTS[options.layout].folder if options.layout else options.source
+    if source.is_dir() and Path(os.path.realpath(options.out)).is_relative_to(os.path.realpath(source)):
+        raise DataError(
+            f"--out {options.out} lies inside the source",
+            got=f"source {source}",
+            remedy="choose a folder beside it: what lies inside would be read as pictures of the source",
+        )
 
 
 def _plan(options: argparse.Namespace, collection: Collection, question: str) -> Plan:
@@ -119,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", type=Path, help="image folder (class = sub-folder), .csv or .jsonl of path, label and perhaps split")
+    add("source", type=Path, help="image folder (class = sub-folder), .csv or .jsonl of path, label, perhaps split")
     add("--layout", choices=sorted(LAYOUTS), help="SOURCE is the root of the data sets as CoOp lays them out")
     add("--out", type=Path, required=True, help="folder to write, new or empty")
     add("--shots", type=_number(1, none="all"), required=True, help="training pictures of each class, or all")
@@ -148,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="larger pictures are scaled down (default 1024), or any",
     )
-    add("--max-megapixels", type=float, default=DataConfig().max_image_megapixels, help="larger pictures are refused")
+    limit = DataConfig().max_image_megapixels
+    add("--max-megapixels", type=_megapixels, default=limit, help=f"larger pictures are refused (default {limit:g})")
     return parser
 
 
@@ -170,6 +190,13 @@ def _number(least: int, *, none: str | None = None) -> Callable[[str], int | Non
         return value
 
     return number
+
+
+def _megapixels(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number over 0")
+    return value
 
 
 def _share(text: str) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.table import TEST_NAMES, TRAIN_NAMES, UNNAMED
+from common.data.formats.split_names import TESTS, TRAIN, pick_split
+from common.data.table import UNNAMED
 from common.errors import DataError
 
 
@@ -14,9 +15,10 @@ from common.errors import DataError
 class Picture:
     """A file and its label."""
 
-    root: Path  # the file must lie inside it, every link followed
+    root: Path
     path: str  # below `root`
     label: str
+    home: Path | None = None  # the file must lie inside it, every link followed; None: inside `root`
 
     @property
     def name(self) -> str:
@@ -41,16 +43,20 @@ def collect(
 
     Raises DataError without a split to train on.
     """
-    train = next((split for split in (*TRAIN_NAMES, UNNAMED) if splits.get(split)), None)
-    if train is None or (UNNAMED in splits and len(splits) > 1):
+    filled = [split for split, pictures in splits.items() if pictures]
+    train = pick_split(name, filled, TRAIN)
+    if train is None and UNNAMED in filled:
+        train = UNNAMED
+    if train is None or (UNNAMED in filled and len(filled) > 1):
         raise DataError(
             f"{name} has no split to train on",
-            got="splits: " + (", ".join(sorted(split or "without a name" for split in splits)) or "none"),
-            remedy="name one of them train, or none at all",
+            got="splits: " + (", ".join(sorted(split or "without a name" for split in filled)) or "none"),
+            remedy=f"name one of them {TRAIN}, or none at all",
         )
-    test = next((split for split in TEST_NAMES if splits.get(split)), None)
+    tests = (pick_split(name, filled, test) for test in TESTS)
+    test = next((split for split in tests if split is not None), None)
     left = [
-        f"split {split} is left out: {len(splits[split])} pictures" for split in splits if split not in (train, test)
+        f"split {split} is left out: {len(splits[split])} pictures" for split in filled if split not in (train, test)
     ]
     return Collection(
         labels=tuple(labels),

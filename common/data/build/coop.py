@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from common.config.schema import OBJECT_QUESTION
 from common.data.build.collection import Collection, Picture, collect
-from common.data.build.sources import Splits, folder_splits
+from common.data.build.lists import Splits
+from common.data.build.sources import folder_splits
 from common.data.table import reading_data
 from common.errors import DataError
 
@@ -83,7 +84,8 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
 def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
     """Read classnames.txt of lines `synset name`, beside images/{train,val}/synset. Ids follow the sorted synsets."""
     names = dict(_pairs(file))
-    by_synset = {split: pictures for split, pictures in folder_splits(images).items() if split in ("train", "val")}
+    found, _ = folder_splits(images)
+    by_synset: Splits = {split: found[split] for split in ("train", "val") if split in found}
     synsets = sorted({picture.label for pictures in by_synset.values() for picture in pictures})
     _check_known(synsets, names, file)
     splits = {

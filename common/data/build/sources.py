@@ -1,35 +1,35 @@
-"""Image folders and lists of files, read as collections."""
+"""Sources of pictures, image folders and lists of files, read as collections."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from common.config.foreign_text import parse_json
 from common.data.build.collection import Collection, Picture, collect
-from common.data.faults import BadRowError, refuse
-from common.data.formats.class_folders import class_folders
-from common.data.row import bare_label
-from common.data.table import UNNAMED, reading_data
+from common.data.build.lists import LISTS, Splits, read_list
+from common.data.formats.layout import classes, read_layout
+from common.data.formats.parquet import is_parquet
+from common.data.formats.tree import read_tree
+from common.data.table import reading_data
 from common.errors import DataError
-
-Splits = dict[str, list[Picture]]
 
 
 def open_source(place: Path) -> Collection:
-    """Read a folder with a sub-folder for each class, or a .csv or .jsonl list of files. Labels are sorted.
+    """Read a folder with a sub-folder for each class, or a .csv, .tsv or .jsonl list of files. Labels are sorted.
 
     Raises DataError for anything else, and for lines of a list without a file name and a label.
     """
     with reading_data(place, remedy="check the path, and who may read what lies there"):
+        if rows := _find_rows(place):
+            raise DataError(
+                f"{place} is a data set already, not a source of pictures",
+                got=str(rows),
+                remedy=f"train on it with data.path={place}; to build from class folders, move such files out of it",
+            )
         if place.is_dir():
-            splits = folder_splits(place)
-        elif place.is_file() and place.suffix in (".csv", ".jsonl"):
-            splits = _read_list(place)
+            splits, notes = folder_splits(place)
+        elif place.is_file() and place.suffix.casefold() in LISTS:
+            splits, notes = read_list(place)
         else:
             raise DataError(
                 f"{place} is no source of pictures",
@@ -37,69 +37,27 @@ def open_source(place: Path) -> Collection:
                 remedy="give a folder of class folders, a .csv or a .jsonl; for CoOp's sets their root, and --layout",
             )
     labels = sorted({picture.label for pictures in splits.values() for picture in pictures})
-    return collect(str(place), splits, labels)
+    return collect(str(place), splits, labels, notes)
 
 
-def folder_splits(place: Path) -> Splits:
-    """Return the pictures of a folder of class folders by split, labelled with the names of their folders."""
-    splits: Splits = {}
-    for name, opener in class_folders(place, "").items():
-        table = opener(name)
-        assert table.root is not None
-        splits[name] = [
-            Picture(root=table.root, path=str(row["image"].relative_to(table.root)), label=row["solution"])
-            for row in map(table.rows.__getitem__, range(len(table.rows)))
+def folder_splits(place: Path) -> tuple[Splits, list[str]]:
+    """Return the pictures of a folder of class folders by split, labelled by their folders, and notes."""
+    layout = read_layout(place)
+    splits: Splits = {
+        name: [
+            Picture(root=split.path, path=str(file.relative_to(split.path)), label=label, home=place)
+            for label, folder in classes(split).items()
+            for file in folder.all_files()
         ]
-    return splits
+        for name, split in layout.splits.items()
+    }
+    return splits, list(layout.notes)
 
 
-def _read_list(place: Path) -> Splits:
-    """Return the pictures of a list by split; paths are below the list's own folder."""
-    splits: Splits = defaultdict(list)
-    faults: list[tuple[str, BadRowError]] = []
-    count = 0
-    for number, row in _lines(place):
-        count += 1
-        try:
-            path, label = _text(row, "path"), bare_label(row.get("label"))
-            splits[_text(row, "split") if row.get("split") else UNNAMED].append(
-                Picture(root=place.parent, path=path, label=label)
-            )
-        except BadRowError as fault:
-            faults.append((f"line {number}", fault))
-    refuse(str(place), count, faults)
-    return dict(splits)
-
-
-def _lines(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the rows of a list with the numbers of their lines."""
-    with reading_data(place), place.open(encoding="utf-8-sig", newline="") as file:
-        if place.suffix == ".csv":
-            reader = csv.DictReader(file)
-            _check_header(place, reader.fieldnames or [])
-            yield from ((reader.line_num, row) for row in reader)
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _parse(line)
-
-
-def _check_header(place: Path, columns: list[str] | Any) -> None:
-    if missing := [name for name in ("path", "label") if name not in columns]:
-        raise DataError(
-            f"{place} has no column {' and no column '.join(missing)}",
-            got="first line: " + (", ".join(columns) or "empty"),
-            remedy="begin the file with the line path,label or path,label,split",
-        )
-
-
-def _parse(line: str) -> Mapping[str, Any]:
-    row = parse_json(line)
-    return row if isinstance(row, dict) else {}
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRowError(f"{column} is {value!r}", remedy=f"give every line its {column} as text")
-    return value.strip()
+def _find_rows(place: Path) -> Path | None:
+    """Return a file that shows that a place holds rows, as `data.path` takes them."""
+    if not place.is_dir():
+        return place if is_parquet(place) else None
+    saved = [place / name for name in ("dataset_dict.json", "state.json")]
+    parquet = filter(is_parquet, read_tree(place, confined=False).top.all_files())
+    return next((file for file in saved if file.is_file()), None) or next(parquet, None)

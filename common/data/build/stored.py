@@ -46,7 +46,7 @@ class Reader:
 
     def _read(self, picture: Picture) -> Stored:
         """Read one picture to its end. Raises BadRowError when that fails."""
-        file = confine(picture.path, picture.root)
+        file = confine((picture.root / picture.path).absolute(), picture.home or picture.root)
         try:
             data = file.read_bytes()
         except Exception as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data.formats.layout import Layout, classes, read_layout
 from common.data.table import Opener, Table, count_cases
-from common.labels.candidates import with_candidates
+from common.labels.candidates import check_question, with_candidates
 
 
 def class_folders(place: Path, question: str) -> dict[str, Opener]:
@@ -15,8 +15,9 @@ def class_folders(place: Path, question: str) -> dict[str, Opener]:
 
     The question of every split lists every class.
 
-    Raises DataError as `read_layout` does.
+    Raises DataError as `read_layout` does, and for a question that no list can follow.
     """
+    check_question(question)
     layout = read_layout(place)
     problem = with_candidates(question, layout.labels)
     return {name: partial(_open, place, layout, name, problem) for name in layout.splits}
@@ -31,14 +32,15 @@ def _open(place: Path, layout: Layout, name: str, problem: str, split: str) -> T
         for label, pictures in classes(folder).items()
         for image in pictures.all_files()
     ]
-    notes = layout.notes
-    if layout.offered:
-        notes += (count_cases("folders read as splits of their own, which data.eval_split may name", layout.offered),)
+    more = {
+        "folders read as splits of their own, which data.split and data.eval_split may name": layout.offered,
+        "classes without a picture to train on": layout.untrained,
+    }
     return Table(
         name=f"{folder.path} ({split})",
         split=split,
         columns=("problem", "image", "solution"),
         rows=rows,
         root=place,
-        notes=notes,
+        notes=(*layout.notes, *(count_cases(what, cases) for what, cases in more.items() if cases)),
     )

@@ -21,13 +21,24 @@ class Layout:
     """A folder of pictures, read."""
 
     splits: Mapping[str, Folder]  # by the names of their folders; UNNAMED where there is none
-    offered: tuple[str, ...]  # splits whose names say none, as holdout
+    offered: tuple[str, ...]  # splits that only their own name finds, as holdout
     notes: tuple[str, ...]  # what was left out or merged
 
     @property
     def labels(self) -> list[str]:
         """The classes of all splits, sorted."""
         return sorted({label for split in self.splits.values() for label in classes(split)})
+
+    @property
+    def untrained(self) -> list[str]:
+        """The classes that other splits have and the one to train on has not: test/bird."""
+        train = find_split(self.splits, TRAIN)
+        if len(train) != 1:
+            return []
+        known = classes(self.splits[train[0]])
+        return [
+            f"{name}/{label}" for name, split in self.splits.items() for label in classes(split) if label not in known
+        ]
 
 
 def classes(split: Folder) -> dict[str, Folder]:
@@ -106,7 +117,7 @@ def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
     if not splits:
         splits = _loose_splits(deep)
     if not splits:
-        _refuse_flat(place, names, sure)
+        _refuse_flat(place, names)
         return {}
 
     # Folders beside them belong to them where they hold the same classes.
@@ -148,11 +159,13 @@ def _says(name: str, split: str) -> bool:
     return read is not None and read.split == split
 
 
-def _refuse_flat(place: Path, names: Sequence[str], sure: Sequence[str]) -> None:
-    """Raise DataError where folders named as splits hold pictures and no classes."""
-    train = [name for name in sure if _says(name, TRAIN)]
-    if sure and (len(sure) == len(names) or (train and len(train) < len(sure))):
-        raise _no_classes(place, sure)
+def _refuse_flat(place: Path, names: Sequence[str]) -> None:
+    """Raise DataError where folders named as splits hold pictures and no classes; `bus`, `car` and `train` may."""
+    read = {name: found for name in names if (found := read_split_name(name))}
+    sure = [name for name in read if read[name].is_sure]
+    pair = len({found.others for found in read.values()}) == 1 and _are_both(list(read))
+    if (sure and len(sure) == len(names)) or _are_both(sure) or (pair and len(read) == len(names)):
+        raise _no_classes(place, read)
 
 
 def _no_classes(place: Path, names: Iterable[str]) -> DataError:
@@ -170,7 +183,7 @@ def _nothing(place: Path, top: Folder) -> DataError:
     build = f"; `python -m common.data.build {place / lists[0]}` makes one of a list" if lists else ""
     return DataError(
         f"{place} holds no data set",
-        got=count_cases("in it", found) if found else "an empty folder",
+        got=", ".join(found[:8]) or "an empty folder",
         remedy="give a folder of parquet files, one made by save_to_disk, or one of images in class folders" + build,
     )
 
@@ -205,7 +218,7 @@ class _Notes:
         self._say("links to folders that are read already are left out", self._relative(self.tree.again))
         usual = {self.place, *(folder.path for folder in self.folders.values())}
         entered = {folder.path for folder in (self.top, *self.splits.values())} - usual
-        self._say("wrapped folders are read from", self._relative(entered))
+        self._say("folders around those of classes are entered", self._relative(entered))
 
         holders = list(self._holders())
         loose = [folder.path / name for folder in holders for name in folder.files]
@@ -216,14 +229,8 @@ class _Notes:
             aside = [folder for folder in self.top.filled if folder.name not in self.folders]
             self._say("folders beside the splits are left out, for they hold no class of them", map(self._sized, aside))
 
-        inside = [
-            below.path
-            for split in self.splits.values()
-            for label in split.filled
-            for below in label.filled
-        ]
+        inside = [below.path for split in self.splits.values() for label in split.filled for below in label.filled]
         self._say("folders inside class folders are no classes of their own", self._relative(inside))
-        self._say("classes that are in no picture to train on", self._untrained())
         return self._lines
 
     def _say(self, what: str, names: Iterable[str]) -> None:
@@ -234,7 +241,7 @@ class _Notes:
         return _paths(paths, self.place)
 
     def _sized(self, folder: Folder) -> str:
-        files = f" ({folder.file_count} files)" if folder.file_count else ""
+        files = f" ({folder.file_count} file{'s' * (folder.file_count > 1)})" if folder.file_count else ""
         return _paths([folder.path], self.place)[0] + files
 
     def _holders(self) -> Iterator[Folder]:
@@ -244,13 +251,6 @@ class _Notes:
         for folder in self.tree.top.walk():
             if folder.path in on_the_way:
                 yield folder
-
-    def _untrained(self) -> Iterator[str]:
-        """Yield the classes of other splits that are not in the one to train on."""
-        for train in find_split(self.splits, TRAIN)[:1]:
-            known = classes(self.splits[train])
-            for name, split in self.splits.items():
-                yield from (f"{name}/{label}" for label in classes(split) if label not in known)
 
 
 def _paths(paths: Iterable[Path], place: Path) -> list[str]:

@@ -67,7 +67,9 @@ def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...
         "folders beside the parquet files are read only where rows name their files": pictures,
     }
     lines = [
-        count_cases(what, sorted(str(path.relative_to(place)) for path in paths)) for what, paths in kinds.items() if paths
+        count_cases(what, sorted(str(path.relative_to(place)) for path in paths))
+        for what, paths in kinds.items()
+        if paths
     ]
     for split, files in by_split.items():
         names = sorted({_naming_part(file.relative_to(place)) for file in files})
@@ -180,7 +182,7 @@ def _check_columns(first: Path, known: Any, file: Path, schema: Any) -> None:
         types = [str(found.field(name).type) if name in found.names else "missing" for found in (known, schema)]
         if "missing" in types or not _reads_alike(known.field(name).type, schema.field(name).type):
             raise DataError(
-                f"{first.name} and {file.name} are files of one split, and differ in column {name}",
+                f"{file.name} has other columns than {first.name}, a file of the same split: {name} differs",
                 got=f"{types[0]} in {first.name}, {types[1]} in {file.name}",
                 remedy="write them anew with one schema, or give the splits names of their own",
             )

@@ -15,17 +15,15 @@ TRAIN, TESTS = "train", ("test", "val", "dev", "eval")  # the latter in the orde
 _WORDS = {"train": TRAIN, "training": TRAIN, "test": "test", "testing": "test", "dev": "dev", "development": "dev"}
 _WORDS |= {"val": "val", "valid": "val", "validation": "val", "eval": "eval", "evaluation": "eval"}
 # Words that say nothing: `test_images` is `test`.
-_PLAIN = frozenset(
-    "set sets seg split splits data dataset datasets image images img imgs picture pictures pic pics photo photos jpg "
-    "jpeg jpegs jpegimages png file files folder dir sample samples part shard of final crops cropped resized raw "
-    "frames class classes cls classification the".split()
-)
+_PLAIN = {"set", "sets", "seg", "split", "splits", "data", "dataset", "datasets", "image", "images", "img", "imgs"}
+_PLAIN |= {"picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "jpegs", "jpegimages", "png"}
+_PLAIN |= {"file", "files", "folder", "dir", "sample", "samples", "part", "shard", "of", "final", "the", "raw"}
+_PLAIN |= {"crops", "cropped", "resized", "frames", "class", "classes", "cls", "classification"}
 # Words that make another split of it, to be asked for by its own name: `base_test` beside `new_test`.
-_OTHER = frozenset(
-    "base new novel old seen unseen extra ood hard easy small mini tiny large full few shot shots clean noisy labeled "
-    "labelled unlabeled unlabelled unsupervised aug augmented synthetic real source target private public hidden "
-    "holdout challenge adversarial corrupted backup copy".split()
-)
+_OTHER = {"base", "new", "novel", "old", "seen", "unseen", "extra", "ood", "hard", "easy", "small", "mini", "tiny"}
+_OTHER |= {"large", "full", "few", "shot", "shots", "clean", "noisy", "labeled", "labelled", "unlabeled", "unlabelled"}
+_OTHER |= {"unsupervised", "aug", "augmented", "synthetic", "real", "source", "target", "private", "public", "hidden"}
+_OTHER |= {"holdout", "challenge", "adversarial", "corrupted", "backup", "copy"}
 _GLUED = re.compile(rf"({'|'.join(_WORDS)})(set|sets|split|data|images|imgs)")
 _EXACT, _NUMBERED, _LOOSE = range(3)
 
@@ -36,6 +34,7 @@ class SplitName:
 
     split: str  # train, test, val, dev or eval
     rank: int  # 0: it says nothing else; 1: and a number, train2017; 2: and more, cars_train
+    others: tuple[str, ...] = ()  # the words that say more
 
     @property
     def is_sure(self) -> bool:
@@ -53,7 +52,7 @@ def read_split_name(name: str) -> SplitName | None:
     if len(said) != 1 or not _OTHER.isdisjoint(others):
         return None
     rank = _LOOSE if others else _NUMBERED if any(map(str.isdecimal, words)) else _EXACT
-    return SplitName(said.pop(), rank)
+    return SplitName(said.pop(), rank, tuple(others))
 
 
 def word_of_split(name: str) -> str:

@@ -10,15 +10,26 @@ from pathlib import Path
 from common.errors import DataError
 
 # What systems and programs leave in folders, beside all names that begin with a dot; in small letters.
-_LITTER = frozenset(
-    "thumbs.db ehthumbs.db desktop.ini picasa.ini __macosx @eadir #recycle @recycle $recycle.bin lost+found "
-    "__pycache__ icon\r".split(" ")
-) | {"system volume information"}
-_DOCUMENTS = frozenset(
-    ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .log .html .htm .pdf .doc .docx .xls .xlsx "
-    ".py .ipynb .sh .zip .tar .gz .tgz .7z .rar .mat .pkl .db .url .lnk .parquet .arrow".split()
-)
-_TITLES = frozenset("readme license licence copying authors changelog notice citation version".split())
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r", "system volume information", "lost+found"}
+_LITTER |= {"__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin"}
+_DOCUMENTS = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini"}
+_DOCUMENTS |= {".cfg", ".log", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".py", ".ipynb", ".sh"}
+_DOCUMENTS |= {
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".7z",
+    ".rar",
+    ".mat",
+    ".pkl",
+    ".db",
+    ".url",
+    ".lnk",
+    ".parquet",
+    ".arrow",
+}
+_TITLES = {"readme", "license", "licence", "copying", "authors", "changelog", "notice", "citation", "version"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,8 +87,8 @@ def is_litter(name: str) -> bool:
 
 def is_document(name: str) -> bool:
     """Whether a file's name says that it is no picture: labels.csv, README."""
-    stem, suffix = os.path.splitext(name.casefold())
-    return suffix in _DOCUMENTS or stem in _TITLES
+    stem, dot, suffix = name.casefold().rpartition(".")
+    return dot + suffix in _DOCUMENTS if stem else suffix in _TITLES
 
 
 def read_tree(place: Path, *, confined: bool) -> Tree:
