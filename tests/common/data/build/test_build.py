@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections import Counter
 from io import BytesIO
@@ -15,6 +16,7 @@ from PIL import Image
 
 from common.config.schema import DataConfig
 from common.data.build.__main__ import main
+from common.data.lint import main as lint_main
 from common.data.sources import load, load_held_out
 from common.labels.candidates import candidates
 from tests.helpers.makers import encoded, image_folder, noise
@@ -210,6 +212,85 @@ def test_what_cannot_become_a_set(
     assert message in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1", *words)
 
 
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("", "--question is empty"),
+        (" \n", "--question is empty"),
+        ("Choose one from list [ cat, dog ].", "a list of its own"),
+        ("Look at the list [ and choose", "the beginning of a list"),
+        ("Which?\n(A) cat\n(B) dog", "options of its own"),
+        ("Which?\nA. cat\nB. dog", "options of its own"),
+        ("<image> Which?", "the mark <image>"),
+        ("Which? <answer>", "the mark <answer>"),
+        ("Which?</think >", "the mark </think >"),
+        ("Which?<|im_end|>", "the mark <|im_end|>"),
+        ("Which caf\udce9?", "not UTF-8"),
+    ],
+)
+def test_a_question_that_its_own_linter_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], question: str, message: str
+) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    assert message in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1", "--question", question)
+
+
+@pytest.mark.parametrize(
+    "question", ["Which [of these]?", "List the class.", "A. Who?", "Is x < answer > y?", "Wähle 中"]
+)
+def test_any_other_question_can_be_asked(tmp_path: Path, question: str) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    out = made(tmp_path / "in", tmp_path / "out", "--shots", "1", "--question", question, "--test-fraction", "0")
+    assert lint_main([str(out), "--image-size", "8"]) == 0
+    source = load(DataConfig(path=str(out), image_size=8), split="train")
+    assert candidates(source[0].problem) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("out", ["in/set", "in", "in/cat/set", "link/set", "in/../in/set"])
+def test_a_set_is_not_written_into_its_own_source(tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert "lies inside the source" in refused(capsys, tmp_path / "in", tmp_path / out, "--shots", "1")
+
+
+def test_a_set_may_lie_beside_the_list_it_is_made_of(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"cat": 1, "dog": 1})
+    (tmp_path / "list.csv").write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    made(tmp_path / "list.csv", tmp_path / "set", "--shots", "1", "--test-fraction", "0")
+
+
+def test_files_that_a_list_names_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "secret.png").write_bytes(encoded())
+    rows = [
+        "cat/0.png,cat",
+        f"{tmp_path / 'in/dog/0.png'},dog",
+        "cat/9.png,cat",
+        "../secret.png,cat",
+        "/etc/passwd,dog",
+    ]
+    (tmp_path / "in/list.csv").write_text("\n".join(["path,label", *rows]))
+    printed = refused(capsys, tmp_path / "in/list.csv", tmp_path / "out", "--shots", "all")
+    assert "3 of 5 rows" in printed
+    assert re.search(r"cat/9.png: image path is no file inside .*\(no such file\)", printed)
+    assert re.search(r"/etc/passwd: image path is no file inside .*\(it lies outside\)", printed)
+    assert re.search(r"../secret.png: image path is no file inside .*\(it lies outside\)", printed)
+
+
+def test_links_of_a_source_may_lead_to_another_of_its_splits(tmp_path: Path) -> None:
+    image_folder(tmp_path / "in", {"train/cat": 1, "train/dog": 1, "pool/extra": 2})
+    (tmp_path / "in/train/cat/more").symlink_to(tmp_path / "in/pool/extra")
+    out = made(tmp_path / "in", tmp_path / "out", "--shots", "all", "--test-fraction", "0")
+    source = load(DataConfig(path=str(out), image_size=8), split="train")
+    assert Counter(outline.label for outline in source.outlines) == {"cat": 3, "dog": 1}
+
+
+def test_any_whole_number_is_a_seed(tmp_path: Path) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    for seed in ("-1", "0", str(2**64), "9" * 50):
+        made(tmp_path / "in", tmp_path / f"out{seed}", "--shots", "1", "--test-fraction", "0", "--seed", seed)
+
+
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
     (tmp_path / "out").mkdir()
@@ -245,11 +326,19 @@ def test_hard_lists_hold_what_was_confused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--shots", "0"), ("--shots", "many"), ("--test-fraction", "1"), ("--max-side", "0")]
+    "words",
+    [
+        *(("--shots", text) for text in ("0", "many", "nan", "1.5", "-1")),
+        *(("--test-fraction", text) for text in ("1", "nan", "-0.1", "inf", "x")),
+        *(("--max-side", text) for text in ("0", "-1", "1e3")),
+        *(("--max-megapixels", text) for text in ("nan", "inf", "-inf", "-1", "0", "x")),
+        *(("--list-length", text) for text in ("1", "nan")),
+        *(("--seed", text) for text in ("nan", "1.5", "")),
+    ],
 )
 def test_numbers_out_of_range_are_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["x", "--out", "y", "--shots", "1", *words])
+        main(["x", "--out", "y", "--shots", "1", f"{words[0]}={words[1]}"])
     assert caught.value.code == 2 and words[0] in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_of_two_splits_to_test_on_one_is_left_out_and_said(tmp_path: Path) -> No
             "2 of 3 rows of .*line 3: label is empty; line 4: path is ''",
         ),
         ("a.csv", "path,label\nx.png,<answer>\n", "holds tag text"),
-        ("a.jsonl", '{"path": "x.png", "label": 3}\n', "solution is a int"),
+        ("a.jsonl", '{"path": "x.png", "label": 3}\n', "label is a int.*column label"),
         ("a.jsonl", '{"path": "x.png"\n', "cannot be read"),
         ("a.jsonl", '["x.png", "cat"]\n', "line 1: path is None"),
         ("a.csv", "path,label,split\nx.png,cat,train\ny.png,cat,\n", "has no split to train on"),
@@ -75,6 +76,71 @@ def test_a_list_that_cannot_be_used(tmp_path: Path, name: str, text: str, messag
     with pytest.raises(DataError) as caught:
         open_source(tmp_path / name)
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+ROWS = "path,label,split\na.png,cat,Train\nb.png,dog,train\nc.png,cat,TEST\n"
+
+
+def brief(collection: Collection) -> list[list[tuple[str, str]]]:
+    return [[(picture.path, picture.label) for picture in part] for part in (collection.train, collection.test)]
+
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_is_read_as_spreadsheets_write_it(tmp_path: Path, code: str, delimiter: str, end: str) -> None:
+    mark = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(code, b"")
+    text = ROWS.replace(",", delimiter).replace("\n", end).replace("cat", "Käse")
+    (tmp_path / "list.CSV").write_bytes(mark + text.encode(code))
+    found = open_source(tmp_path / "list.CSV")
+    assert brief(found) == [[("b.png", "dog"), ("a.png", "Käse")][::-1], [("c.png", "Käse")]]
+    assert found.notes == ("names of one split, train (2): Train, train",)
+
+
+def test_columns_are_known_in_any_case_and_paths_as_windows_writes_them(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"cat": 1})
+    (tmp_path / "list.csv").write_text("Label, Path ,Note\ncat,cat\\0.png,x\ndog,a\\0.png,x\n")
+    found = open_source(tmp_path / "list.csv")
+    assert brief(found) == [[("cat/0.png", "cat"), ("a/0.png", "dog")], []]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("path,label\na.png,café\n".encode("latin-1"), "not in UTF-8.*byte 0xe9 in line 2: perhaps Latin-1.*UTF-8"),
+        ("path,label\na.png,cat\n".encode("utf-16-le"), "not in UTF-8.*perhaps UTF-16 without.*save it as UTF-8"),
+        (codecs.BOM_UTF16_LE + b"a", "not in UTF-8.*a mark of UTF-16.*save it as UTF-8"),
+        (b"file_name,Class\na.png,cat\n", r"no column path and no column label.*file_name for path, class for label"),
+        (b"path,label\na.png,cat, big\n", "line 2: 1 more cells than the first line.*in quotes"),
+        (b"path,label,label\na.png,cat,dog\n", "has column label twice"),
+        (b"path,label\na.png\n", "line 2: label is a NoneType.*column label"),
+        (b'path,label\n"a.png,cat\n', "cannot be read"),
+        (b"path,label,split\na.png,cat,holdout\n", "no split to train on.*splits: holdout"),
+        (b"path,label,split\na.png,cat,train2014\nb.png,cat,train2017\n", "more than one split that train may mean"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "list.csv").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path / "list.csv")
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_splits_of_unknown_names_are_left_out_and_said(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"{ROWS}d.png,cat,holdout\ne.png,cat,foo\nf.png,cat,holdout\n")
+    found = open_source(tmp_path / "list.csv")
+    assert brief(found) == [[("a.png", "cat"), ("b.png", "dog")], [("c.png", "cat")]]
+    assert found.notes[1:] == ("split holdout is left out: 2 pictures", "split foo is left out: 1 pictures")
+
+
+def test_folders_of_any_spelling_are_train_and_test(tmp_path: Path) -> None:
+    image_folder(tmp_path / "zip", {"Training/cat": 1, "Training/dog": 1, "Testing/cat": 2, "holdout/dog": 1})
+    found = open_source(tmp_path)
+    assert brief(found) == [[("cat/0.png", "cat"), ("dog/0.png", "dog")], [("cat/0.png", "cat"), ("cat/1.png", "cat")]]
+    assert found.notes == (
+        "folders around those of classes are entered (1): zip",
+        "split holdout is left out: 1 pictures",
+    )
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Which parquet files are one split, and which files of a split do not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.config.schema import DataConfig
+from common.data.build.sources import open_source
+from common.data.formats.parquet import parquet_folder
+from common.data.places import find_splits
+from common.data.sources import load, load_held_out
+from common.errors import DataError
+from tests.helpers.makers import encoded, image_folder, parquet, row
+
+
+def write(root: Path, names: list[str]) -> dict[str, int]:
+    """Write a file of each name, and return how many rows each split has."""
+    for name in names:
+        parquet(root / name, [row()])
+    return {name: len(opener(name).rows) for name, opener in parquet_folder(root).items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["Train.parquet", "Test.parquet"], {"Train": 1, "Test": 1}),
+        (["train/1.parquet", "Test/1.parquet"], {"train": 1, "Test": 1}),
+        (["TRAIN-1.PARQUET", "TRAIN-2.PARQUET", "val.Parquet"], {"TRAIN": 2, "val": 1}),
+        (["seg_train_part1.parquet", "seg_train_part2.parquet", "seg_test.parquet"], {"train": 2, "test": 1}),
+        (["base_test.parquet", "new_test.parquet", "train.parquet"], {"base_test": 1, "new_test": 1, "train": 1}),
+        (["base_test-00000-of-00001.parquet", "Train-00000-of-00001.parquet"], {"base_test": 1, "Train": 1}),
+        (["default/train/0000.parquet", "default/train/0001.parquet"], {"train": 2}),
+        (["a.parquet", "b.parquet"], {"": 2}),
+        (["trainset.parquet", "testset.parquet"], {"trainset": 1, "testset": 1}),
+    ],
+)
+def test_names_say_the_splits(tmp_path: Path, names: list[str], splits: dict[str, int]) -> None:
+    assert write(tmp_path, names) == splits
+
+
+def test_train_and_test_are_found_whatever_their_case(tmp_path: Path) -> None:
+    parquet(tmp_path / "Train.parquet", [row()])
+    parquet(tmp_path / "Test.parquet", [row(note="held out")])
+    data = DataConfig(path=str(tmp_path), image_size=8, eval_split="test")
+    train, held_out = load(data, split="train"), load_held_out(data)
+    assert len(train) == 1 and train[0].columns == {"note": "n"} and train[0].id == "train/0"
+    assert held_out is not None and len(held_out) == 1 and held_out[0].columns == {"note": "held out"}
+
+
+def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="more than once") as caught:
+        write(tmp_path, ["Train.parquet", "training.parquet"])
+    assert caught.value.got == "Train, training"
+
+
+def test_what_is_joined_or_left_out_is_said(tmp_path: Path) -> None:
+    write(tmp_path, ["cars_train.parquet", "birds_train.parquet", "test-1.parquet", "test-2.parquet", "._test.parquet"])
+    (tmp_path / "more.csv").write_text("path,label\n")
+    image_folder(tmp_path / "pictures", {"cat": 1})
+    notes = parquet_folder(tmp_path)["train"]("train").notes
+    assert notes == (
+        "hidden files are left out (1): ._test.parquet",
+        "lists beside the parquet files are left out (1): more.csv",
+        "folders beside the parquet files are read only where rows name their files (1): pictures",
+        "files of several names are one split, train (2): birds_train, cars_train",
+    )
+
+
+def test_a_saved_set_is_asked_for_by_meaning(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    split = Dataset.from_list([{"problem": "a?", "solution": "b"}])
+    DatasetDict({"Train": split, "validation": split}).save_to_disk(str(tmp_path / "set"))
+    data = DataConfig(path=str(tmp_path / "set"), eval_split="val")
+    assert len(load(data, split="train")) == 1 and load_held_out(data) is not None
+
+
+def shards(root: Path, *columns: dict[str, Any]) -> Any:
+    for number, cells in enumerate(columns):
+        pq.write_table(pa.table(cells), root / f"train-{number:05}-of-{len(columns):05}.parquet")
+    return parquet_folder(root)["train"]("train")
+
+
+TEXT = pa.array(["a"])
+PICTURE = {"bytes": encoded(), "path": None}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.nulls(1), TEXT),
+        (TEXT, pa.nulls(1)),
+        (TEXT, TEXT.cast(pa.large_string())),
+        (TEXT, TEXT.dictionary_encode()),
+        (pa.array([PICTURE]), pa.array([PICTURE | {"path": "a.png"}])),  # path is null throughout, and text
+        (pa.array([[1]], pa.list_(pa.int32())), pa.array([[1]], pa.large_list(pa.int64()))),
+        (pa.array([1.0], pa.float32()), pa.array([1.0])),
+    ],
+)
+def test_files_whose_cells_read_alike_are_one_split(tmp_path: Path, one: Any, other: Any) -> None:
+    table = shards(tmp_path, {"problem": ["a"], "note": one}, {"note": other, "problem": ["b"]})
+    assert [table.rows[0], table.rows[1]] == [
+        {"problem": "a", "note": one.to_pylist()[0]},
+        {"problem": "b", "note": other.to_pylist()[0]},
+    ]
+    assert list(table.column("note")) == one.to_pylist() + other.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "got"),
+    [
+        ({"note": ["a"]}, {"note": [1]}, "string in train-00000-of-00002.parquet, int64 in train-00001"),
+        ({"note": ["a"]}, {"note": [b"a"]}, "string in train-00000-of-00002.parquet, binary in train-00001"),
+        (
+            {"note": [[1]]},
+            {"note": [["a"]]},
+            "list<element: int64> in train-00000-of-00002.parquet, list<element: string>",
+        ),
+        ({"note": ["a"]}, {"other": ["a"]}, "string in train-00000-of-00002.parquet, missing in train-00001"),
+    ],
+)
+def test_files_that_differ_name_the_column_and_both_types(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], got: str
+) -> None:
+    with pytest.raises(DataError, match="other columns than") as caught:
+        shards(tmp_path, one, other)
+    assert "note differs" in caught.value.what and got in str(caught.value.got)
+
+
+def test_a_file_in_capitals_is_parquet_too(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "SET.PARQUET", [row()])
+    assert len(load(DataConfig(path=file, image_size=8, eval_split=None), split="train")) == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV", "a.jsonl", "a.tsv"])
+def test_a_list_must_be_built_first(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("path,label\n")
+    with pytest.raises(DataError, match="is a list of files") as caught:
+        find_splits(str(tmp_path / name), "")
+    assert "python -m common.data.build" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "data/x.PARQUET"])
+def test_a_set_is_no_source(tmp_path: Path, name: str) -> None:
+    image_folder(tmp_path, {"cat": 1, "dog": 1})
+    file = parquet(tmp_path / name, [row()])
+    for place in (tmp_path, Path(file)):
+        with pytest.raises(DataError, match="is a data set already") as caught:
+            open_source(place)
+        assert f"data.path={place}" in caught.value.remedy
