@@ -91,7 +91,7 @@ class DataConfig(Section):
     """Training data: a hub name, a `save_to_disk` folder, a parquet file or folder, or `embedded:digits`. Also an image
     folder, with a subfolder for each class."""
     split: str = "train"
-    """Split of `path` to train on."""
+    """Split of `path` to train on: its own name, or what that says. `train` finds `Training` and `seg_train`."""
     eval_path: str | None = None
     """Held-out data, in any of the forms of `path`; null is the same place as `path`."""
     eval_split: str | None = "test"
