@@ -209,6 +209,15 @@ class LoadedWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupGap:
+    """How far engine and learner are apart about the tokens of a sampled group: |difference of log-probs|, in nats."""
+
+    total: float  # over its tokens
+    largest: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """The measurements of one optimizer step, over all ranks."""
 
@@ -220,6 +229,7 @@ class StepResult:
     clip_share: float  # of sampled tokens; 0 where none was sampled, as the gaps
     logprob_gap_mean: float  # |engine - learner| over sampled tokens
     logprob_gap_max: float
+    gaps: Mapping[str, GroupGap]  # of each sampled group, by prompt id
     tokens: int
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
 

@@ -16,6 +16,14 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _read_infinity(given: object) -> object:
+    """Return "inf" for YAML's ".inf"."""
+    return "inf" if given == ".inf" else given
+
+
+GapLimit = Annotated[float, Field(gt=0, allow_inf_nan=True), BeforeValidator(_read_infinity)]
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 LabelValue = Annotated[str, Field(pattern=rf"^(!?{_WORD}|!?in\({_WORD}( *, *{_WORD})*\))$")]  # as in Ray's selectors
 Labels = Annotated[dict[str, LabelValue], Field(min_length=1)]
@@ -227,8 +235,12 @@ class LearnerConfig(Section):
     logits_mb: Annotated[float, Field(gt=0)] = 512.0
     """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
     Lower it where memory is short."""
-    max_logprob_gap: Annotated[float, Field(gt=0)] | None = None
-    """Stop when engine and learner disagree by more than this log-prob on any sampled token; null only reports it."""
+    max_logprob_gap: Free[GapLimit | None] = None
+    """Stop when engine and learner give any sampled token log-probs that are further apart. null is 1e-3 in float32 and
+    5 in bfloat16, where it has a long tail. inf only reports it."""
+    mean_logprob_gap: Free[GapLimit | None] = None
+    """The same limit for the mean over the tokens that one engine sampled in a step, which shows stale weights. null is
+    1e-3 in float32 and 0.2 in bfloat16, and inf where `max_logprob_gap` is."""
     probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
     """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
     in float32 and 0.5 in bfloat16."""

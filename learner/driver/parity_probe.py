@@ -1,12 +1,14 @@
-"""A comparison of engine and learner on a few prompts, after the first two pushes of weights (law 1).
+"""Law 1 while a run runs: a probe on a few prompts after the first two pushes of weights, and every step's tokens.
 
-The first comparison finds what the two read or compute differently. The second, on the same prompts, finds what an
-engine kept of the weights before: parts that were not loaded, cached keys and values, image features.
+The first probe finds what the two read or compute differently. The second, on the same prompts, finds what an engine
+kept of the weights before: parts that were not loaded, cached keys and values, image features. The figures of every
+step find what goes wrong later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from common.config.schema import Config
 from common.errors import EngineError
 from common.models.families import Family
-from common.types import FailedGroup, Prompt, Sampling, ScoredGroup
+from common.types import FailedGroup, GroupGap, Prompt, Sampling, ScoredGroup
 from learner.trainer.group import LearnerGroup
 from rollout.fleet import RolloutFleet
 from rollout.requests import request
@@ -22,6 +24,11 @@ from rollout.requests import request
 # Measured on random models of ten families: up to 5e-6 and 0.06, and 0.38 where bfloat16 turns a router (Aria).
 LIMITS = {"float32": 1e-3, "bfloat16": 0.5}
 PUSHES, COMPLETIONS, TOKENS = 2, 2, 8
+
+# Of a step. In bfloat16 the largest gap of many tokens has a long tail: the mean says more. README.md has what was
+# measured.
+LARGEST = {"float32": 1e-3, "bfloat16": 5.0}
+MEAN = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 class ParityProbe:
@@ -93,3 +100,51 @@ class ParityProbe:
         else:
             cause = self._family.suspect
         return f"likely: {cause}{rounding if self._config.model.dtype == 'bfloat16' else ''}"
+
+
+def check_gaps(config: Config, step: int, scored: Sequence[ScoredGroup], gaps: Mapping[str, GroupGap]) -> None:
+    """Refuse a step whose tokens were sampled from another policy than the learner scores (law 1).
+
+    The largest gap of any token has a limit, and the mean over the tokens that one engine sampled.
+
+    Args:
+        gaps: of the sampled groups among `scored`, by prompt id.
+
+    Raises:
+        EngineError: naming engine and group, and where to look.
+    """
+    learner, dtype = config.learner, config.model.dtype
+    largest = LARGEST[dtype] if learner.max_logprob_gap is None else learner.max_logprob_gap
+    mean = learner.mean_logprob_gap or (math.inf if math.isinf(largest) else MEAN[dtype])
+    engines: dict[str, list[str]] = {}  # the prompts whose answers each sampled
+    for one in scored:
+        if one.prompt.id in gaps:
+            engines.setdefault(str(one.group.engine_id), []).append(one.prompt.id)
+
+    for engine, prompts in engines.items():
+        own = [gaps[prompt] for prompt in prompts]
+        worst = max(prompts, key=lambda prompt: _nan_first(gaps[prompt].largest))
+        found, tokens = sum(gap.total for gap in own), sum(gap.tokens for gap in own)
+        if not gaps[worst].largest <= largest:
+            said = f"a log-prob gap of {gaps[worst].largest:.3g}, learner.max_logprob_gap = {largest:g}"
+        elif not found / tokens <= mean:
+            said = f"a log-prob gap of {found / tokens:.3g} in the mean of {tokens} tokens, "
+            said += f"learner.mean_logprob_gap = {mean:g}; the worst is {gaps[worst].largest:.3g}"
+        else:
+            continue
+        raise EngineError(
+            f"engine and learner disagree about the policy at step {step}",
+            got=f"{said}, in the group of {worst}, sampled by {engine}, in {dtype}",
+            remedy="it serves stale or damaged weights, or samples under other settings: find out, then resume=auto "
+            "goes on from the last checkpoint" + _suggest_limit(dtype),
+        )
+
+
+def _nan_first(gap: float) -> float:
+    return math.inf if math.isnan(gap) else gap
+
+
+def _suggest_limit(dtype: str) -> str:
+    if dtype == "float32":
+        return ""
+    return "; if it is rounding, raise the limit named (null takes the one of bfloat16)"

@@ -9,14 +9,14 @@ from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
-from common.errors import DataError, EngineError
+from common.errors import DataError
 from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
-from learner.driver.parity_probe import ParityProbe
+from learner.driver.parity_probe import ParityProbe, check_gaps
 from learner.driver.preflight.run_inputs import RunInputs
 from learner.driver.profiler import Profiler
 from learner.driver.step_record import make_step_record
@@ -118,14 +118,7 @@ class Run:
         self.grace.hold()  # from here to the end of `write` the step is finished first
         self.whole = None
         result = self.learner.step(scored)
-        limit = self.config.learner.max_logprob_gap
-        if limit is not None and not result.logprob_gap_max <= limit:
-            raise EngineError(
-                f"engine and learner disagree about the policy at step {step}",
-                got=f"a log-prob gap of {result.logprob_gap_max:.3g}, learner.max_logprob_gap = {limit:g}",
-                remedy="the engines serve stale or damaged weights, or sample under other settings: stop and find out; "
-                "if it is rounding (bfloat16), raise the limit",
-            )
+        check_gaps(self.config, step, scored, result.gaps)
         return result
 
     def publish(self, version: int) -> None:

@@ -289,8 +289,9 @@ class LearnerRank:
         if not last:
             self._engine.step()  # only counts
 
-        given = [scored.prompt.id for scored in rank_pack.groups] if not term.sampled else []
-        return measure_pack(pack, scores, loss.detach(), kl, given=given, counts=rank_pack.real)
+        return measure_pack(
+            pack, scores, loss.detach(), kl, groups=rank_pack.groups, given=not term.sampled, counts=rank_pack.real
+        )
 
     def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
         """Raise LearnerError on every rank unless `finite` holds on all of them."""

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from common.types import StepResult
+from common.types import GroupGap, ScoredGroup, StepResult
 from learner.model.logprobs import Scores
 from learner.model.pack import Pack
 from learner.objective import sequence_logp
@@ -22,7 +22,8 @@ class PackStats:
     """The figures of one forward and backward, left on the device."""
 
     sums: Tensor  # (7,) float64: loss to sampled of RankStats, in its order
-    gap_max: Tensor  # ()
+    gap: Tensor  # (N,) float32: |learner - engine log-prob| of each token, 0 where it is given
+    sizes: Mapping[str, int]  # tokens of each group by prompt id, in the order of `gap`; of none that is given
     probabilities: Mapping[str, tuple[float, ...]]
 
 
@@ -38,18 +39,20 @@ class RankStats:
     tokens: float
     sampled: float  # tokens that engines sampled
     gap_max: float
+    gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id
     grad_norm: float  # of all ranks
     lr: float
     probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
 
 
 def measure_pack(
-    pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, given: Sequence[str], counts: bool
+    pack: Pack, scores: Scores, loss: Tensor, kl: Tensor, *, groups: Sequence[ScoredGroup], given: bool, counts: bool
 ) -> PackStats:
     """Return the figures of a pack from its scores and its shares of loss and KL.
 
     Args:
-        given: prompt ids of its groups, if their completions are given answers; empty where engines sampled them.
+        groups: what it was built of.
+        given: their completions are given answers; else engines sampled them.
         counts: False for a filler: all its figures are 0.
     """
     difference = (scores.logp.detach() - pack.engine_logp) * (not given)
@@ -59,8 +62,9 @@ def measure_pack(
     sums = [loss, kl, scores.entropy.sum(), gap.sum(), clipped.sum(), *tokens]
     return PackStats(
         sums=torch.stack([value.double() for value in sums]) * counts,
-        gap_max=gap.max() * counts,
-        probabilities=_completion_probabilities(pack, scores, given) if counts else {},
+        gap=gap * counts,
+        sizes={scored.prompt.id: _count_tokens(scored) for scored in groups} if counts and not given else {},
+        probabilities=_completion_probabilities(pack, scores, groups) if counts and given else {},
     )
 
 
@@ -75,7 +79,8 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankSt
         clipped=clipped,
         tokens=tokens,
         sampled=sampled,
-        gap_max=max(pack.gap_max.item() for pack in packs),
+        gap_max=max(pack.gap.max().item() for pack in packs),
+        gaps={name: gap for pack in packs for name, gap in _split_gap(pack).items()},
         grad_norm=grad_norm,
         lr=lr,
         probabilities={name: shares for pack in packs for name, shares in pack.probabilities.items()},
@@ -97,13 +102,30 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
         clip_share=sum(rank.clipped for rank in stats) / sampled,
         logprob_gap_mean=sum(rank.gap for rank in stats) / sampled,
         logprob_gap_max=max(rank.gap_max for rank in stats),
+        gaps={name: gap for rank in stats for name, gap in rank.gaps.items()},
         tokens=int(tokens),
         probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
     )
 
 
-def _completion_probabilities(pack: Pack, scores: Scores, given: Sequence[str]) -> dict[str, tuple[float, ...]]:
+def _count_tokens(scored: ScoredGroup) -> int:
+    return sum(len(completion.token_ids) for completion in scored.group.completions)
+
+
+def _split_gap(pack: PackStats) -> dict[str, GroupGap]:
+    """Return the gaps of the sampled groups of a pack, by prompt id."""
+    if not pack.sizes:
+        return {}
+    parts = pack.gap.double().cpu().split(list(pack.sizes.values()))
+    return {
+        name: GroupGap(total=part.sum().item(), largest=part.max().item(), tokens=len(part))
+        for name, part in zip(pack.sizes, parts, strict=True)
+    }
+
+
+def _completion_probabilities(
+    pack: Pack, scores: Scores, groups: Sequence[ScoredGroup]
+) -> dict[str, tuple[float, ...]]:
     """Return the probability of each given answer under the policy, by prompt."""
     shares = iter(sequence_logp(scores.logp.detach(), pack.row, len(pack.reward)).exp().tolist())
-    sizes = pack.group.bincount().tolist()
-    return {name: tuple(islice(shares, size)) for name, size in zip(given, sizes, strict=True)} if given else {}
+    return {scored.prompt.id: tuple(islice(shares, len(scored.group.completions))) for scored in groups}

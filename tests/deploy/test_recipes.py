@@ -17,6 +17,7 @@ import pytest
 from common.config import cli
 from common.config.schema import Config
 from common.labels.answers import is_right
+from learner.driver.parity_probe import LARGEST, MEAN
 from tests.helpers.dry_runs import LABELS, ROWS, SETS
 from tests.helpers.jobs import ROOT
 from tests.helpers.pictures import draw_shapes
@@ -99,6 +100,17 @@ def test_the_eleven_sets_are_those_of_cls_rl(name: str, think: bool, answers: Ma
     steps = math.ceil(ROWS * EPOCHS[name] / 16)
     assert f"{ROWS} rows to learn from, 0 held out, {len(LABELS)} labels" in answers[recipe]["out"]
     assert f"epochs: {EPOCHS[name]} of them are {steps} steps of 16 prompts" in answers[recipe]["out"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gap_stops_the_run_of_every_recipe(name: str) -> None:
+    """By limits that the recipe itself says, at most those of its dtype; and where they stand a comment says why."""
+    made = config(name)
+    learner, dtype = made.learner, made.model.dtype
+    assert learner.max_logprob_gap is not None and learner.max_logprob_gap <= LARGEST[dtype]
+    assert dtype == "float32" or (learner.mean_logprob_gap is not None and learner.mean_logprob_gap <= MEAN[dtype])
+    for line in (RECIPES / f"{name}.yaml").read_text().splitlines():
+        assert "logprob_gap:" not in line or "#" in line
 
 
 @pytest.mark.parametrize("name", SETS)

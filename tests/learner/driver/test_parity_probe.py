@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import yaml
 from common.config.schema import Config
 from common.errors import EngineError
 from common.models.families import FAMILIES, OTHER, Family
-from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt, ScoredGroup
-from learner.driver.parity_probe import ParityProbe
+from common.types import Completion, FailedGroup, GenerationRequest, Group, GroupGap, Prompt, ScoredGroup
+from learner.driver.parity_probe import ParityProbe, check_gaps
 from tests.helpers import jobs, tiny
 from tests.helpers.models import Architecture, build_random_model
 
@@ -92,6 +93,52 @@ def test_the_likely_cause_goes_by_push_and_family() -> None:
 def test_a_refused_probe_says_why() -> None:
     with pytest.raises(EngineError, match="too long"):
         probe(Sides(refuses=True))(0, prompts)
+
+
+def step_of(*gaps: Sequence[float]) -> tuple[list[ScoredGroup], dict[str, GroupGap]]:
+    """A step of one group an engine, and the gap of each of its tokens."""
+    scored = [tiny.group(number, text=4, pictures=[], lengths=[1, 1]) for number in range(len(gaps))]
+    scored = [
+        replace(one, group=replace(one.group, engine_id=f"engine-{number}", origin="sampled"))
+        for number, one in enumerate(scored)
+    ]
+    figures = [GroupGap(total=sum(own), largest=max(own), tokens=len(own)) for own in gaps]
+    return scored, dict(zip((one.prompt.id for one in scored), figures, strict=True))
+
+
+def check(gaps: Sequence[Sequence[float]], dtype: str = "bfloat16", **learner: Any) -> None:
+    check_gaps(Config.model_validate({"model": {"dtype": dtype}, "learner": learner}), 7, *step_of(*gaps))
+
+
+def test_every_step_is_held_to_law_1_by_default() -> None:
+    check([[9e-4] * 4], "float32")
+    with pytest.raises(EngineError, match=r"0\.002, learner\.max_logprob_gap = 0\.001.* engine-1, in float32"):
+        check([[1e-6] * 50, [1e-6] * 49 + [2e-3]], "float32")
+    check([[0.01] * 99 + [4.0]])  # one token far out says nothing in bfloat16
+    with pytest.raises(EngineError, match=r"6, learner\.max_logprob_gap = 5"):
+        check([[0.0] * 99 + [6.0]])
+
+
+def test_one_stale_engine_of_eight_is_found_by_its_own_mean() -> None:
+    healthy, stale = [0.03] * 64, [0.3] * 63 + [1.5]
+    check([healthy] * 8)
+    with pytest.raises(EngineError) as caught:
+        check([healthy] * 7 + [stale])
+    assert "in the mean of 64 tokens, learner.mean_logprob_gap = 0.2; the worst is 1.5" in str(caught.value.got)
+    assert f"in the group of {step_of(*[healthy] * 8)[0][7].prompt.id}, sampled by engine-7" in str(caught.value.got)
+    assert "resume=auto" in caught.value.remedy
+    check([healthy] * 7 + [stale], mean_logprob_gap=0.4)
+    check([stale], max_logprob_gap=float("inf"))
+    with pytest.raises(EngineError, match="mean_logprob_gap"):
+        check([stale], max_logprob_gap=float("inf"), mean_logprob_gap=0.2)
+
+
+def test_a_gap_that_is_no_number_is_found_and_given_answers_have_none() -> None:
+    nothing = float("nan")
+    with pytest.raises(EngineError, match="gap of nan"):
+        check([[0.0, nothing]])
+    scored, _ = step_of([0.0])
+    check_gaps(Config(), 7, scored, {})
 
 
 @pytest.mark.engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ DEFAULT = Config()
 def record(
     groups: Sequence[ScoredGroup], probabilities: Mapping[str, tuple[float, ...]], config: Config = DEFAULT
 ) -> StepRecord:
-    figures = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
-    result = StepResult(**figures, logprob_gap_mean=0.0, logprob_gap_max=0.0, tokens=9, probabilities=probabilities)
+    figures: Any = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
+    gaps: Any = {"logprob_gap_mean": 0.0, "logprob_gap_max": 0.0, "gaps": {}}
+    result = StepResult(**figures, **gaps, tokens=9, probabilities=probabilities)
     return make_step_record(
         3,
         groups,

@@ -243,6 +243,12 @@ def test_log_probs_and_metrics(trained: tuple[int, Trained], twin: Twin) -> None
     assert first.tokens == len(flat)
     assert first.logprob_gap_mean == pytest.approx(np.abs(gaps).mean(), rel=1e-4)
     assert first.logprob_gap_max == pytest.approx(np.abs(gaps).max(), rel=1e-4)
+    edges = np.cumsum([sum(len(c.token_ids) for c in g.group.completions) for g in batch(0)])[:-1]
+    for g, own in zip(batch(0), np.split(np.abs(gaps), edges), strict=True):
+        assert first.gaps[g.prompt.id].total == pytest.approx(own.sum(), rel=1e-4)
+        assert first.gaps[g.prompt.id].largest == pytest.approx(own.max(), rel=1e-4)
+        assert first.gaps[g.prompt.id].tokens == len(own)
+    assert len(first.gaps) == len(batch(0))
     assert first.clip_share == pytest.approx(np.mean((np.exp(gaps) < 0.8) | (np.exp(gaps) > 1.2)))
     assert first.kl == 0
     assert run.results[2].kl > 0
@@ -460,6 +466,7 @@ def test_given_groups_are_learnt_by_two_ranks_as_by_one_twin(ray_session: None, 
             logp = oracle.row_logprobs(policy, policy, one, index, whole)[0]
             assert share == pytest.approx(logp.sum().exp().item(), rel=1e-4)
     assert (found.logprob_gap_max > 0) == (found.clip_share > 0) == (method == "exact")
+    assert found.gaps.keys() == {groups[at].prompt.id for at in sampled}
 
 
 def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:
