@@ -67,9 +67,13 @@ def raise_as(error: type[RollcallError], what: str, *, remedy: str) -> Iterator[
 
 
 def describe_fault(fault: BaseException) -> str:
-    """Return the kind and the text of any error as one line, which ends after 300 characters."""
-    told = fault.strerror if isinstance(fault, OSError) and fault.strerror else fault
-    text = " ".join(str(told).split())
+    """Return the kind and the text of any error as one line of at most 300 characters; of a file's what the system says.
+
+    `ValueError: year -1 is out of range`, `Permission denied`.
+    """
+    if isinstance(fault, OSError) and fault.strerror:
+        return str(fault.strerror)
+    text = " ".join(str(fault).split())
     text = text if len(text) <= _LONGEST_FAULT else f"{text[:_LONGEST_FAULT]} ..."
     return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
 

@@ -11,7 +11,7 @@ import yaml
 from common.config.recipe import read_override, read_recipes
 from common.config.schema import Config
 from common.config.settings import Setting, resolve
-from common.errors import ConfigError
+from common.errors import ConfigError, raise_as
 from common.torch_build import installed_device
 
 DEFAULT_RECIPE = Path(__file__).parents[2] / "deploy/recipes/digits.yaml"
@@ -51,7 +51,8 @@ def parse(argv: Sequence[str]) -> Invocation:
             continue
         name, text = _pair(word, words)
         if name == "--config":
-            recipes.append(Path(text))
+            with raise_as(ConfigError, f"recipe {text} cannot be read", remedy="check the path"):
+                recipes.append(Path(text).expanduser())
         elif name == "--profile":
             overrides += read_override("tracking.profile_steps", _steps(text))
         else:

@@ -5,6 +5,7 @@ Every YAML and JSON text that Rollcall reads goes through this file, whoever wro
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def _refusal(problem: str, mark: Any) -> yaml.YAMLError:
 
 
 def read_bounded(file: Path) -> bytes:
-    """Return the bytes of a YAML file, and one more than are allowed of one without end. Raises OSError."""
+    """Return the bytes of a YAML file, and one more than are allowed of one without end. Raises OSError.
+
+    A pipe of the shell, `<(...)`, is read; one with a name is not, for it may have no end and no beginning.
+    """
+    if file.is_fifo() and file.resolve().exists():
+        raise OSError(errno.EINVAL, "a pipe")
     with file.open("rb") as opened:
         return opened.read(_LARGEST + 1)
 

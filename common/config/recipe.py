@@ -10,7 +10,7 @@ import yaml
 
 from common.config.foreign_text import BoundedLoader, read_bounded
 from common.config.settings import Setting, keys, sections
-from common.errors import ConfigError
+from common.errors import ConfigError, raise_as
 
 _EXTENDS = "extends"
 _NULLS = ("null", "~")
@@ -100,7 +100,9 @@ def _bases(setting: Setting, path: Path) -> Iterator[Path]:
                 remedy=f"write {_EXTENDS}: base.yaml",
             )
         base = path.parent / name
-        if not base.resolve().is_relative_to(path.parent.resolve()):
+        with raise_as(ConfigError, f"{_EXTENDS} in recipe {path} names no file", remedy=f"correct {name!r}"):
+            inside = base.resolve().is_relative_to(path.parent.resolve())
+        if not inside:
             raise ConfigError(
                 f"recipe {path} extends a file outside its folder",
                 got=setting,
@@ -112,18 +114,21 @@ def _bases(setting: Setting, path: Path) -> Iterator[Path]:
 def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
     """Return the settings of one file, `extends` among them. Raises ConfigError naming file, line and extender."""
     by = f" (extended by {extender.name})" if extender else ""
-    try:
-        loader = _TextLoader(read_bounded(path))
-        root = loader.get_single_node()
-        if root is None:
-            return []
-        if not isinstance(root, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "a recipe is a mapping of keys", root.start_mark)
-        return list(loader.settings(root, "", lambda node: f"{path}:{node.start_mark.line + 1}"))
-    except OSError as error:
-        raise ConfigError(f"recipe {path}{by} cannot be read", got=error.strerror, remedy="check the path") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path}{by} is not valid", got=_where(error), remedy="correct that line") from error
+    with raise_as(ConfigError, f"recipe {path}{by} cannot be read", remedy="check the path"):
+        text = read_bounded(path)
+    with raise_as(ConfigError, f"recipe {path}{by} is not valid", remedy="write a mapping of keys, as YAML in UTF-8"):
+        try:
+            loader = _TextLoader(text)
+            root = loader.get_single_node()
+            if root is None:
+                return []
+            if not isinstance(root, yaml.MappingNode):
+                raise yaml.constructor.ConstructorError(None, None, "a recipe is a mapping of keys", root.start_mark)
+            return list(loader.settings(root, "", lambda node: f"{path}:{node.start_mark.line + 1}"))
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"recipe {path}{by} is not valid", got=_where(error), remedy="correct that line"
+            ) from error
 
 
 def read_override(key: str, text: str) -> list[Setting]:

@@ -19,6 +19,8 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+# Keys whose value says where something lies; "" would be the current folder.
+_PLACES = ("model.path", "data.path", "data.eval_path", "run_dir", "resume", "name", "cluster.address")
 Schema = Mapping[str, Any]  # a JSON schema
 
 
@@ -111,6 +113,12 @@ def resolve(settings: Iterable[Setting]) -> Config:
 
     # Unknown keys are explained here. pydantic checks the others, and all problems are told at once.
     problems = [f"{setting}: {_explain_unknown(key)}" for key, setting in given.items() if key not in keys()]
+    problems += [
+        f"{setting}: holds a NUL, which no path and no name can"
+        for setting in given.values()
+        if _has_nul(setting.value)
+    ]
+    problems += [f"{key} is empty ({given[key].origin})" for key in _PLACES if key in given and given[key].value == ""]
     try:
         config = Config.model_validate(_nest(setting for key, setting in given.items() if key in keys()))
     except ValidationError as invalid:
@@ -140,6 +148,13 @@ def _keep_last(settings: Iterable[Setting]) -> dict[str, Setting]:
     if len(places) == 2:
         del given[lengths[0].key]
     return given
+
+
+def _has_nul(value: Any) -> bool:
+    """Say whether a text, or one anywhere in a list or mapping, holds a NUL."""
+    if isinstance(value, dict | list):
+        return any(map(_has_nul, [*value, *value.values()] if isinstance(value, dict) else value))
+    return isinstance(value, str) and "\0" in value
 
 
 def find_nearest(key: str) -> list[str]:

@@ -266,9 +266,9 @@ def _digest(path: Path) -> str:
 def _is_sound(folder: Path) -> bool:
     """Say whether every file is there as it was built."""
     try:
-        manifest: dict[str, str] = parse_json((folder / MANIFEST).read_text())
+        manifest: dict[str, str] = parse_json((folder / MANIFEST).read_bytes())
         return all(_digest(folder / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001  # any file of a cache may be damaged
         return False
 
 

@@ -11,9 +11,10 @@ from common.config import cli
 from common.config.renamed import explain_renamed
 from common.config.schema import Config, LoraConfig
 from common.data.places import split_place
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, ModelError, raise_as
 from common.storage.bucket import is_url
 from learner.storage.run_bucket import bring_export
+from learner.storage.run_folder import RUNS
 
 USAGE = """\
 python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECIPE] [KEY=VALUE ...]
@@ -118,7 +119,13 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
 
     Raises ModelError for a run that has exported no whole model, and for a checkpoint.
     """
-    place = Path(name).expanduser() if not is_url(name) else bring_export(name)
+    with raise_as(ModelError, f"--model {name} cannot be read", remedy="give a run folder, a model folder or a hub id"):
+        place = Path(name).expanduser() if not is_url(name) else bring_export(name)
+        return _find_export(name, place)
+
+
+def _find_export(name: str, place: Path) -> tuple[str, Path | None]:
+    """Return what `_locate_model` does, of a model at `place`."""
     if place.parent.name == "checkpoints":
         raise ModelError(
             f"--model {name} is a checkpoint, which only its run can read",
@@ -128,6 +135,12 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
     export = place if place.name == "export" else place / "export"
     recipe = export.parent / "config.yaml"
     if not recipe.is_file() and not is_url(name):
+        if not place.exists() and _means_folder(name):
+            raise ModelError(
+                f"there is no {name}",
+                got=f"a link to {place.readlink()}, which is not there" if place.is_symlink() else "no such folder",
+                remedy="give a run folder, a model folder or a hub id; runs/latest is there once a run began",
+            )
         return name, None
     if not (export / "config.json").is_file():
         held = "an adapter alone" if (export / "adapter_config.json").is_file() else "no exported model"
@@ -137,6 +150,12 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
             remedy="let the run end with checkpoint.export = true, which also merges adapters",
         )
     return str(export), recipe
+
+
+def _means_folder(name: str) -> bool:
+    """Say whether what is not there can only be meant for a folder: one below `runs`, or beside others."""
+    parent = Path(name).parent
+    return name.startswith(("/", ".", "~")) or parent.parts[:1] == RUNS.parts or (parent != Path() and parent.is_dir())
 
 
 def _name_sets(words: Sequence[str]) -> dict[str, str]:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from common.config.foreign_text import parse_json, parse_yaml
+from common.errors import describe_fault
 
 Row = Mapping[str, Any]
 _LARGEST_FILE = 1 << 28  # characters of a file that is one object
@@ -62,8 +61,8 @@ class Reader:
         except OSError as error:
             self._note_missing(name, error)
             return {}
-        except (ValueError, yaml.YAMLError) as error:
-            self.faults.append(f"{name}: unreadable ({str(error).splitlines()[0]})")
+        except Exception as error:  # noqa: BLE001  # the file may be anybody's
+            self.faults.append(f"{name}: unreadable ({describe_fault(error)})")
             return {}
         if not isinstance(value, dict):
             self.faults.append(f"{name}: holds no object")

@@ -181,11 +181,6 @@ def make_thumbnail(folder: Path, name: str) -> bytes | None:
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         out = io.BytesIO()
         small.save(out, format="PNG", optimize=True)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ):  # Pillow raises any of these for a damaged file
+    except Exception:  # noqa: BLE001  # Pillow raises anything for a damaged file
         return None
     return out.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from common.errors import RunFolderError
+from common.errors import RunFolderError, raise_as
 
 PAGE = "report.html"
 MOST_RUNS = 24
@@ -33,7 +33,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
         raise RunFolderError(
             "too many runs for one page", got=f"{len(folders)} runs", remedy=f"name at most {MOST_RUNS}"
         )
-    runs = [read_run(folder, label) for folder, label in zip(folders, label_runs(folders), strict=True)]
+    runs = []
+    for folder, label in zip(folders, label_runs(folders), strict=True):
+        with raise_as(
+            RunFolderError, f"run folder {folder} cannot be read", remedy="check the path, and who may read it"
+        ):
+            runs.append(read_run(folder, label))
     page = render_page(runs, drawing, made=datetime.now().astimezone())
     out = out or folders[0] / PAGE
     try:

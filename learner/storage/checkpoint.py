@@ -10,7 +10,7 @@ from typing import Any
 
 from common.config.foreign_text import parse_json
 from common.config.schema import Config, config_hash, incompatible_keys
-from common.errors import CheckpointError
+from common.errors import CheckpointError, raise_as
 from common.storage.output import Place, WriteReport, open_output, read_bytes
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.manifest import DRIVER
@@ -49,16 +49,14 @@ def read_state(place: Place) -> DriverState:
     Raises:
         CheckpointError: it is missing, or of a version of Rollcall with other fields or configuration keys.
     """
-    try:
+    with raise_as(
+        CheckpointError,
+        f"the driver's state in checkpoint {place} cannot be used",
+        remedy="resume with the version that wrote it (environment.json of its run has the git sha)",
+    ):
         row = parse_json(read_bytes(place, _STATE))
         del row["config_hash"]  # for readers of the file; it follows from the configuration
         return DriverState(**{**row, "config": Config.model_validate(row["config"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"the driver's state in checkpoint {place} cannot be used",
-            got=error,
-            remedy="resume with the version that wrote it (environment.json of its run has the git sha)",
-        ) from error
 
 
 def check_compatible(old: Config, new: Config) -> None:

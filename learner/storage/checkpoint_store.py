@@ -124,14 +124,16 @@ class CheckpointStore(ABC):
 
     def best_score(self) -> float:
         """Return the score of the best checkpoint; -inf if there is none."""
-        return float(self._best()["score"]) if self.find_best() is not None else float("-inf")
+        return self._best()["score"] if self.find_best() is not None else float("-inf")
 
     def _best(self) -> dict[str, Any]:
+        """Return the contents of `best.json`; nothing where it is missing, damaged or of another measure."""
         try:
             best = parse_json(self._read(BEST))
-        except (OSError, ValueError):
+            best["score"] = float(best["score"])
+        except Exception:  # noqa: BLE001  # the file may be anybody's
             return {}
-        return best if isinstance(best, dict) and best.get("by") == self._best_by else {}
+        return best if best.get("by") == self._best_by else {}
 
     def _prune(self, step: int) -> None:
         """Keep the last k and the best; remove the unsound, and later steps, which a resumed run takes again."""

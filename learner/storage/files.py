@@ -53,7 +53,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
     """Rewrite a JSON-lines file with the rows whose `step` is wanted. Raises OSError."""
     if path.exists():
-        replace_text(path, "".join(json.dumps(row) + "\n" for row in read_jsonl(path) if wanted(row["step"])))
+        rows = (row for row in read_jsonl(path) if isinstance(row.get("step"), int))
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows if wanted(row["step"])))
 
 
 def append_whole(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from common.config.schema import Config
-from common.errors import CheckpointError, RunFolderError
+from common.errors import CheckpointError, RunFolderError, raise_as
 from common.models.own_code import explain_unreadable
 from common.storage.output import Place, WriteReport
 from learner.storage.checkpoint import DriverState, check_compatible, read_state
@@ -38,11 +38,13 @@ def open_checkpoints(config: Config, folder: RunFolder) -> CheckpointStore:
     """Return the store of a run's checkpoints, without what a killed run left unfinished.
 
     Raises:
-        RunFolderError: the bucket does not answer.
+        RunFolderError: the bucket does not answer, or something else lies in their place.
     """
     keep, best_by = config.checkpoint.keep, config.checkpoint.best_by
     if folder.bucket is None:
-        return CheckpointFolder(folder.path / "checkpoints", keep=keep, best_by=best_by)
+        place = folder.path / "checkpoints"
+        with raise_as(RunFolderError, f"{place} cannot be used", remedy="move it away, or give another run_dir"):
+            return CheckpointFolder(place, keep=keep, best_by=best_by)
     try:
         root = folder.bucket.place / "checkpoints"
         return CheckpointBucket(root, keep=keep, best_by=best_by, before_commit=folder.bucket.before_commit)

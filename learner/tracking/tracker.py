@@ -175,7 +175,7 @@ class Tracker:
             with self._count_failures():
                 keep_steps(self._path / f"{name}.jsonl", range(last + 1).__contains__)
         with self._count_failures():
-            for image in (self._path / "samples").glob("*.png"):
+            for image in (self._path / "samples").glob("[0-9]*-[0-9]*.png"):
                 if int(image.name.split("-")[0]) >= first_step:
                     image.unlink()
         with self._count_failures():
