@@ -67,7 +67,7 @@ def raise_as(error: type[RollcallError], what: str, *, remedy: str) -> Iterator[
 
 
 def describe_fault(fault: BaseException) -> str:
-    """Return the kind and the text of any error as one line of at most 300 characters; of a file's what the system says.
+    """Return the kind and the text of any error as one line of at most 300 characters; of files what the system says.
 
     `ValueError: year -1 is out of range`, `Permission denied`.
     """

@@ -6,7 +6,6 @@ gives the zero-shot baseline, and in its closed-set column the closed-set baseli
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -15,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command import run_command, say
+from common.command import Command, run_command, say
 
 if TYPE_CHECKING:
     from common.config.schema import Config
@@ -26,13 +25,16 @@ if TYPE_CHECKING:
 RELEASE_S = 30.0  # within which the resources of the model before are free again
 
 
-def evaluate(targets: Sequence[EvaluationTarget], folder: RunFolder, *, cls_rl_file: Path | None) -> None:
+def evaluate(
+    targets: Sequence[EvaluationTarget], folder: RunFolder, command: Command, *, cls_rl_file: Path | None
+) -> None:
     """Ask every model about every set, one model after the other; write and show what came of it."""
     from learner.driver.cluster import connect
     from learner.evaluation.results import Results
 
     results = Results(folder.path)
     with connect(targets[0].config.cluster):
+        command.begin_work()
         for target in targets:
             results.add_model(target.name, target.config, target.model.path)
             with _open_evaluator(target) as evaluator:
@@ -100,8 +102,7 @@ def _print_event(kind: str, **fields: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     with run_command() as command:
         from learner.driver.preflight.capacity import check_capacity
         from learner.driver.preflight.evaluation import read_target
@@ -113,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for target in targets:
             check_capacity(_leave_out_unused(target))
         with _open_folder(targets[0].config, asked.out) as folder:
-            command.begin_work()
-            evaluate(targets, folder, cls_rl_file=asked.cls_rl_file)
+            command.outlive_output()
+            evaluate(targets, folder, command, cls_rl_file=asked.cls_rl_file)
     return command.exit_code
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from common.command import Grace, run_command, say
+from common.command import Command, Grace, run_command, say
 from common.config import cli
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def train(run: Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 130 Ctrl-C, 143 SIGTERM."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     with run_command() as command:
         invocation = cli.parse(sys.argv[1:] if argv is None else argv)
         if invocation.print_config:
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif invocation.plan:
             _plan(invocation.config)
         else:
-            with _open_run(invocation.config) as run:
-                command.begin_work()
+            with _open_run(invocation.config, command) as run:
                 train(run)
     return command.exit_code
 
@@ -80,15 +79,19 @@ def _plan(config: Config) -> None:
 
 
 @contextmanager
-def _open_run(config: Config) -> Iterator[Run]:
+def _open_run(config: Config, command: Command) -> Iterator[Run]:
     """Open the run folder, check everything, start all parts; close all of it at the end."""
     started = time.monotonic()
+    command.outlive_output()
     grace = Grace(config.checkpoint.grace_s)
     grace.install()
     from learner.driver.open_run import open_run
     from learner.driver.preflight.start import check_start
 
-    with check_start(config, say=say) as start, open_run(start, started=started, grace=grace) as run:
+    with (
+        check_start(config, say=say) as start,
+        open_run(start, started=started, grace=grace, command=command) as run,
+    ):
         yield run
 
 

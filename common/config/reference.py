@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from common.command import run_command, say
 from common.config.settings import Schema, default, describe, kind, list_sections
 
 _HEAD = """\
@@ -30,4 +33,6 @@ def _make_row(key: str, schema: Schema) -> str:
 
 
 if __name__ == "__main__":
-    print(make_page(), end="")
+    with run_command() as command:
+        say(make_page().removesuffix("\n"))
+    sys.exit(command.exit_code)

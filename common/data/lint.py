@@ -32,8 +32,8 @@ def lint_sources(sources: Iterable[ExampleSource], *, mode: Mode, drawn_from: Se
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
-    options = _parser().parse_args(argv)
     with run_command() as command:
+        options = _parser().parse_args(argv)
         for place in options.places:
             _lint_place(place, options)
     return command.exit_code

@@ -153,7 +153,8 @@ def _leave_parent(*, keep: Collection[int]) -> None:
     """Let go of the parent's files, locks among them, and of its signal handlers, and limit the memory."""
     for number in (signal.SIGTERM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, whose end is the child's
+    for number in (signal.SIGINT, signal.SIGHUP):  # these go to the parent too, whose end is the child's
+        signal.signal(number, signal.SIG_IGN)
     for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if descriptor not in keep:
             with suppress(OSError):

@@ -6,16 +6,15 @@ import logging
 import os
 import secrets
 import signal
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from common.config.schema import LOCAL_CLUSTER, ClusterConfig
 from common.errors import PlacementError
 from common.lean_imports import do_nothing
+from common.storage.temporary import choose_ray_folder
 
 _ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray listens on the loopback interface alone, on Linux too
 
@@ -40,7 +39,10 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     settings: dict[str, Any] = _lean_cluster() if local else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings)
+        with _shield_from_hangup():
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlacementError(
             "no Ray cluster can be reached",
@@ -52,6 +54,19 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _shield_from_hangup() -> Iterator[None]:
+    """Let processes that start within the block never see SIGHUP, which a closed terminal sends to all of a group.
+
+    This one gets it at the end of the block. They must live on while it saves what there is.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _lean_cluster() -> dict[str, Any]:
@@ -67,28 +82,5 @@ def _lean_cluster() -> dict[str, Any]:
     return {
         "include_dashboard": False,
         "_system_config": {"prestart_worker_first_driver": False},
-        "_temp_dir": str(make_private_folder() / "ray"),
+        "_temp_dir": str(choose_ray_folder()),
     }
-
-
-def make_private_folder() -> Path:
-    """Return a folder of this user that nobody else can enter: Ray makes its own session folders open to all.
-
-    Raises:
-        PlacementError: something else is in its place.
-    """
-    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / f"rollcall-{os.getuid()}"  # paths of sockets must be short
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
-    except OSError as error:
-        fault = str(error)
-    else:
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077:
-            return folder
-        fault = f"{stat.filemode(facts.st_mode)}, owned by user {facts.st_uid}"
-    raise PlacementError(
-        "there is no private folder for Ray's session",
-        got=f"{folder}: {fault}",
-        remedy="remove it, or point RAY_TMPDIR at a folder of your own with a short path",
-    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from common.command import say
+from common.command import ENDING, say
 from common.config.schema import Config
 from common.errors import RunFolderError
 from common.storage.bucket import hurry
@@ -95,7 +95,7 @@ def _name_outcome(kind: type[BaseException] | None) -> str:
 
 @contextmanager
 def close_undisturbed() -> Iterator[ExitStack]:
-    """Open a stack of parts, and ignore Ctrl-C, SIGTERM and the end of its grace while it closes them.
+    """Open a stack of parts, and ignore Ctrl-C, SIGTERM, SIGHUP and the end of its grace while it closes them.
 
     Every close has a deadline, and only a whole one leaves no process and no shared memory behind.
     """
@@ -103,5 +103,5 @@ def close_undisturbed() -> Iterator[ExitStack]:
         try:
             yield parts
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            for number in (signal.SIGINT, *ENDING, signal.SIGALRM):
                 afterwards.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
-from common.command import Grace, Terminated
+from common.command import Command, Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
 from learner.driver.finish import Finish, close_undisturbed
@@ -33,15 +33,16 @@ from rollout.spec import engine_spec
 
 
 @contextmanager
-def open_run(start: RunStart, *, started: float, grace: Grace) -> Iterator[Run]:
+def open_run(start: RunStart, *, started: float, grace: Grace, command: Command | None = None) -> Iterator[Run]:
     """Open everything a run needs, with the weights of its first step in every engine; at the end close all of it.
 
-    A block that ends well leaves exported weights, one that SIGTERM ends a checkpoint of its last step. However it
+    A block that ends well leaves exported weights, one that a signal ends a checkpoint of its last step. However it
     ends, `summary.json` says so.
 
     Args:
         started: `time.monotonic()` at the start of the process, for the summary.
-        grace: handles SIGTERM.
+        grace: handles SIGTERM and SIGHUP.
+        command: is told once the cluster is up, after which nothing is refused any more.
     """
     inputs, folder, point = start.inputs, start.folder, start.point
     config = inputs.config
@@ -50,7 +51,7 @@ def open_run(start: RunStart, *, started: float, grace: Grace) -> Iterator[Run]:
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, close_undisturbed() as parts:
-        places = _join_cluster(inputs, folder, tracker, parts)
+        places = _join_cluster(inputs, folder, tracker, parts, command or Command())
         run = _start_parts(start, tracker, places, parts, grace)
         _wait_for_parts(run)
         if point:
@@ -73,11 +74,12 @@ def open_run(start: RunStart, *, started: float, grace: Grace) -> Iterator[Run]:
             folder.export.mkdir(exist_ok=True)  # for the model card, where the model itself went to a bucket
 
 
-def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack) -> Places:
+def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack, command: Command) -> Places:
     """Join or start the cluster, reserve a place for every part of the run, and look at the hosts they are on."""
     config = inputs.config
     with tracker.time_phase("cluster up"):
         parts.enter_context(connect(config.cluster))
+        command.begin_work()
         places = parts.enter_context(reserve_places(config))
         check_hosts(config, folder.bucket.place if folder.bucket else folder.path, places)
     return places

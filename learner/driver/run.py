@@ -198,7 +198,7 @@ class Run:
         self.grace.release()
 
     def save_before_leaving(self) -> None:
-        """Write a checkpoint of the last whole step, as SIGTERM ends the run. A failure is an event, and no more."""
+        """Write a checkpoint of the last whole step, as a signal ends the run. A failure is an event, and no more."""
         if self.grace.over or self.whole is None or self.checkpoints.newest == self.version:
             return
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.command import say
 from common.config import cli
 from common.config.renamed import explain_renamed
 from common.config.schema import Config, LoraConfig
@@ -81,7 +82,7 @@ def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
         if word in ("-h", "--help"):
-            print(USAGE, end="")
+            say(USAGE.removesuffix("\n"))
             raise SystemExit(0)
         if flag.startswith("--") and (renamed := explain_renamed(flag)):
             raise ConfigError(renamed, got=word, remedy="write the new name")

@@ -29,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"the page to write; default: {PAGE} in the first run folder"
     )
-    words = parser.parse_args(argv)
     with run_command() as command:
-        say(_report(words.runs, words.out))
+        words = parser.parse_args(argv)
+        page = _report(words.runs, words.out)
+        command.outlive_output()
+        say(page)
     return command.exit_code
 
 

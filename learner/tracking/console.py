@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from io import TextIOWrapper
 from typing import Any, Protocol, TextIO
 
 from common.command import say
@@ -31,8 +30,6 @@ class Console(Protocol):
 
 def open_console(config: Config) -> Console:
     """The live display if stdout is a terminal, else lines (`ray job submit`, CI, a pipe)."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an ASCII stdout shows ? rather than ending the run
     if sys.stdout.isatty():
         from learner.tracking.live import LiveConsole  # rich is slow to import
 

@@ -27,7 +27,10 @@ TINY = ["--model", "embedded:tiny"]
         ([], "no model is named"),
         (["--model"], "--model has no value"),
         (["--model", "some/nowhere", "--data", "@test"], "model.path was changed but no recipe was given"),
-        (["--config", "deploy/recipes/digits.yaml", "--model", "./nowhere", "--data", "@test"], "there is no ./nowhere"),
+        (
+            ["--config", "deploy/recipes/digits.yaml", "--model", "./nowhere", "--data", "@test"],
+            "there is no ./nowhere",
+        ),
         ([*TINY, "--data", "@nowhere"], "has no split nowhere"),
         ([*TINY, "--data", "{empty}"], "evaluation set empty: .* has no rows"),
         ([*TINY, "--data", "@test", "--data", "x/test@test"], "two sets have one name"),

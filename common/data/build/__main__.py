@@ -36,13 +36,15 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 refused, with nothing written."""
     words = sys.argv[1:] if argv is None else list(argv)
-    options = _parser().parse_args(words)
     with run_command() as command:
+        options = _parser().parse_args(words)
         _check_options(options)
         collection, question = _open(options)
         plan = _plan(options, collection, question)
         _check_labels(collection, plan.name)
-        _show(build(collection, plan, options.out, words), collection, options.out)
+        built = build(collection, plan, options.out, words)
+        command.outlive_output()
+        _show(built, collection, options.out)
     return command.exit_code
 
 

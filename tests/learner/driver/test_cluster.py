@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from common.errors import PlacementError
-from learner.driver.cluster import make_private_folder
+from common.storage.temporary import make_private_folder
 
 SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 CONNECT = """
@@ -65,10 +65,7 @@ def test_a_cluster_of_ones_own_has_no_dashboard_autoscaler_or_log_reader_and_let
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "file"])
-def test_a_private_folder_that_somebody_else_made_is_refused(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+def test_a_private_folder_that_somebody_else_made_is_refused(kind: str, tmp_path: Path) -> None:
     place = tmp_path / f"rollcall-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     if kind == "open":
@@ -79,8 +76,8 @@ def test_a_private_folder_that_somebody_else_made_is_refused(
     else:
         place.touch()
     with pytest.raises(PlacementError, match=r"no private folder(.|\n)*remove it"):
-        make_private_folder()
+        make_private_folder(tmp_path)
     shutil.rmtree(place, ignore_errors=True)
     place.unlink(missing_ok=True)
-    assert make_private_folder() == place
-    assert make_private_folder() == place
+    assert make_private_folder(tmp_path) == place
+    assert make_private_folder(tmp_path) == place

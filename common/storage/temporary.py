@@ -1,0 +1,51 @@
+"""Folders of one user for what is made anew: private, and with paths that are short enough for sockets."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import tempfile
+from pathlib import Path
+
+from common.errors import PlacementError
+
+
+def make_private_folder(parent: Path) -> Path:
+    """Return a folder of this user below `parent` that nobody else can enter.
+
+    Raises:
+        PlacementError: something else is in its place, or it cannot be made.
+    """
+    folder = parent / f"rollcall-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        fault = str(error)
+    else:
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077:
+            return folder
+        fault = f"{stat.filemode(facts.st_mode)}, owned by user {facts.st_uid}"
+    raise PlacementError(
+        "there is no private folder for Ray's session",
+        got=f"{folder}: {fault}",
+        remedy="remove it, or point RAY_TMPDIR at a folder of your own with a short path",
+    )
+
+
+def choose_ray_folder() -> Path:
+    """Return the folder of the session of a Ray of our own: Ray makes its own open to all. Raises PlacementError."""
+    return make_private_folder(Path(os.environ.get("RAY_TMPDIR") or "/tmp")) / "ray"
+
+
+def settle_user() -> None:
+    """Give a user whom the system does not know, as in a container, the name and the home that libraries ask for."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid-{os.getuid()}")
+        if "HOME" not in os.environ:
+            os.environ["HOME"] = str(make_private_folder(Path(tempfile.gettempdir())))
