@@ -10,6 +10,9 @@ from pathlib import Path
 
 from common.errors import PlacementError
 
+LONGEST_SOCKET = 107  # bytes of the path of a unix socket
+_SESSION = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # as Ray names it, with the longest pid
+
 
 def make_private_folder(parent: Path) -> Path:
     """Return a folder of this user below `parent` that nobody else can enter.
@@ -35,8 +38,19 @@ def make_private_folder(parent: Path) -> Path:
 
 
 def choose_ray_folder() -> Path:
-    """Return the folder of the session of a Ray of our own: Ray makes its own open to all. Raises PlacementError."""
-    return make_private_folder(Path(os.environ.get("RAY_TMPDIR") or "/tmp")) / "ray"
+    """Return the folder of the session of a Ray of our own: Ray makes its own open to all.
+
+    Raises:
+        PlacementError: it is not private, cannot be made, or has so long a path that Ray can make no sockets in it.
+    """
+    folder = make_private_folder(Path(os.environ.get("RAY_TMPDIR") or "/tmp")) / "ray"
+    if (length := len(os.fsencode(folder.absolute() / _SESSION))) > LONGEST_SOCKET:
+        raise PlacementError(
+            "the folder of Ray's session has too long a path for its sockets",
+            got=f"{folder}: {length} bytes with the session's own, and the system takes {LONGEST_SOCKET}",
+            remedy=f"point RAY_TMPDIR at a folder whose path is shorter by {length - LONGEST_SOCKET}, or unset it",
+        )
+    return folder
 
 
 def settle_user() -> None:

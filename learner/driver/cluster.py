@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from common.config.schema import LOCAL_CLUSTER, ClusterConfig
-from common.errors import PlacementError
+from common.errors import PlacementError, describe_fault
 from common.lean_imports import do_nothing
 from common.storage.temporary import choose_ray_folder
 
@@ -43,10 +43,10 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise PlacementError(
             "no Ray cluster can be reached",
-            got=f"address {address}: {str(error).strip().splitlines()[0]}",
+            got=f"address {address}: {describe_fault(error)}",
             remedy="check cluster.address and RAY_ADDRESS, or leave both unset to run on this machine alone",
         ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
