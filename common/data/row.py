@@ -17,6 +17,7 @@ from common.types import Example
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
 
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_UTF8 = "write it, or name the class folder, in UTF-8; under a locale that knows no UTF-8 set PYTHONUTF8=1"
 _TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
 
 
@@ -74,4 +75,4 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
 def _check_unicode(name: str, text: str) -> None:
     """Raise BadRowError for text that UTF-8 cannot hold, such as the name of a folder in another encoding."""
     if as_utf8(text) != text:
-        raise BadRowError(f"{name} {text!r} is no text in UTF-8", remedy="write it, or name the class folder, in UTF-8")
+        raise BadRowError(f"{name} {text!r} is no text in UTF-8", remedy=_UTF8)

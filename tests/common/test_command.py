@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.command import Grace, Terminated, run_command
+from common.command import ENDING, Grace, OutputLost, Terminated, run_command
 from common.errors import DataError
 
 REFUSAL = DataError("a row is bad", got="row 3", remedy="mend it")
@@ -24,6 +25,9 @@ REFUSAL = DataError("a row is bad", got="row 3", remedy="mend it")
         (REFUSAL, True, 1, f"error: {REFUSAL}\n"),
         (KeyboardInterrupt(), False, 130, ""),
         (KeyboardInterrupt(), True, 130, ""),
+        (Terminated(), False, 143, ""),
+        (Terminated(signal.SIGHUP), True, 129, ""),
+        (OutputLost(BrokenPipeError(errno.EPIPE, "Broken pipe")), False, 141, ""),
         (SystemExit(15), True, 143, ""),  # as Ray leaves on SIGTERM while it starts
     ],
 )
@@ -41,7 +45,7 @@ def test_exit_codes(
 @pytest.fixture
 def grace() -> Iterator[Grace]:
     """Half a second, installed."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGALRM)]
+    before = [(number, signal.getsignal(number)) for number in (*ENDING, signal.SIGALRM)]
     made = Grace(0.5)
     made.install()
     yield made
@@ -50,12 +54,53 @@ def grace() -> Iterator[Grace]:
         signal.signal(number, handler)
 
 
-def test_sigterm_is_an_exit_code_too(grace: Grace) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_an_exit_code_too(number: int, code: int) -> None:
+    """Of every command: no default action leaves what it was writing."""
+    before = [signal.getsignal(one) for one in ENDING]
+    closed = []
     with run_command() as command:
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pause()
-    assert command.exit_code == 143
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            closed.append(number)
+    assert (command.exit_code, closed) == (code, [number])
+    assert [signal.getsignal(one) for one in ENDING] == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_within_the_grace_is_that_exit_code(grace: Grace, number: int, code: int) -> None:
+    with run_command() as command:
+        grace.install()
+        grace.hold()
+        signal.raise_signal(number)
+        grace.release()
+    assert command.exit_code == code
     assert not grace.over, "there is time to save"
+    grace.end()
+
+
+@pytest.mark.parametrize("graceful", [False, True])
+def test_under_nohup_a_hangup_is_nothing(graceful: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    alarm = signal.getsignal(signal.SIGALRM)
+    try:
+        with run_command() as command:
+            if graceful:
+                Grace(0.5).install()
+            signal.raise_signal(signal.SIGHUP)
+        assert command.exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGALRM, alarm)
+
+
+def test_quit_and_broken_pipes_are_as_python_has_them() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE, signal.SIGINT)]
+    with run_command():
+        assert [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE, signal.SIGINT)] == before
 
 
 def test_sigterm_waits_for_what_is_held(grace: Grace) -> None:

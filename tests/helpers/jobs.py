@@ -36,7 +36,7 @@ SMALL = (
 )
 
 
-def start(run_dir: Path, *words: str, warm: bool = False) -> subprocess.Popen[str]:
+def start(run_dir: Path, *words: str, warm: bool = False, own_group: bool = False) -> subprocess.Popen[str]:
     """A small run on the embedded default, its console in `<run_dir>.log`.
 
     `warm` processes have their imports done and are no descendants of the one that is returned.
@@ -45,7 +45,15 @@ def start(run_dir: Path, *words: str, warm: bool = False) -> subprocess.Popen[st
     command = [*python, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
     environment = dict(os.environ) if warm else warm_python.cold(os.environ)
     with Path(f"{run_dir}.log").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=own_group,
+        )
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 240.0) -> int:

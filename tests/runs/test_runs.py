@@ -139,17 +139,23 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
     assert_same_weights(undisturbed, small_volume)
 
 
-def test_law_5_sigterm_ends_a_run_cleanly_and_loses_no_step(undisturbed: Path, tmp_path: Path) -> None:
-    """No process, no shared-memory file, the folder says how it ended; resumed, it is the run left alone."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_law_5_a_signal_ends_a_run_cleanly_and_loses_no_step(
+    undisturbed: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    """SIGHUP goes to Ray's processes too, as from a terminal that is closed. No process, no shared-memory file, the folder says how it ended; resumed, it is the run left alone."""
     run_dir = tmp_path / "run"
     with jobs.nothing_left_in_shared_memory():
-        process = jobs.start(run_dir, "checkpoint.every=100")
+        process = jobs.start(run_dir, "checkpoint.every=100", own_group=True)
         family: list[psutil.Process] = []
         step = random.randrange(2, 9)
         jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
         family = jobs.descendants(process)
-        process.terminate()
-        assert jobs.finish(process, run_dir, timeout_s=60) == 143, jobs.console(run_dir)
+        if number == signal.SIGHUP:
+            os.killpg(process.pid, number)
+        else:
+            process.terminate()
+        assert jobs.finish(process, run_dir, timeout_s=60) == code, jobs.console(run_dir)
         assert len(family) > 3
         assert jobs.gone(family) == []
     assert json.loads((run_dir / "summary.json").read_text())["outcome"] == "interrupted"

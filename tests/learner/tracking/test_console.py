@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 
 import pytest
 from rich.console import Console as RichConsole
@@ -108,10 +107,5 @@ def test_sparklines(values: list[float], width: int, bars: str) -> None:
     assert draw_sparkline(values, width) == bars
 
 
-def test_clock_and_an_ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock() -> None:
     assert [format_clock(seconds) for seconds in (0, 93, 7384)] == ["0:00", "1:33", "2:03:04"]
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    open_console(CONFIG).sample(scored(("七",)))
-    sys.stdout.flush()
-    assert raw.getvalue() == b"sampled train/17 label seven: ? x1\n"
