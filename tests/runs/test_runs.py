@@ -143,7 +143,10 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
 def test_law_5_a_signal_ends_a_run_cleanly_and_loses_no_step(
     undisturbed: Path, tmp_path: Path, number: int, code: int
 ) -> None:
-    """SIGHUP goes to Ray's processes too, as from a terminal that is closed. No process, no shared-memory file, the folder says how it ended; resumed, it is the run left alone."""
+    """No process, no shared-memory file, the folder says how it ended; resumed, it is the run left alone.
+
+    SIGHUP goes to Ray's processes too, as from a terminal that is closed.
+    """
     run_dir = tmp_path / "run"
     with jobs.nothing_left_in_shared_memory():
         process = jobs.start(run_dir, "checkpoint.every=100", own_group=True)
