@@ -68,7 +68,8 @@ def read_layout(place: Path) -> Layout:
     )
     if not layout.labels:
         raise _nothing(place, top)
-    _refuse_splits_in_classes(place, splits)
+    for split in splits.values():
+        _refuse_classes_in_classes(place, split)
     return layout
 
 
@@ -101,17 +102,28 @@ def _enter_split(split: Folder) -> Folder:
     """Return the folder of a split that holds its classes: `train/images`, `seg_train/seg_train`."""
     while len(split.filled) == 1 and not split.is_flat:
         (only,) = split.filled
-        same = read_split_name(only.name) is not None and read_split_name(only.name) == read_split_name(split.name)
-        if only.is_flat or not only.filled or not (same or says_nothing(only.name)):
+        if only.is_flat or not only.filled or not _is_no_class(only, split):
             break
         split = only
     return split
 
 
+def _is_no_class(folder: Folder, split: Folder) -> bool:
+    """Whether the only folder of a split has a name that no class has there: `images`, or that of the split again."""
+    read = read_split_name(folder.name)
+    return says_nothing(folder.name) or (read is not None and read == read_split_name(split.name))
+
+
+def _holds_classes(split: Folder) -> bool:
+    """Whether a folder holds class folders; `test/images/1.jpg` and `test/test/1.jpg` are pictures without any."""
+    inside = _enter_split(split)
+    return bool(inside.filled) and not (len(inside.filled) == 1 and _is_no_class(inside.filled[0], split))
+
+
 def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
     """Return the folders that are splits; none where all are classes. Raises DataError where they may be either."""
     names = [folder.name for folder in top.filled]
-    deep = {folder.name: folder for folder in top.filled if _enter_split(folder).filled}
+    deep = {folder.name: folder for folder in top.filled if _holds_classes(folder)}
     sure = [folder.name for folder in top.filled if _is_sure(folder)]
     splits = [name for name in sure if name in deep]
     if not splits:
@@ -171,7 +183,7 @@ def _refuse_flat(place: Path, names: Sequence[str]) -> None:
 def _no_classes(place: Path, names: Iterable[str]) -> DataError:
     return DataError(
         f"{place} has splits without class folders",
-        got=f"pictures directly in {', '.join(names)}",
+        got=f"pictures without a folder of their class in {', '.join(names)}",
         remedy="put the pictures of each class into a folder of its name; with a list of their labels run "
         "`python -m common.data.build LIST.csv`",
     )
@@ -188,17 +200,19 @@ def _nothing(place: Path, top: Folder) -> DataError:
     )
 
 
-def _refuse_splits_in_classes(place: Path, splits: Mapping[str, Folder]) -> None:
-    """Raise DataError where each class has splits of its own, cat/train and cat/test: both would be trained on."""
-    for split in splits.values():
-        for label, folder in classes(split).items():
-            inside = [below.name for below in folder.filled if _is_sure(below)]
-            if _are_both(inside):
-                raise DataError(
-                    f"{place} has splits inside its class folders",
-                    got=f"{label}/{{{','.join(inside)}}}",
-                    remedy="turn them round, as in train/cat and test/cat",
-                )
+def _refuse_classes_in_classes(place: Path, split: Folder) -> None:
+    """Raise DataError for splits of each class, cat/train and cat/test, and for a copy of the set in itself."""
+    known = classes(split).keys()
+    for label, folder in classes(split).items():
+        inside = [below.name for below in folder.filled]
+        if _are_both([below.name for below in folder.filled if _is_sure(below)]):
+            what, remedy = "splits inside its class folders", "turn them round, as in train/cat and test/cat"
+        elif len(known & set(inside)) > 1:
+            what, remedy = "its class folders once more in one of them", f"move {label} out of it"
+        else:
+            continue
+        found = folder.path.relative_to(place)
+        raise DataError(f"{place} has {what}", got=count_cases(f"folders in {found}", inside), remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=False)
@@ -229,9 +243,17 @@ class _Notes:
             aside = [folder for folder in self.top.filled if folder.name not in self.folders]
             self._say("folders beside the splits are left out, for they hold no class of them", map(self._sized, aside))
 
-        inside = [below.path for split in self.splits.values() for label in split.filled for below in label.filled]
-        self._say("folders inside class folders are no classes of their own", self._relative(inside))
+        self._say_nested([label for split in self.splits.values() for label in split.filled])
         return self._lines
+
+    def _say_nested(self, labels: Sequence[Folder]) -> None:
+        """Say which folders lie in those of classes; where no class holds a picture itself, they may be the classes."""
+        inside = [below for label in labels for below in label.filled]
+        shared = set.intersection(*(set(classes(label)) for label in labels)) if labels else set()
+        if len(labels) > 1 and len(shared) > 1 and not any(label.is_flat for label in labels):
+            remedy = f"if these are the classes, let data.path be {labels[0].path}"
+            self._say(f"every class folder holds the same folders; {remedy}", sorted(shared))
+        self._say("folders inside class folders are no classes of their own", self._relative(f.path for f in inside))
 
     def _say(self, what: str, names: Iterable[str]) -> None:
         if names := list(names):

@@ -94,6 +94,11 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
     "train/{a,b}/1.jpg test/{1,2}.jpg": ({"train:a": 1, "train:b": 1}, ["hold no class of them (1): test (2 files)"]),
     "train/{a,b}/1.jpg xml/1.xml": ({"train:a": 1, "train:b": 1}, ["folders without a picture are left out (1): xml"]),
     "train/{a,b}/1.jpg train/2.jpg": ({"train:a": 1, "train:b": 1}, ["left out (1): train/2.jpg"]),
+    # Pictures without classes in a split, as tiny-imagenet and Keras's tutorials have them.
+    "train/{a,b}/images/1.jpg val/images/{1,2}.jpg val/val_annotations.txt test/test/1.jpg": (
+        {"train:a": 1, "train:b": 1},
+        ["hold no class of them (2): test (1 file), val (3 files)", "no classes of their own (2): train/a/images"],
+    ),
     # Wrapped.
     "PetImages/{a,b}/1.jpg readme[1].txt": ({":a": 1, ":b": 1}, ["(1): PetImages", "(1): readme[1].txt"]),
     "x/y/{a,b}/1.jpg docs/1.pdf": ({":a": 1, ":b": 1}, ["(1): x/y", "(1): docs (1 file)"]),
@@ -113,7 +118,7 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
     "{a,b}/1.jpg a/x/2.jpg a/x/y/3.jpg": ({":a": 3, ":b": 1}, ["no classes of their own (1): a/x"]),
     "{fold1,fold2}/{a,b}/1.jpg": (
         {":fold1": 2, ":fold2": 2},
-        ["no classes of their own (4): fold1/a, fold1/b, fold2/a"],
+        ["no classes of their own (4): fold1/a, fold1/b", "every class folder holds the same folders; if these are"],
     ),
 }
 
@@ -135,7 +140,14 @@ REFUSED = {
     "train/{1,2}.jpg": ("splits without class folders", "train"),
     "cars_train/{1,2}.jpg cars_test/1.jpg": ("splits without class folders", "cars_test, cars_train"),
     "train/1.jpg test/{a,b}/1.jpg": ("splits without class folders", "train"),
-    "{a,b}/{train,test}/1.jpg": ("splits inside its class folders", "a/{test,train}"),
+    "{a,b}/{train,test}/1.jpg": ("splits inside its class folders", r"folders in a (2): test, train"),
+    # Kaggle's flowers: the whole set again in a folder beside its classes.
+    "{daisy,rose}/1.jpg flowers/{daisy,rose}/1.jpg": (
+        "once more in one of them",
+        "folders in flowers (2): daisy, rose",
+    ),
+    "images/train/{1,2}.jpg images/val/1.jpg labels/train/{1,2}.txt": ("splits without class folders", "train, val"),
+    "train/images/{1,2}.jpg train/labels/{1,2}.txt": ("splits without class folders", "train"),
     "{cat,dog}/1.jpg test/{cat,dog}/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg test/cat/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg train/{cat,dog}/1.jpg": ("class folders beside train", "cat, dog"),
