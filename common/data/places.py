@@ -10,6 +10,7 @@ from common.data.formats import digits
 from common.data.formats.arrow import hub_set, saved_folder
 from common.data.formats.class_folders import class_folders
 from common.data.formats.parquet import is_parquet, parquet_file, parquet_folder
+from common.data.formats.tree import read_tree
 from common.data.table import Opener, reading_data
 from common.errors import DataError
 
@@ -62,4 +63,5 @@ def split_place(text: str) -> tuple[str, str | None]:
 def _folder(place: Path, question: str) -> dict[str, Opener]:
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return saved_folder(place)
-    return parquet_folder(place) or class_folders(place, question)
+    tree = read_tree(place)
+    return parquet_folder(tree) or class_folders(tree, question)

@@ -16,7 +16,8 @@ from common.config.schema import OBJECT_QUESTION
 from common.data.build.collection import Collection, Picture, collect
 from common.data.build.lists import Splits
 from common.data.build.sources import folder_splits
-from common.data.table import reading_data
+from common.data.formats.tree import read_tree
+from common.data.table import UNNAMED, reading_data
 from common.errors import DataError
 
 
@@ -84,8 +85,11 @@ def _fgvc(images: Path, file: Path) -> tuple[Splits, list[str]]:
 def _imagenet(images: Path, file: Path) -> tuple[Splits, list[str]]:
     """Read classnames.txt of lines `synset name`, beside images/{train,val}/synset. Ids follow the sorted synsets."""
     names = dict(_pairs(file))
-    found, _ = folder_splits(images)
-    by_synset: Splits = {split: found[split] for split in ("train", "val") if split in found}
+    by_synset: Splits = {}
+    for split in ("train", "val"):  # each may be a link to where ImageNet lies
+        if (images / split).is_dir():
+            found, _ = folder_splits(read_tree(images / split))
+            by_synset[split] = found[UNNAMED]
     synsets = sorted({picture.label for pictures in by_synset.values() for picture in pictures})
     _check_known(synsets, names, file)
     splits = {

@@ -9,7 +9,7 @@ from common.data.build.collection import Collection, Picture, collect
 from common.data.build.lists import LISTS, Splits, read_list
 from common.data.formats.layout import classes, read_layout
 from common.data.formats.parquet import is_parquet
-from common.data.formats.tree import read_tree
+from common.data.formats.tree import Tree, read_tree
 from common.data.table import reading_data
 from common.errors import DataError
 
@@ -20,14 +20,15 @@ def open_source(place: Path) -> Collection:
     Raises DataError for anything else, and for lines of a list without a file name and a label.
     """
     with reading_data(place, remedy="check the path, and who may read what lies there"):
-        if rows := _find_rows(place):
+        tree = read_tree(place) if place.is_dir() else None
+        if rows := _find_rows(place, tree):
             raise DataError(
                 f"{place} is a data set already, not a source of pictures",
                 got=str(rows),
                 remedy=f"train on it with data.path={place}; to build from class folders, move such files out of it",
             )
-        if place.is_dir():
-            splits, notes = folder_splits(place)
+        if tree:
+            splits, notes = folder_splits(tree)
         elif place.is_file() and place.suffix.casefold() in LISTS:
             splits, notes = read_list(place)
         else:
@@ -40,12 +41,12 @@ def open_source(place: Path) -> Collection:
     return collect(str(place), splits, labels, notes)
 
 
-def folder_splits(place: Path) -> tuple[Splits, list[str]]:
+def folder_splits(tree: Tree) -> tuple[Splits, list[str]]:
     """Return the pictures of a folder of class folders by split, labelled by their folders, and notes."""
-    layout = read_layout(place)
+    layout = read_layout(tree)
     splits: Splits = {
         name: [
-            Picture(root=split.path, path=str(file.relative_to(split.path)), label=label, home=place)
+            Picture(root=split.path, path=str(file.relative_to(split.path)), label=label, home=tree.top.path)
             for label, folder in classes(split).items()
             for file in folder.all_files()
         ]
@@ -54,10 +55,9 @@ def folder_splits(place: Path) -> tuple[Splits, list[str]]:
     return splits, list(layout.notes)
 
 
-def _find_rows(place: Path) -> Path | None:
+def _find_rows(place: Path, tree: Tree | None) -> Path | None:
     """Return a file that shows that a place holds rows, as `data.path` takes them."""
-    if not place.is_dir():
+    if tree is None:
         return place if is_parquet(place) else None
     saved = [place / name for name in ("dataset_dict.json", "state.json")]
-    parquet = filter(is_parquet, read_tree(place, confined=False).top.all_files())
-    return next((file for file in saved if file.is_file()), None) or next(parquet, None)
+    return next(filter(Path.is_file, [*saved, *tree.top.all_files(".parquet")]), None)

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from common.data.formats.layout import Layout, classes, read_layout
+from common.data.formats.tree import Tree
 from common.data.table import Opener, Table, count_cases
 from common.labels.candidates import check_question, with_candidates
 
 
-def class_folders(place: Path, question: str) -> dict[str, Opener]:
+def class_folders(tree: Tree, question: str) -> dict[str, Opener]:
     """Return the splits of a folder of class folders, which may stand in folders named as splits.
 
     The question of every split lists every class.
@@ -18,9 +19,9 @@ def class_folders(place: Path, question: str) -> dict[str, Opener]:
     Raises DataError as `read_layout` does, and for a question that no list can follow.
     """
     check_question(question)
-    layout = read_layout(place)
+    layout = read_layout(tree)
     problem = with_candidates(question, layout.labels)
-    return {name: partial(_open, place, layout, name, problem) for name in layout.splits}
+    return {name: partial(_open, tree.top.path, layout, name, problem) for name in layout.splits}
 
 
 def _open(place: Path, layout: Layout, name: str, problem: str, split: str) -> Table:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.data.formats.split_names import TRAIN, find_split, read_split_name, refuse_twins, says_nothing
-from common.data.formats.tree import Folder, Tree, read_tree
+from common.data.formats.tree import Folder, Tree
 from common.data.table import UNNAMED, count_cases
 from common.errors import DataError
 
@@ -46,18 +46,13 @@ def classes(split: Folder) -> dict[str, Folder]:
     return {folder.name: folder for folder in split.filled}
 
 
-def read_layout(place: Path) -> Layout:
-    """Find splits and classes below `place`.
+def read_layout(tree: Tree) -> Layout:
+    """Find splits and classes in a folder.
 
     Raises DataError where there are none, where a folder may be either, or where links lead to folders outside.
     """
-    tree = read_tree(place, confined=True)
-    if tree.leaving:
-        raise DataError(
-            f"{place} holds links to folders that do not lie inside it",
-            got=count_cases("links", _paths(tree.leaving, place)),
-            remedy="put the pictures inside, or remove the links",
-        )
+    tree.refuse_leaving()
+    place = tree.top.path
     top = _enter(tree.top)
     folders = _find_splits(top, place)
     splits = {name: _enter_split(folder) for name, folder in folders.items()} or {UNNAMED: top}

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from common.data.formats.split_names import refuse_twins, word_of_split
-from common.data.formats.tree import Tree, read_tree
+from common.data.formats.tree import Tree
 from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data
 from common.errors import DataError
 
@@ -29,14 +29,15 @@ def parquet_file(place: Path) -> dict[str, Opener]:
     return {UNNAMED: partial(_open, [place], place.parent, ())}
 
 
-def parquet_folder(place: Path) -> dict[str, Opener]:
+def parquet_folder(tree: Tree) -> dict[str, Opener]:
     """Return the splits by the names of files or folders; none without parquet files.
 
-    Raises DataError when some names say a split and others do not, or two of them say one split.
+    Raises DataError when some names say a split and others do not, two of them say one split, or links lead to folders
+    outside.
     """
-    tree = read_tree(place, confined=False)
+    place = tree.top.path
     by_split: dict[str, list[Path]] = defaultdict(list)
-    for file in filter(is_parquet, tree.top.all_files()):
+    for file in filter(is_parquet, tree.top.all_files(".parquet")):
         by_split[_split_of(file.relative_to(place))].append(file)
     if UNNAMED in by_split and len(by_split) > 1:
         raise DataError(
@@ -45,7 +46,10 @@ def parquet_folder(place: Path) -> dict[str, Opener]:
             remedy="name them train-00000-of-00001.parquet and so on, or set data.path to one file",
         )
     refuse_twins(str(place), by_split)
-    notes = _notes(tree, by_split) if by_split else ()
+    if not by_split:
+        return {}
+    tree.refuse_leaving()
+    notes = _notes(tree, by_split)
     return {name: partial(_open, group, place, notes) for name, group in by_split.items()}
 
 
@@ -57,8 +61,8 @@ def is_parquet(file: Path) -> bool:
 def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
     """Return a line for each kind of thing that may be taken for rows and is none, or joins what may be apart."""
     place = tree.top.path
-    lists = [folder.path / name for folder in tree.top.walk() for name in folder.files if name.endswith(_OTHER_ROWS)]
-    pictures = [folder.path for folder in tree.top.filled if not any(map(is_parquet, folder.all_files()))]
+    lists = tree.top.all_files(*_OTHER_ROWS)
+    pictures = [folder.path for folder in tree.top.filled if not folder.all_files(".parquet")]
     hidden = [path for path in tree.hidden if path.suffix.casefold() == ".parquet"]
     kinds = {
         "hidden files are left out": hidden,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.data.table import count_cases
 from common.errors import DataError
 
 # What systems and programs leave in folders, beside all names that begin with a dot; in small letters.
@@ -65,9 +66,10 @@ class Folder:
             yield folder
             waiting += folder.folders
 
-    def all_files(self) -> list[Path]:
-        """Return every file in it and below, sorted."""
-        return sorted(folder.path / name for folder in self.walk() for name in folder.files)
+    def all_files(self, *suffixes: str) -> list[Path]:
+        """Return the files in it and below, sorted; of some endings only, in any case, where they are given."""
+        files = ((folder.path, name) for folder in self.walk() for name in folder.files)
+        return sorted(path / name for path, name in files if not suffixes or name.casefold().endswith(suffixes))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,8 +78,17 @@ class Tree:
 
     top: Folder
     hidden: list[Path] = field(default_factory=list)  # files and folders that begin with a dot, or are litter
-    leaving: list[Path] = field(default_factory=list)  # links to folders outside
+    leaving: list[Path] = field(default_factory=list)  # links to folders outside, which are not followed
     again: list[Path] = field(default_factory=list)  # links to a folder above, or that were followed already
+
+    def refuse_leaving(self) -> None:
+        """Raise DataError for links to folders outside: what lies there is no part of the set."""
+        if self.leaving:
+            raise DataError(
+                f"{self.top.path} holds links to folders that do not lie inside it",
+                got=count_cases("links", sorted(str(path.relative_to(self.top.path)) for path in self.leaving)),
+                remedy="put what they lead to inside, or remove the links; the place itself may be a link",
+            )
 
 
 def is_litter(name: str) -> bool:
@@ -91,17 +102,14 @@ def is_document(name: str) -> bool:
     return dot + suffix in _DOCUMENTS if stem else suffix in _TITLES
 
 
-def read_tree(place: Path, *, confined: bool) -> Tree:
+def read_tree(place: Path) -> Tree:
     """Walk a folder. Each link is followed once, so that the walk ends whatever links there are.
-
-    Args:
-        confined: do not follow links to folders outside of `place`.
 
     Raises DataError for a folder that cannot be listed.
     """
-    root = Path(os.path.realpath(place))
+    root = os.path.realpath(place)
     tree = Tree(top=Folder(path=place, files=[], folders=[]))
-    followed: set[Path] = set()  # links, each by where it really lies
+    followed: set[str] = set()  # links, each by where it really lies
     walked: list[Folder] = []
     waiting = [(tree.top, root, frozenset((root,)))]  # with the real path, and those of it and all folders above
     while waiting:
@@ -114,13 +122,13 @@ def read_tree(place: Path, *, confined: bool) -> Tree:
             if not _is_folder(entry):
                 folder.files.append(entry.name)
                 continue
-            path, really = folder.path / entry.name, real / entry.name
+            path, really = folder.path / entry.name, f"{real}/{entry.name}"
             if entry.is_symlink():
-                link, really = really, Path(os.path.realpath(path))
-                if really in above or root.is_relative_to(really) or link in followed:
+                link, really = really, os.path.realpath(path)
+                if really in above or link in followed or _lies_in(root, really):
                     tree.again.append(path)
                     continue
-                if confined and not really.is_relative_to(root):
+                if not _lies_in(really, root):
                     tree.leaving.append(path)
                     continue
                 followed.add(link)
@@ -129,6 +137,10 @@ def read_tree(place: Path, *, confined: bool) -> Tree:
             waiting.append((below, really, above | {really}))
     _count(walked)
     return tree
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:

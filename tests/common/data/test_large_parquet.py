@@ -15,6 +15,7 @@ import pytest
 
 from common.data.formats import parquet as module
 from common.data.formats.parquet import parquet_file, parquet_folder
+from common.data.formats.tree import read_tree
 from common.data.table import UNNAMED
 from common.errors import DataError
 from tests.helpers.makers import QUESTION, encoded
@@ -89,7 +90,7 @@ def test_rows_are_those_of_pyarrow_in_any_order(tmp_path: Path, monkeypatch: pyt
     table = pa.Table.from_pylist(rows_of())
     pq.write_table(table.slice(0, 100), tmp_path / "train-00000-of-00002.parquet", row_group_size=30)
     pq.write_table(table.slice(100), tmp_path / "train-00001-of-00002.parquet", row_group_size=7)
-    opened = parquet_folder(tmp_path)["train"]("train")
+    opened = parquet_folder(read_tree(tmp_path))["train"]("train")
     assert len(opened.rows) == 157 and opened.columns == tuple(table.column_names)
     wanted = table.to_pylist()
     for number in [0, 156, 29, 30, 99, 100, 5, 106, 107, *range(157), -1]:
@@ -114,4 +115,4 @@ def test_files_of_other_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"problem": ["a"], "solution": ["b"]}), tmp_path / "train-00000-of-00002.parquet")
     pq.write_table(pa.table({"problem": ["a"], "solution": [1]}), tmp_path / "train-00001-of-00002.parquet")
     with pytest.raises(DataError, match="other columns than"):
-        parquet_folder(tmp_path)["train"]("train")
+        parquet_folder(read_tree(tmp_path))["train"]("train")

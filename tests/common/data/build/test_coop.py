@@ -114,3 +114,18 @@ def test_the_picture_folder_itself_may_be_a_link(root: Path, tmp_path: Path) -> 
     split = "dtd/split_zhou_DescribableTextures.json"
     (tmp_path / split).write_bytes((root / split).read_bytes())
     assert main([str(tmp_path), "--layout", "dtd", "--shots", "1", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_imagenet_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Its 150 GB are often linked: images/train and images/val lead out of the root."""
+    lay_out(tmp_path / "root")
+    images = tmp_path / "root/imagenet/images"
+    before, _ = open_layout("imagenet", tmp_path / "root")
+    for split in ("train", "val"):
+        (images / split).rename(tmp_path / split)
+        (images / split).symlink_to(tmp_path / split)
+    after, _ = open_layout("imagenet", tmp_path / "root")
+    assert after == before
+    out = tmp_path / "set"
+    words = [str(tmp_path / "root"), "--layout", "imagenet", "--shots", "1", "--out", str(out)]
+    assert main(words) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
@@ -10,13 +11,14 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.formats.layout import Layout, classes, read_layout
-from common.data.formats.tree import is_document, is_litter
+from common.data.formats.tree import is_document, is_litter, read_tree
 from common.errors import DataError
 
 
@@ -126,7 +128,7 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
 @pytest.mark.parametrize("patterns", READ)
 def test_a_layout_is_read_as_it_is_meant(tmp_path: Path, patterns: str) -> None:
     wanted, notes = READ[patterns]
-    layout = read_layout(lay_out(tmp_path, patterns))
+    layout = read_layout(read_tree(lay_out(tmp_path, patterns)))
     assert counted(layout, tmp_path) == wanted
     assert len(layout.notes) == len(notes), layout.notes
     for note in notes:
@@ -161,24 +163,24 @@ REFUSED = {
 def test_a_layout_that_may_mean_two_things_is_refused_by_name(tmp_path: Path, patterns: str) -> None:
     what, got = REFUSED[patterns]
     with pytest.raises(DataError, match=what) as caught:
-        read_layout(lay_out(tmp_path, patterns))
+        read_layout(read_tree(lay_out(tmp_path, patterns)))
     assert got in str(caught.value.got) and caught.value.remedy
 
 
 def test_a_list_of_labels_beside_the_pictures_is_pointed_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data set") as caught:
-        read_layout(lay_out(tmp_path, "1.jpg labels.csv"))
+        read_layout(read_tree(lay_out(tmp_path, "1.jpg labels.csv")))
     assert f"common.data.build {tmp_path / 'labels.csv'}" in caught.value.remedy
 
 
 def test_splits_that_are_not_found_by_their_meaning_are_offered(tmp_path: Path) -> None:
     lay_out(tmp_path, "{train,Test,holdout,train2017,base_test,cars_test}/{a,b}/1.jpg test/-")
-    assert sorted(read_layout(tmp_path).offered) == ["base_test", "cars_test", "holdout", "train2017"]
+    assert sorted(read_layout(read_tree(tmp_path)).offered) == ["base_test", "cars_test", "holdout", "train2017"]
 
 
 def test_classes_that_cannot_be_learned_are_named(tmp_path: Path) -> None:
     lay_out(tmp_path, "Train/{a,b}/1.jpg Test/{a,c}/1.jpg")
-    assert read_layout(tmp_path).untrained == ["Test/c"]
+    assert read_layout(read_tree(tmp_path)).untrained == ["Test/c"]
 
 
 def link(path: Path, target: Path) -> None:
@@ -190,7 +192,7 @@ def test_links_to_folders_inside_are_followed(tmp_path: Path) -> None:
     lay_out(tmp_path, "train/{a,b}/1.jpg pool/more/{2,3}.jpg test/a/1.jpg")
     link(tmp_path / "train/a/more", tmp_path / "pool/more")  # inside a class
     link(tmp_path / "test/b", tmp_path / "pool/more")  # a class
-    layout = read_layout(tmp_path)
+    layout = read_layout(read_tree(tmp_path))
     assert counted(layout, tmp_path) == {"train:a": 3, "train:b": 1, "test:a": 1, "test:b": 2}
 
 
@@ -198,7 +200,7 @@ def test_a_linked_split_and_a_linked_place_are_read(tmp_path: Path) -> None:
     lay_out(tmp_path / "set", "store/{a,b}/1.jpg test/{a,b}/1.jpg")
     link(tmp_path / "set/train", Path("store"))
     (tmp_path / "here").symlink_to(tmp_path / "set")
-    layout = read_layout(tmp_path / "here")
+    layout = read_layout(read_tree(tmp_path / "here"))
     assert counted(layout, tmp_path / "here") == TWO | {"store:a": 1, "store:b": 1}
 
 
@@ -206,7 +208,7 @@ def test_links_that_leave_are_refused_by_name(tmp_path: Path) -> None:
     lay_out(tmp_path, "set/{a,b}/1.jpg elsewhere/1.jpg")
     link(tmp_path / "set/a/more", tmp_path / "elsewhere")
     with pytest.raises(DataError, match="links to folders that do not lie inside") as caught:
-        read_layout(tmp_path / "set")
+        read_layout(read_tree(tmp_path / "set"))
     assert "a/more" in str(caught.value.got)
 
 
@@ -221,7 +223,7 @@ def test_link_loops_end_and_are_named(tmp_path: Path) -> None:
     }.items():
         link(tmp_path / "set" / name, Path(target))
     begin = time.monotonic()
-    layout = read_layout(tmp_path / "set")
+    layout = read_layout(read_tree(tmp_path / "set"))
     assert time.monotonic() - begin < 2
     (note,) = (note for note in layout.notes if note.startswith("links"))
     assert "a/self" in note
@@ -235,7 +237,7 @@ def test_many_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
         for other in names:
             link(tmp_path / name / f"to_{other}", Path("..") / other)
     begin = time.monotonic()
-    assert len(read_layout(tmp_path).labels) == 12
+    assert len(read_layout(read_tree(tmp_path)).labels) == 12
     assert time.monotonic() - begin < 5
 
 
@@ -243,7 +245,7 @@ def test_a_link_to_nowhere_is_left_to_be_refused_as_a_picture(tmp_path: Path) ->
     lay_out(tmp_path, "{a,b}/1.jpg")
     (tmp_path / "a/2.jpg").symlink_to("nowhere")
     (tmp_path / "a/3.jpg").symlink_to("3.jpg")
-    assert rows(read_layout(tmp_path), tmp_path)[":a"] == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
+    assert rows(read_layout(read_tree(tmp_path)), tmp_path)[":a"] == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
 
 
 def test_folders_nested_a_thousand_deep_are_walked() -> None:
@@ -252,7 +254,7 @@ def test_folders_nested_a_thousand_deep_are_walked() -> None:
         for folder in [root / "b", *deep]:
             folder.mkdir()
         write(root, ["b/1.jpg", "a/1.jpg", str(deep[-1].relative_to(root) / "2.jpg")])
-        layout = read_layout(root)
+        layout = read_layout(read_tree(root))
         (deep[-1] / "2.jpg").unlink()
         for folder in reversed(deep[1:]):  # what removes temporary folders goes less deep
             folder.rmdir()
@@ -318,7 +320,7 @@ def test_whatever_lies_around_each_picture_has_its_split_and_its_label(
     files, meant, extra = made
     with quick_folder() as root:
         write(root, files)
-        layout = read_layout(root)
+        layout = read_layout(read_tree(root))
         for asked, wanted in meant.items():
             (found,) = [name for name in layout.splits if name.casefold().find(asked) >= 0 or name == ""]
             split = layout.splits[found]
@@ -355,7 +357,7 @@ def test_no_file_vanishes(files: set[str]) -> None:
     with quick_folder() as root:
         write(root, files)
         try:
-            layout = read_layout(root)
+            layout = read_layout(read_tree(root))
         except DataError:
             return
         bases = {name: str(split.path.relative_to(root)) for name, split in layout.splits.items()}
@@ -392,3 +394,17 @@ def account_for(left: set[str], layout: Layout, bases: list[Path]) -> None:
     assert said(layout, "files beside") == len(loose), layout.notes
     assert said(layout, "folders beside") == len(asides), layout.notes
     assert said(layout, "folders without") >= len(bare), layout.notes  # and those that hold hidden files alone
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path, "{a,b}/1.jpg")
+
+    def refuse(folder: Path) -> object:
+        if folder.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return os.scandir(folder)
+
+    monkeypatch.setattr("common.data.formats.tree.os", SimpleNamespace(path=os.path, scandir=refuse))
+    with pytest.raises(DataError, match=r"folder .*b cannot be listed") as caught:
+        read_tree(tmp_path)
+    assert "Permission denied" in str(caught.value.got)

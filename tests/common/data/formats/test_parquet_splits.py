@@ -12,6 +12,7 @@ import pytest
 from common.config.schema import DataConfig
 from common.data.build.sources import open_source
 from common.data.formats.parquet import parquet_folder
+from common.data.formats.tree import read_tree
 from common.data.places import find_splits
 from common.data.sources import load, load_held_out
 from common.errors import DataError
@@ -22,7 +23,7 @@ def write(root: Path, names: list[str]) -> dict[str, int]:
     """Write a file of each name, and return how many rows each split has."""
     for name in names:
         parquet(root / name, [row()])
-    return {name: len(opener(name).rows) for name, opener in parquet_folder(root).items()}
+    return {name: len(opener(name).rows) for name, opener in parquet_folder(read_tree(root)).items()}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_what_is_joined_or_left_out_is_said(tmp_path: Path) -> None:
     write(tmp_path, ["cars_train.parquet", "birds_train.parquet", "test-1.parquet", "test-2.parquet", "._test.parquet"])
     (tmp_path / "more.csv").write_text("path,label\n")
     image_folder(tmp_path / "pictures", {"cat": 1})
-    notes = parquet_folder(tmp_path)["train"]("train").notes
+    notes = parquet_folder(read_tree(tmp_path))["train"]("train").notes
     assert notes == (
         "hidden files are left out (1): ._test.parquet",
         "lists beside the parquet files are left out (1): more.csv",
@@ -83,7 +84,7 @@ def test_a_saved_set_is_asked_for_by_meaning(tmp_path: Path) -> None:
 def shards(root: Path, *columns: dict[str, Any]) -> Any:
     for number, cells in enumerate(columns):
         pq.write_table(pa.table(cells), root / f"train-{number:05}-of-{len(columns):05}.parquet")
-    return parquet_folder(root)["train"]("train")
+    return parquet_folder(read_tree(root))["train"]("train")
 
 
 TEXT = pa.array(["a"])
