@@ -70,7 +70,7 @@ def _settings_on_cpu(spec: EngineSpec) -> dict[str, Any]:
         "enforce_eager": True,
         "block_size": block_size,
         "enable_chunked_prefill": False,  # see `vllm_patches.PATCHES`
-        "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len),
+        "max_num_batched_tokens": max(BATCHED_TOKENS, spec.max_model_len, spec.max_sequences),
         "kv_cache_memory_bytes": spec.kv_cache_bytes or KV_CACHE_BYTES,
         "distributed_executor_backend": "uni",
     }

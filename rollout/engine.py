@@ -10,6 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,7 @@ class RolloutEngine:
 
         try:
             prompt = make_engine_input(self._llm, request, features)
-            self._llm.llm_engine.add_request(request_id, prompt, _sampling_params(request))
+            self._llm.llm_engine.add_request(request_id, prompt, make_sampling_params(request))
         except (ValueError, VLLMError) as error:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
         return None
@@ -188,7 +189,7 @@ class RolloutEngine:
         as_vllm_request: Any = SimpleNamespace(
             request_id=request.prompt_id,
             prompt_token_ids=list(request.token_ids),
-            sampling_params=_sampling_params(request),
+            sampling_params=make_sampling_params(request),
         )
         tokenizer = self._llm.get_tokenizer()
         texts: dict[tuple[int, ...], str] = {}
@@ -212,22 +213,31 @@ class RolloutEngine:
         )
 
 
-def _sampling_params(request: GenerationRequest) -> SamplingParams:
+def make_sampling_params(request: GenerationRequest) -> SamplingParams:
+    """Make vLLM's settings of a request.
+
+    Raises:
+        EngineError: vLLM puts another value in the place of one. The learner would score under the value asked for.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    sampling = request.sampling
-    return SamplingParams(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        seed=request.seed,
+    asked = {**asdict(request.sampling), "seed": request.seed}
+    params = SamplingParams(
+        **asked,
         logprobs=0,  # the sampled token's own
         detokenize=False,  # _detokenize does, for distinct answers and without a text for every log-prob
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+    if changed := [
+        f"{name} {value} to {getattr(params, name)}" for name, value in asked.items() if getattr(params, name) != value
+    ]:
+        raise EngineError(
+            "vLLM does not sample as it was asked to",
+            got=f"for {request.prompt_id} it changed {', '.join(changed)}",
+            remedy="set the key of rollout to a value that vLLM leaves alone",
+        )
+    return params
 
 
 def _make_completion(output: Any, text: str) -> Completion:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from common.allocator import KEPT_MEMORY
 from common.capacity import PlaceRequest
 from common.config.schema import Config
+from common.config.sections import MOST_ANSWERS
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config
 from common.shared_folder import SharedFolder
@@ -39,6 +40,7 @@ class EngineSpec:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "OMP_NUM_THREADS": str(self.threads),
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_MAX_N_SEQUENCES": str(MOST_ANSWERS),  # whatever this machine says, as the configuration was checked
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
             "JOBLIB_MULTIPROCESSING": "0",  # joblib would leave a semaphore in /dev/shm
             "TQDM_DISABLE": "1",

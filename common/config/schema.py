@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 from common.config.sections import (
     EMBEDDED_MODEL,
@@ -34,6 +34,7 @@ from common.config.sections import (
     RewardConfig,
     RolloutConfig,
     Section,
+    Seed,
     TrackingConfig,
     WeightsConfig,
 )
@@ -75,15 +76,17 @@ def _check_url(place: Any, info: ValidationInfo) -> Any:
     return text
 
 
+MOST_STEPS = 10_000_000
+RAYS_GRAIN = 0.0001  # of a CPU or GPU
 FolderOrURL = Annotated[str, BeforeValidator(_check_url)]
 
 
 class Config(Section):
     """One run."""
 
-    seed: int = 1
+    seed: Seed = 1
     """Seed of every random draw, such as row order and sampling. Change it to repeat a run independently."""
-    steps: Positive = 250
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 250
     """Optimizer steps of the run."""
     epochs: Positive | None = None
     """Passes over the training rows, in place of `steps`; turned into steps once the rows are counted."""
@@ -156,6 +159,7 @@ class Config(Section):
     def _misfits(self) -> Iterator[str]:
         """Yield a line for each impossible combination, which names its keys as `section.key = value`."""
         yield from self._length_misfits()
+        yield from self._learning_misfits()
         yield from self._device_misfits()
         yield from self._data_misfits()
         yield from self._memory_misfits()
@@ -172,18 +176,42 @@ class Config(Section):
             )
         if self.epochs is not None and "steps" in self.model_fields_set:
             yield f"steps = {self.steps} with epochs = {self.epochs}: leave one out"
+        if self.steps > MOST_STEPS:  # counted from `epochs`
+            yield f"epochs ask for {self.steps} steps, more than {MOST_STEPS}"
         if self.epochs is None and learner.warmup_steps >= self.steps:
             yield f"learner.warmup_steps = {learner.warmup_steps} leaves no step of steps = {self.steps}: lower it"
-        if self.tracking.profile_steps and self.tracking.profile_steps[0] >= self.tracking.profile_steps[1]:
+        if self.tracking.profile_steps:
             first, end = self.tracking.profile_steps
-            yield f"tracking.profile_steps = [{first}, {end}] holds no step: the second is the one after the last"
+            if first >= end:
+                yield f"tracking.profile_steps = [{first}, {end}] holds no step: the second is the one after the last"
+            if self.epochs is None and first >= self.steps:
+                yield f"tracking.profile_steps = [{first}, {end}] begins after the last step of steps = {self.steps}"
+
+    def _learning_misfits(self) -> Iterator[str]:
+        """Yield those of what is learned."""
+        functions, learner = self.reward.functions, self.learner
+        if not any(functions.values()) and self.method != "sft":
+            yield f"reward.functions = {functions} all have weight 0: nothing could be learned"
+        if learner.lr * learner.weight_decay >= 1:
+            yield (
+                f"learner.lr = {learner.lr:g} times learner.weight_decay = {learner.weight_decay:g} takes off whole "
+                "weights at every step: lower one"
+            )
 
     def _device_misfits(self) -> Iterator[str]:
-        """Yield those of GPUs, or of a run without."""
+        """Yield those of CPUs and GPUs, or of a run without."""
+        cpus = {
+            "learner.cpus_per_rank": self.learner.cpus_per_rank,
+            "rollout.cpus_per_engine": self.rollout.cpus_per_engine,
+            "reward.cpus_per_worker": self.reward.cpus_per_worker,
+        }
         gpus = {
             "learner.gpus_per_rank": self.learner.gpus_per_rank,
             "rollout.gpus_per_engine": self.rollout.gpus_per_engine,
         }
+        for key, count in (cpus | gpus).items():
+            if 0 < count < RAYS_GRAIN:
+                yield f"{key} = {count:g} is less than Ray counts: take 0, or at least {RAYS_GRAIN}"
         yield from self._cpu_misfits(gpus) if self.cluster.device == "cpu" else self._gpu_misfits(gpus)
 
     def _cpu_misfits(self, gpus: dict[str, float]) -> Iterator[str]:

@@ -12,10 +12,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common.labels.answers import Mode
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+LARGEST_INT = 2**31 - 1  # what counters, tensors and sockets of third parties hold
+Positive = Annotated[int, Field(ge=1, le=LARGEST_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
+MOST_ANSWERS = 16384  # to one prompt: vLLM takes no more
+Answers = Annotated[int, Field(ge=0, le=MOST_ANSWERS)]
+LONGEST_WAIT_S = 2e6  # 23 days: sockets count their waits in milliseconds, in 31 bits
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_WAIT_S)]
+Decay = Annotated[float, Field(ge=0, le=0.999999)]  # in float32 more is 1, and divides by zero
+Scale = Annotated[float, Field(ge=1e-30, le=1e30)]  # a positive number that float32 holds
+Amount = Annotated[float, Field(ge=0, le=10_000)]  # of CPUs or GPUs
+Seed = Annotated[int, Field(ge=0, lt=2**64)]  # numpy takes none below, torch none above
 
 
 def _read_infinity(given: object) -> object:
@@ -84,7 +92,7 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """Adapters (LoRA) that are trained in place of the whole model: less memory, and no second model as reference."""
 
-    rank: NonNegative = 0
+    rank: Annotated[int, Field(ge=0, le=16384)] = 0
     """Rank of the adapters; 0 trains the whole model."""
     alpha: Positive = 32
     """Scale of the adapters: what they add is multiplied by alpha / rank."""
@@ -127,7 +135,7 @@ class DataConfig(Section):
     """Most tokens of a prompt, image tokens included. A longer prompt is refused by name, never cut."""
     check_candidates: bool = True
     """Refuse a row whose label is not in the list its question offers."""
-    max_image_megapixels: Annotated[float, Field(gt=0)] = 40.0
+    max_image_megapixels: Annotated[float, Field(gt=0, le=1e6)] = 40.0
     """A larger image is refused before it is decoded. Raise it for sound pictures that are larger."""
     cache_mb: Free[NonNegative] = 512
     """Host memory in MB for the decoded images of each split, and as much again for their processed features."""
@@ -138,32 +146,32 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """How completions are sampled."""
 
-    engines: Free[Positive] = 1
+    engines: Free[Processes] = 1
     """vLLM engines that sample at the same time, each in a process of its own. Raise it to sample faster."""
     prompts_per_step: Positive = 16
     """P, the prompts of a step over all engines: one group each."""
-    group_size: Annotated[int, Field(ge=2)] = 4
+    group_size: Annotated[Answers, Field(ge=2)] = 4
     """G, completions a prompt. An advantage needs at least two."""
     max_completion_tokens: Positive = 1024
     """Most tokens of a completion, end of turn included. Raise it where completions are cut."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softmax temperature of sampling and of the learner's log-probs. Higher explores more."""
+    temperature: Annotated[float, Field(ge=0.01, le=2)] = 1.0
+    """Softmax temperature of sampling and of the learner's log-probs. Higher explores more. vLLM takes 0.01 to 2."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability; 1 keeps every token."""
     top_k: NonNegative = 0
     """Sample from this many of the likeliest tokens; 0 keeps every token."""
-    max_sequences: Free[Positive] = 256
+    max_sequences: Free[Annotated[int, Field(ge=1, le=8192)]] = 256
     """Completions that one engine decodes at the same time. Lower it where memory is short."""
     kv_cache_mb: Free[Positive | None] = None
     """KV cache of one engine in MB. null takes `gpu_memory_utilization` of a GPU, or 64 MB on a CPU."""
     gpu_memory_utilization: Free[Annotated[float, Field(gt=0, le=1)]] = 0.85
     """Share of the GPU's memory that one engine may use. Lower it where a GPU is shared."""
-    cpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    cpus_per_engine: Free[Amount] = 1.0
     """CPUs that one engine reserves in Ray; fractions share a core."""
     labels: Free[Preferences] = []
     """Labels of the Ray nodes that engines go to, as in `role=rollout` or {role: rollout}; empty takes any node. A list
     is tried in order, as in [{market: spot}, {market: on-demand}]."""
-    gpus_per_engine: Free[Annotated[float, Field(ge=0)]] = 1.0
+    gpus_per_engine: Free[Amount] = 1.0
     """GPUs that one engine reserves in Ray: 1, a fraction to share a GPU, or 0 on a CPU."""
     max_restarts: Free[NonNegative] = 3
     """Dead engines that are replaced over the whole run before it stops."""
@@ -176,7 +184,7 @@ class RolloutConfig(Section):
 class RewardConfig(Section):
     """How completions are scored."""
 
-    functions: dict[str, float] = Field(default={"accuracy": 1.0}, min_length=1)
+    functions: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(default={"accuracy": 1.0}, min_length=1)
     """Weight of each reward function. One is a name in `rollout.rewards.REWARDS` or a dotted path
     `package.module:function`. `model:<hub id or folder>` is a sequence-classification reward model."""
     normalise: Literal["sum", "each"] = "sum"
@@ -193,23 +201,23 @@ class RewardConfig(Section):
     """Stop the run when more than this share of the groups dispatched so far was dropped."""
     timeout_s: Free[Seconds] = 30.0
     """Seconds that one function may take for one group."""
-    workers: Free[Positive] = 1
+    workers: Free[Processes] = 1
     """Processes that score groups at the same time. Raise it for slow functions."""
-    cpus_per_worker: Free[Annotated[float, Field(ge=0)]] = 0.0
+    cpus_per_worker: Free[Amount] = 0.0
     """CPUs that one of these processes reserves in Ray; 0 for functions that take almost no time."""
 
 
 class LearnerConfig(Section):
     """How weights are updated."""
 
-    ranks: Positive = 1
+    ranks: Processes = 1
     """DeepSpeed data-parallel ranks, each a process. It must divide `rollout.prompts_per_step`."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """ZeRO stage. 0 partitions nothing, 1 the optimizer states, 2 gradients too, 3 parameters too: less memory a rank,
     more communication."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     """What lies in host memory instead of the GPU's: optimizer states (ZeRO 1 to 3), or parameters too (ZeRO 3)."""
-    lr: Annotated[float, Field(gt=0)] = 1e-6
+    lr: Annotated[Scale, Field(le=1)] = 1e-6
     """Peak learning rate of AdamW. LoRA wants about ten times that of the whole model."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Course of the learning rate after the warm-up. linear and cosine fall towards 0 at the end of the run."""
@@ -217,13 +225,13 @@ class LearnerConfig(Section):
     """Steps over which the learning rate climbs to its peak. Raise it where the first steps are unstable."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's two moving averages, of the gradient and of its square."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[Scale, Field(le=1)] = 1e-8
     """AdamW's addition to the denominator, against division by zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Share of every weight, times the learning rate, that AdamW takes off at each step."""
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    grad_clip: Annotated[Scale, Field(ge=1e-6)] = 1.0
     """Largest norm of the gradient over all ranks; a larger gradient is scaled down to it."""
-    beta: Annotated[float, Field(ge=0)] = 0.04
+    beta: Annotated[float, Field(ge=0, le=1e6)] = 0.04
     """Weight of the KL to the frozen reference model; 0 keeps no reference. Raise it to stay closer to the first
     model."""
     tokens_per_pack: Positive = 1024
@@ -232,7 +240,7 @@ class LearnerConfig(Section):
     attention: Literal["auto", "sdpa", "sparse", "flash", "flex"] = "auto"
     """How the tokens of a pack attend. sdpa: under a dense mask. sparse: in blocks (CPU). flash: FlashAttention by
     torch's own `varlen_attn` (GPU, bfloat16). flex: flex-attention (GPU). auto: the fastest of them that works here."""
-    logits_mb: Annotated[float, Field(gt=0)] = 512.0
+    logits_mb: Annotated[float, Field(gt=0, le=1e6)] = 512.0
     """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
     Lower it where memory is short."""
     max_logprob_gap: Free[GapLimit | None] = None
@@ -244,12 +252,12 @@ class LearnerConfig(Section):
     probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
     """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
     in float32 and 0.5 in bfloat16."""
-    cpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    cpus_per_rank: Free[Amount] = 1.0
     """CPUs that one rank reserves in Ray; fractions share a core."""
     labels: Free[Preferences] = []
     """Labels of the Ray nodes that ranks go to, as in `role=learner` or {role: learner}; empty takes any node. A list
     is tried in order."""
-    gpus_per_rank: Free[Annotated[float, Field(ge=0)]] = 1.0
+    gpus_per_rank: Free[Amount] = 1.0
     """GPUs that one rank reserves in Ray: 1, a fraction to share a GPU, or 0 on a CPU."""
     start_timeout_s: Free[Seconds] = 900.0
     """Seconds that all ranks may take to start. Raise it for a large model on a slow disk."""
@@ -272,7 +280,7 @@ class WeightsConfig(Section):
 
     transport: Literal["object_store", "nccl"] = "object_store"
     """Ray's object store works anywhere; nccl needs whole GPUs on both sides."""
-    bucket_mb: Positive = 256
+    bucket_mb: Annotated[int, Field(ge=1, le=65536)] = 256
     """Most MB of weights that travel as one object or one broadcast; a larger tensor is one alone."""
     timeout_s: Seconds = 600.0
     """Seconds that the engines may take to load a version of the weights."""
@@ -291,7 +299,7 @@ class EvaluationConfig(Section):
     sets: dict[str, str] = {}
     """Further sets, evaluated at the same times, as in {cars: some/folder@test, new: "@new_test"}: PATH[@SPLIT], where
     no path means a split of `data.path`. With `base` and `new` among them their harmonic mean H is reported too."""
-    samples: NonNegative = 0
+    samples: Answers = 0
     """Answers sampled a row, as in training, beside the greedy one: for pass@k and majority@k."""
     pass_at_k: list[Positive] = []
     """The k of pass@k and majority@k; by default the powers of two up to `samples`."""
@@ -334,9 +342,9 @@ class ClusterConfig(Section):
     """Ray address. null: RAY_ADDRESS if set (as under `ray job submit`), else a cluster of its own on this machine."""
     device: Literal["cpu", "cuda"] = "cuda"
     """Device of every engine and every rank."""
-    threads: Positive = 1
+    threads: Processes = 1
     """OMP threads of each process. Processes whose threads share cores run 5 to 15 times slower."""
-    wait_for_resources_s: Annotated[float, Field(ge=0)] = 0.0
+    wait_for_resources_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = 0.0
     """Seconds to wait for nodes to join before the run says what is missing; for autoscaling clusters."""
 
     def resolve_address(self) -> str:

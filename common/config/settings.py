@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from common.config.renamed import explain_renamed
 from common.config.schema import Config
+from common.config.sections import LARGEST_INT
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,10 +76,14 @@ def list_sections() -> list[SectionKeys]:
     return found
 
 
-def kind(schema: Schema) -> str:
-    """Return what a key takes, in words: `integer >= 1`, `linear | cosine | constant`, `text or null`."""
+def kind(schema: Schema, *, whole: bool = False) -> str:
+    """Return what a key takes, in words: `integer >= 1`, `linear | cosine | constant`, `text or null`.
+
+    Args:
+        whole: also say the largest integer that fits, where nothing else bounds a key.
+    """
     if "anyOf" in schema:
-        return " or ".join(kind(option) for option in schema["anyOf"])
+        return " or ".join(kind(option, whole=whole) for option in schema["anyOf"])
     if "enum" in schema:
         return " | ".join(schema["enum"])
     if "items" in schema:
@@ -88,7 +93,9 @@ def kind(schema: Schema) -> str:
     if schema["type"] == "object":
         return "{name: " + kind(schema["additionalProperties"]) + ", ...}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
+    given = [(sign, schema[name]) for name, sign in signs.items() if name in schema]
+    told = [(sign, bound) for sign, bound in given if whole or bound != LARGEST_INT]
+    bounds = " and ".join(f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}" for sign, bound in told)
     word = {"string": "text", "boolean": "true or false", "null": "null"}.get(schema["type"], schema["type"])
     return f"{word} {bounds}".strip()
 
@@ -194,4 +201,4 @@ def _explain(error: ErrorDetails, given: Mapping[str, Setting]) -> Iterator[str]
     else:
         path = [str(part) for part in error["loc"]]
         key = ".".join(path[:2]) if path[0] in sections() else path[0]
-        yield f"{given[key]}: must be {kind(keys()[key])}"
+        yield f"{given[key]}: must be {kind(keys()[key], whole=error['type'] == 'less_than_equal')}"

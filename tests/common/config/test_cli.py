@@ -75,8 +75,8 @@ def test_every_recipe_resolves_and_survives_a_dump(path: Path, tmp_path: Path) -
         (["resume=null"], "resume", None),
         (["name=null"], "name", "null"),
         (["name=2026"], "name", "2026"),
-        (["seed=-1"], "seed", -1),
-        (["--seed", "-1"], "seed", -1),
+        (["seed=7"], "seed", 7),
+        (["--seed", "7"], "seed", 7),
         (["model.revision=0123456"], "model.revision", "0123456"),
         (["model.freeze-vision=yes"], "model.freeze_vision", True),
         (["data.image_size=null"], "data.image_size", None),
@@ -130,14 +130,18 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("rollout.engines=true", "rollout.engines = true (command line): must be integer >= 1"),
         ("rollout.engines=four", "must be integer >= 1"),
         ("rollout.top_p=1.5", "must be number > 0 and <= 1"),
-        ("learner.lr=nan", "must be number > 0"),
-        ("learner.lr=inf", "must be number > 0"),
+        ("seed=-1", "seed = -1 (command line): must be integer >= 0 and < 18446744073709551616"),
+        ("steps=99999999999", "must be integer >= 1 and <= 10000000"),
+        ("tracking.samples=99999999999", "must be integer >= 1 and <= 2147483647"),
+        ("tracking.samples=0", "must be integer >= 1"),
+        ("learner.lr=nan", "must be number >= 1e-30 and <= 1"),
+        ("learner.lr=inf", "must be number >= 1e-30 and <= 1"),
         ("learner.zero_stage=4", "must be integer >= 0 and <= 3"),
         ("learner.schedule=cosin", "must be linear | cosine | constant"),
         ("learner.betas=[0.9", "learner.betas = [0.9 (command line)"),
-        ("learner.betas=[0.9,0.99,1]", "must be [number >= 0 and < 1, number >= 0 and < 1]"),
-        ("reward.functions={}", "must be {name: number, ...}"),
-        ("reward.functions={a: 1, a: 2}", "must be {name: number, ...}"),
+        ("learner.betas=[0.9,0.99,1]", "must be [number >= 0 and <= 0.999999, number >= 0 and <= 0.999999]"),
+        ("reward.functions={}", "must be {name: number >= -1e+06 and <= 1e+06, ...}"),
+        ("reward.functions={a: 1, a: 2}", "must be {name: number >= -1e+06 and <= 1e+06, ...}"),
         ("data.image_size=big", "must be integer >= 1 or null"),
         ("weights.transport=nccl", "weights.transport = nccl needs cluster.device = cuda"),
         ("learner.ranks=3", "learner.ranks = 3 does not divide rollout.prompts_per_step = 32"),
@@ -166,7 +170,7 @@ def test_a_value_is_not_taken_from_the_next_flag() -> None:
     [
         ("steps: 5\nrollout:\n  engins: 4", "recipe.yaml:3): no such key, perhaps you meant rollout.engines"),
         ("rolout:\n  engines: 4", "recipe.yaml:1): no such key, perhaps you meant rollout"),
-        ("learner:\n  lr: fast", "recipe.yaml:2): must be number > 0"),
+        ("learner:\n  lr: fast", "recipe.yaml:2): must be number >= 1e-30 and <= 1"),
         (
             "evaluation:\n  at: [1]",
             'evaluation.at = ["1"] (RECIPE:2): evaluation.at is now called evaluation.pass_at_k',
@@ -301,7 +305,7 @@ def test_help_lists_every_key_with_type_default_and_docstring(flag: str, capsys:
     assert leaving.value.code == 0
     assert not [key for key in flatten(Config()) if f"  {key}  " not in shown]
     assert "rollout: How completions are sampled." in shown
-    assert "rollout.group_size  integer >= 2  default 4\n      G, completions a prompt." in shown
+    assert "rollout.group_size  integer >= 2 and <= 16384  default 4\n      G, completions a prompt." in shown
 
 
 def test_importing_the_command_line_stays_light() -> None:

@@ -64,7 +64,7 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"learner": {"offload": "optimizer_and_parameters"}}, "from stage 3 on"),
         ({"learner": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}, "all is in the host's memory already"),
         ({"rollout": {"group_size": 1}}, "greater than or equal to 2"),
-        ({"learner": {"betas": [0.9, 1.0]}}, "less than 1"),
+        ({"learner": {"betas": [0.9, 1.0]}}, "less than or equal to 0.999999"),
         ({"learner": {"lr": float("inf")}}, "finite number"),
         ({"rollout": {"engins": 1}}, "Extra inputs"),
     ],
