@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from common.data.formats.layout import Layout, classes, read_layout
+from common.data.formats.split_names import OWN_SPLITS
 from common.data.formats.tree import Tree
 from common.data.table import Opener, Table, count_cases
 from common.labels.candidates import check_question, with_candidates
@@ -34,7 +35,7 @@ def _open(place: Path, layout: Layout, name: str, problem: str, split: str) -> T
         for image in pictures.all_files()
     ]
     more = {
-        "folders read as splits of their own, which data.split and data.eval_split may name": layout.offered,
+        OWN_SPLITS: layout.offered,
         "classes without a picture to train on": layout.untrained,
     }
     return Table(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.formats.split_names import TRAIN, find_split, read_split_name, refuse_twins, says_nothing
+from common.data.formats.split_names import TRAIN, answers, find_split, read_split_name, refuse_twins, says_pictures
 from common.data.formats.tree import Folder, Tree
 from common.data.table import UNNAMED, count_cases
 from common.errors import DataError
@@ -58,7 +58,7 @@ def read_layout(tree: Tree) -> Layout:
     splits = {name: _enter_split(folder) for name, folder in folders.items()} or {UNNAMED: top}
     layout = Layout(
         splits=splits,
-        offered=tuple(name for name in folders if not _answers(name, folders)),
+        offered=tuple(name for name in folders if not answers(name, folders)),
         notes=tuple(_Notes(place, tree, top, folders, splits).lines()),
     )
     if not layout.labels:
@@ -106,7 +106,7 @@ def _enter_split(split: Folder) -> Folder:
 def _is_no_class(folder: Folder, split: Folder) -> bool:
     """Whether the only folder of a split has a name that no class has there: `images`, or that of the split again."""
     read = read_split_name(folder.name)
-    return says_nothing(folder.name) or (read is not None and read == read_split_name(split.name))
+    return says_pictures(folder.name) or (read is not None and read == read_split_name(split.name))
 
 
 def _holds_classes(split: Folder) -> bool:
@@ -124,7 +124,7 @@ def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
     if not splits:
         splits = _loose_splits(deep)
     if not splits:
-        _refuse_flat(place, names)
+        _refuse_flat(place, top)
         return {}
 
     # Folders beside them belong to them where they hold the same classes.
@@ -141,7 +141,7 @@ def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
             remedy=f"move them into one folder {TRAIN}, or rename {splits[0]} if it is a class",
         )
     if flat := [name for name in sure if name not in deep and _says(name, TRAIN)]:
-        raise _no_classes(place, flat)
+        raise _no_classes(place, top, flat)
     refuse_twins(str(place), splits)
     return {name: deep[name] for name in names if name in splits or name in fitting}
 
@@ -155,44 +155,47 @@ def _loose_splits(deep: Mapping[str, Folder]) -> list[str]:
     return list(read) if len(read) == len(deep) or set.intersection(*inside) else []
 
 
-def _answers(name: str, names: Iterable[str]) -> bool:
-    """Whether a split is found by what its name says, and need not be asked for by the name itself."""
-    read = read_split_name(name)
-    return read is not None and find_split(names, read.split) == [name]
-
-
 def _says(name: str, split: str) -> bool:
     read = read_split_name(name)
     return read is not None and read.split == split
 
 
-def _refuse_flat(place: Path, names: Sequence[str]) -> None:
-    """Raise DataError where folders named as splits hold pictures and no classes; `bus`, `car` and `train` may."""
+def _refuse_flat(place: Path, top: Folder) -> None:
+    """Raise DataError where folders with the names of splits, or one called images, hold pictures and no classes.
+
+    `bus`, `car` and `train` may be classes.
+    """
+    names = [folder.name for folder in top.filled]
     read = {name: found for name in names if (found := read_split_name(name))}
     sure = [name for name in read if read[name].is_sure]
     pair = len({found.others for found in read.values()}) == 1 and _are_both(list(read))
     if (sure and len(sure) == len(names)) or _are_both(sure) or (pair and len(read) == len(names)):
-        raise _no_classes(place, read)
+        raise _no_classes(place, top, read)
+    if len(names) == 1 and says_pictures(names[0]):
+        raise _no_classes(place, top, names)
 
 
-def _no_classes(place: Path, names: Iterable[str]) -> DataError:
+def _no_classes(place: Path, top: Folder, names: Iterable[str]) -> DataError:
     return DataError(
-        f"{place} has splits without class folders",
+        f"{place} holds pictures without class folders",
         got=f"pictures without a folder of their class in {', '.join(names)}",
-        remedy="put the pictures of each class into a folder of its name; with a list of their labels run "
-        "`python -m common.data.build LIST.csv`",
+        remedy=f"put the pictures of each class into a folder of its name{_name_list(top)}",
     )
 
 
 def _nothing(place: Path, top: Folder) -> DataError:
-    found = sorted([*top.files, *(folder.name for folder in top.folders)])
-    lists = [name for name in top.files if name.casefold().endswith((".csv", ".tsv", ".jsonl"))]
-    build = f"; `python -m common.data.build {place / lists[0]}` makes one of a list" if lists else ""
     return DataError(
         f"{place} holds no data set",
-        got=", ".join(found[:8]) or "an empty folder",
-        remedy="give a folder of parquet files, one made by save_to_disk, or one of images in class folders" + build,
+        got=", ".join(sorted([*top.files, *(folder.name for folder in top.folders)])[:8]) or "an empty folder",
+        remedy="give a folder of parquet files, one made by save_to_disk, or one of images in class folders"
+        + _name_list(top),
     )
+
+
+def _name_list(top: Folder) -> str:
+    """Return what to do with a list of files and labels, where one lies there."""
+    lists = [name for name in top.files if name.casefold().endswith((".csv", ".tsv", ".jsonl"))]
+    return f", or make a set of the list: `python -m common.data.build {top.path / lists[0]}`" if lists else ""
 
 
 def _refuse_classes_in_classes(place: Path, split: Folder) -> None:

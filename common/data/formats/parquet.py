@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.data.formats.split_names import refuse_twins, word_of_split
+from common.data.formats.split_names import OWN_SPLITS, answers, read_split_name, refuse_twins, word_of_split
 from common.data.formats.tree import Tree
 from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data
 from common.errors import DataError
@@ -36,9 +36,7 @@ def parquet_folder(tree: Tree) -> dict[str, Opener]:
     outside.
     """
     place = tree.top.path
-    by_split: dict[str, list[Path]] = defaultdict(list)
-    for file in filter(is_parquet, tree.top.all_files(".parquet")):
-        by_split[_split_of(file.relative_to(place))].append(file)
+    by_split = _group_by_split([file for file in tree.top.all_files(".parquet") if is_parquet(file)], place)
     if UNNAMED in by_split and len(by_split) > 1:
         raise DataError(
             f"{place} mixes parquet files with and without the name of a split",
@@ -63,9 +61,9 @@ def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...
     place = tree.top.path
     lists = tree.top.all_files(*_OTHER_ROWS)
     pictures = [folder.path for folder in tree.top.filled if not folder.all_files(".parquet")]
-    hidden = [path for path in tree.hidden if path.suffix.casefold() == ".parquet"]
+    hidden = [path for path in tree.hidden if path.suffix.casefold() == ".parquet" or path.is_dir()]
     kinds = {
-        "hidden files are left out": hidden,
+        "hidden files and folders are left out": hidden,
         "links to folders that are read already are left out": tree.again,
         "lists beside the parquet files are left out": lists,
         "folders beside the parquet files are read only where rows name their files": pictures,
@@ -79,22 +77,42 @@ def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...
         names = sorted({_naming_part(file.relative_to(place)) for file in files})
         if split != UNNAMED and len(names) > 1:
             lines.append(count_cases(f"files of several names are one split, {split}", names))
+    if own := sorted(name for name in by_split if read_split_name(name) and not answers(name, by_split)):
+        lines.append(count_cases(OWN_SPLITS, own))
     return tuple(lines)
 
 
-def _split_of(file: Path) -> str:
-    """Return the split that a name says, as the name says it.
+def _group_by_split(files: Iterable[Path], place: Path) -> dict[str, list[Path]]:
+    """Return the files by what their names say of the split, as the names say it; UNNAMED where they say nothing.
 
-    `data/base_test-00000-of-00001.parquet` -> base_test, `Test/7.parquet` -> Test, `part-1.parquet` -> UNNAMED.
+    `Test/7.parquet` is of Test, `base_test.parquet` of base_test. `cars_train.parquet` is of train: unless that is
+    there as such, then it is a split of its own name.
     """
-    if shard := _SHARD.fullmatch(file.stem):
-        return shard[1]
-    return word_of_split(_naming_part(file))
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_name[_naming_part(file.relative_to(place))].append(file)
+    words = {name: word_of_split(name) for name in by_name}
+    sure = {words[name] for name in by_name if (read := read_split_name(name)) is not None and read.is_sure}
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    for name, found in by_name.items():
+        read = read_split_name(name)
+        apart = words[name] in sure and read is not None and not read.is_sure
+        whole = apart or any(
+            _SHARD.fullmatch(file.stem) for file in found
+        )  # what others name with care is a split of its own
+        by_split[name if whole else words[name]] += found
+    return dict(by_split)
 
 
 def _naming_part(file: Path) -> str:
-    """Return the first folder that says a split, or else the name of the file, without the number of its part."""
-    return next(filter(word_of_split, file.parts[:-1]), _without_numbers(file.stem))
+    """Return the part of a path that says the split: a folder, or the name of the file without the number of its part.
+
+    `data/train-00000-of-00001.parquet` -> train, `test/data-00000-of-00001.parquet` -> test, `a_7.parquet` -> a.
+    """
+    shard = _SHARD.fullmatch(file.stem)
+    if shard and word_of_split(shard[1]):
+        return shard[1]
+    return next(filter(word_of_split, file.parts[:-1]), shard[1] if shard else _without_numbers(file.stem))
 
 
 def _without_numbers(stem: str) -> str:

@@ -14,17 +14,17 @@ from common.errors import DataError
 TRAIN, TESTS = "train", ("test", "val", "dev", "eval")  # the latter in the order in which one is taken to test on
 _WORDS = {"train": TRAIN, "training": TRAIN, "test": "test", "testing": "test", "dev": "dev", "development": "dev"}
 _WORDS |= {"val": "val", "valid": "val", "validation": "val", "eval": "eval", "evaluation": "eval"}
-# Words that say nothing: `test_images` is `test`.
-_PLAIN = {"set", "sets", "seg", "split", "splits", "data", "dataset", "datasets", "image", "images", "img", "imgs"}
-_PLAIN |= {"picture", "pictures", "pic", "pics", "photo", "photos", "jpg", "jpeg", "jpegs", "jpegimages", "png"}
-_PLAIN |= {"file", "files", "folder", "dir", "sample", "samples", "part", "shard", "of", "final", "the", "raw"}
-_PLAIN |= {"crops", "cropped", "resized", "frames", "class", "classes", "cls", "classification"}
+# Words that say nothing of a split: `test_images` is `test`.
+_PICTURES = {"image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "data", "jpg"}
+_PICTURES |= {"jpeg", "jpegs", "jpegimages", "png", "crops", "frames"}
+_PLAIN = _PICTURES | {"set", "sets", "seg", "split", "splits", "dataset", "datasets", "file", "files", "folder", "dir"}
+_PLAIN |= {"sample", "samples", "part", "shard", "of", "final", "the", "raw", "cropped", "resized"}
+_PLAIN |= {"class", "classes", "cls", "classification"}
 # Words that make another split of it, to be asked for by its own name: `base_test` beside `new_test`.
-_OTHER = {"base", "new", "novel", "old", "seen", "unseen", "extra", "ood", "hard", "easy", "small", "mini", "tiny"}
-_OTHER |= {"large", "full", "few", "shot", "shots", "clean", "noisy", "labeled", "labelled", "unlabeled", "unlabelled"}
-_OTHER |= {"unsupervised", "aug", "augmented", "synthetic", "real", "source", "target", "private", "public", "hidden"}
-_OTHER |= {"holdout", "challenge", "adversarial", "corrupted", "backup", "copy"}
+_OTHER = {"base", "new", "novel", "old", "seen", "unseen", "extra", "ood", "holdout", "backup", "copy"}
+_OTHER |= {"unlabeled", "unlabelled", "unsupervised"}
 _GLUED = re.compile(rf"({'|'.join(_WORDS)})(set|sets|split|data|images|imgs)")
+OWN_SPLITS = "splits of their own names, which data.split and data.eval_split may name"  # a note
 _EXACT, _NUMBERED, _LOOSE = range(3)
 
 
@@ -64,9 +64,10 @@ def word_of_split(name: str) -> str:
     return name if said and not _OTHER.isdisjoint(_words(name)) else said
 
 
-def says_nothing(name: str) -> bool:
-    """Whether a name is made of words like `images` and `data` alone."""
-    return all(word in _PLAIN or word.isdecimal() for word in _words(name))
+def says_pictures(name: str) -> bool:
+    """Whether a name says no more than that pictures lie there: images, JPEGImages, photo_data."""
+    words = _words(name)
+    return bool(words) and all(word in _PICTURES for word in words)
 
 
 def find_split(names: Iterable[str], asked: str) -> list[str]:
@@ -86,6 +87,12 @@ def find_split(names: Iterable[str], asked: str) -> list[str]:
     said = {name: read for name in names if (read := read_split_name(name)) and read.split == wanted.split}
     best = min((read.rank for read in said.values()), default=_EXACT)
     return [name for name, read in said.items() if read.rank == best]
+
+
+def answers(name: str, names: Iterable[str]) -> bool:
+    """Whether a split is found by what its name says, and need not be asked for by the name itself."""
+    read = read_split_name(name)
+    return read is not None and find_split(names, read.split) == [name]
 
 
 def pick_split(place: str, names: Iterable[str], asked: str) -> str | None:

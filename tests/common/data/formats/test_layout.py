@@ -117,6 +117,11 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
         ["hidden files and those of systems are left out (5): .DS_Store, @eaDir, a/Thumbs.db and 2 more"],
     ),
     "train/{a,b}/1.jpg test/a/1.jpg test/b/-": ({"train:a": 1, "train:b": 1, "test:a": 1}, ["left out (1): test/b"]),
+    "train/{0,1}/1.jpg test/0/1.jpg": ({"train:0": 1, "train:1": 1, "test:0": 1}, []),
+    "train/{class1,class2}/1.jpg test/class1/{x,y}/1.jpg": (
+        {"train:class1": 1, "train:class2": 1, "test:class1": 2},
+        ["no classes of their own (2): test/class1/x, test/class1/y"],
+    ),
     "{a,b}/1.jpg a/x/2.jpg a/x/y/3.jpg": ({":a": 3, ":b": 1}, ["no classes of their own (1): a/x"]),
     "{fold1,fold2}/{a,b}/1.jpg": (
         {":fold1": 2, ":fold2": 2},
@@ -138,22 +143,23 @@ def test_a_layout_is_read_as_it_is_meant(tmp_path: Path, patterns: str) -> None:
 REFUSED = {
     "Train/{a,b}/1.jpg training/{a,b}/1.jpg": ("more than once", "Train, training"),
     "train/{a,b}/1.jpg val/{a,b}/1.jpg Validation/{a,b}/1.jpg": ("more than once", "Validation, val"),
-    "train/{1,2}.jpg test/1.jpg": ("splits without class folders", "test, train"),
-    "train/{1,2}.jpg": ("splits without class folders", "train"),
-    "cars_train/{1,2}.jpg cars_test/1.jpg": ("splits without class folders", "cars_test, cars_train"),
-    "train/1.jpg test/{a,b}/1.jpg": ("splits without class folders", "train"),
+    "train/{1,2}.jpg test/1.jpg": ("pictures without class folders", "test, train"),
+    "train/{1,2}.jpg": ("pictures without class folders", "train"),
+    "cars_train/{1,2}.jpg cars_test/1.jpg": ("pictures without class folders", "cars_test, cars_train"),
+    "train/1.jpg test/{a,b}/1.jpg": ("pictures without class folders", "train"),
     "{a,b}/{train,test}/1.jpg": ("splits inside its class folders", r"folders in a (2): test, train"),
     # Kaggle's flowers: the whole set again in a folder beside its classes.
     "{daisy,rose}/1.jpg flowers/{daisy,rose}/1.jpg": (
         "once more in one of them",
         "folders in flowers (2): daisy, rose",
     ),
-    "images/train/{1,2}.jpg images/val/1.jpg labels/train/{1,2}.txt": ("splits without class folders", "train, val"),
-    "train/images/{1,2}.jpg train/labels/{1,2}.txt": ("splits without class folders", "train"),
+    "images/train/{1,2}.jpg images/val/1.jpg labels/train/{1,2}.txt": ("pictures without class folders", "train, val"),
+    "train/images/{1,2}.jpg train/labels/{1,2}.txt": ("pictures without class folders", "train"),
     "{cat,dog}/1.jpg test/{cat,dog}/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg test/cat/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg train/{cat,dog}/1.jpg": ("class folders beside train", "cat, dog"),
     "1.jpg labels.csv": ("holds no data set", "1.jpg"),
+    "images/{1,2}.jpg labels.csv": ("pictures without class folders", "images"),
     ".git/1.jpg": ("holds no data set", "empty"),
     "a/- b/-": ("holds no data set", "a, b"),
 }
@@ -167,9 +173,10 @@ def test_a_layout_that_may_mean_two_things_is_refused_by_name(tmp_path: Path, pa
     assert got in str(caught.value.got) and caught.value.remedy
 
 
-def test_a_list_of_labels_beside_the_pictures_is_pointed_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no data set") as caught:
-        read_layout(read_tree(lay_out(tmp_path, "1.jpg labels.csv")))
+@pytest.mark.parametrize("patterns", ["1.jpg labels.csv", "images/1.jpg labels.csv", "{train,test}/1.jpg labels.csv"])
+def test_a_list_of_labels_beside_the_pictures_is_pointed_out(tmp_path: Path, patterns: str) -> None:
+    with pytest.raises(DataError, match=r"holds no data set|without class folders") as caught:
+        read_layout(read_tree(lay_out(tmp_path, patterns)))
     assert f"common.data.build {tmp_path / 'labels.csv'}" in caught.value.remedy
 
 

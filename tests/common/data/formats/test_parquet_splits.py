@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.config.schema import DataConfig
 from common.data.build.sources import open_source
 from common.data.formats.parquet import parquet_folder
+from common.data.formats.split_names import find_split
 from common.data.formats.tree import read_tree
 from common.data.places import find_splits
 from common.data.sources import load, load_held_out
@@ -37,11 +41,44 @@ def write(root: Path, names: list[str]) -> dict[str, int]:
         (["base_test-00000-of-00001.parquet", "Train-00000-of-00001.parquet"], {"base_test": 1, "Train": 1}),
         (["default/train/0000.parquet", "default/train/0001.parquet"], {"train": 2}),
         (["a.parquet", "b.parquet"], {"": 2}),
+        (["train/data-00000-of-00001.parquet", "test/data-00000-of-00001.parquet"], {"train": 1, "test": 1}),
+        (["train.parquet", "train_small.parquet", "test.parquet"], {"train": 1, "train_small": 1, "test": 1}),
+        (["cars_train.parquet", "birds_train.parquet"], {"train": 2}),
+        (["base_train/1.parquet", "base_train/2.parquet", "new_test/1.parquet"], {"base_train": 2, "new_test": 1}),
+        (["base-00000-of-00001.parquet", "new-00000-of-00001.parquet"], {"base": 1, "new": 1}),
+        (["dtd_4shot_train.parquet", "dtd_test.parquet"], {"train": 1, "test": 1}),
         (["trainset.parquet", "testset.parquet"], {"trainset": 1, "testset": 1}),
     ],
 )
 def test_names_say_the_splits(tmp_path: Path, names: list[str], splits: dict[str, int]) -> None:
     assert write(tmp_path, names) == splits
+
+
+MEANT = {"train": ["train", "Train", "TRAINING"], "test": ["test", "Testing"], "val": ["val", "Validation"]}
+FORMS = ["{}.parquet", "{}-0000{n}-of-00009.parquet", "{}_{n}.PARQUET", "{}/{n}.parquet", "data/{}/part-{n}.parquet"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_every_file_is_in_the_split_that_its_name_says_and_in_no_other(data: st.DataObject) -> None:
+    """One spelling a split, one form a file; the truth is known as they are made."""
+    around = data.draw(st.sampled_from(["{}", "seg_{}", "{}_images", "cars_{}"]))
+    meant: dict[str, set[str]] = {}
+    for split in data.draw(st.sets(st.sampled_from(sorted(MEANT)), min_size=1)):
+        word = around.format(data.draw(st.sampled_from(MEANT[split])))
+        parts = data.draw(st.sets(st.tuples(st.sampled_from(FORMS), st.integers(0, 3)), min_size=1, max_size=4))
+        meant[split] = {form.format(word, n=number) for form, number in parts}
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        root = Path(folder)
+        for name in set().union(*meant.values()):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        found = parquet_folder(read_tree(root))
+    files = {name: {str(file.relative_to(root)) for file in opener.args[0]} for name, opener in found.items()}  # type: ignore[attr-defined]
+    assert sum(map(len, files.values())) == len(set().union(*meant.values()))
+    for split, wanted in meant.items():
+        (name,) = find_split(files, split)
+        assert files[name] == wanted
 
 
 def test_train_and_test_are_found_whatever_their_case(tmp_path: Path) -> None:
@@ -61,15 +98,22 @@ def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_joined_or_left_out_is_said(tmp_path: Path) -> None:
     write(tmp_path, ["cars_train.parquet", "birds_train.parquet", "test-1.parquet", "test-2.parquet", "._test.parquet"])
+    parquet(tmp_path / ".cache/train.parquet", [row()])
     (tmp_path / "more.csv").write_text("path,label\n")
     image_folder(tmp_path / "pictures", {"cat": 1})
     notes = parquet_folder(read_tree(tmp_path))["train"]("train").notes
     assert notes == (
-        "hidden files are left out (1): ._test.parquet",
+        "hidden files and folders are left out (2): ._test.parquet, .cache",
         "lists beside the parquet files are left out (1): more.csv",
         "folders beside the parquet files are read only where rows name their files (1): pictures",
         "files of several names are one split, train (2): birds_train, cars_train",
     )
+
+
+def test_a_split_that_only_its_own_name_finds_is_said(tmp_path: Path) -> None:
+    write(tmp_path, ["train.parquet", "train_small.parquet", "test.parquet", "base_test.parquet"])
+    (note,) = parquet_folder(read_tree(tmp_path))["train"]("train").notes
+    assert note.endswith("which data.split and data.eval_split may name (1): train_small")
 
 
 def test_a_saved_set_is_asked_for_by_meaning(tmp_path: Path) -> None:

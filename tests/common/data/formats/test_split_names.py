@@ -48,7 +48,7 @@ def test_a_number_or_another_word_makes_it_less_sure(name: str, split: str, rank
 
 @pytest.mark.parametrize(
     "name",
-    ["", "holdout", "base_test", "new_test", "train_extra", "4shot_train", "trains", "attest", "train_test", "cat"],
+    ["", "holdout", "base_test", "new_test", "train_extra", "unlabeled_train", "trains", "attest", "train_test", "cat"],
 )
 def test_names_of_their_own(name: str) -> None:
     assert read_split_name(name) is None
