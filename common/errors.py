@@ -1,6 +1,6 @@
 """Every error that Rollcall raises on purpose: each says what is wrong, what was found, and what to do about it.
 
-What was found may be anybody's text, so its control characters are escaped.
+What was found may be anybody's text, so its control characters are escaped and its length is bounded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LONGEST_FAULT = 300  # characters of a library's error
+_LONGEST_DATUM = 200
 
 
 def escape_unprintable(text: str) -> str:
@@ -26,11 +27,21 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def clip(text: str, most: int = _LONGEST_DATUM) -> str:
+    """Return a text of at most about `most` characters: a longer one ends with its length.
+
+    Whatever comes from data goes through here on its way into a message: a cell may hold megabytes.
+    """
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 class RollcallError(Exception):
     """An error a user can act on.
 
     The message always has three parts: what is wrong, what was found, and what to do about it.
     """
+
+    longest = 10_000  # characters of a part in the message; the parts themselves are kept whole
 
     def __init__(self, what: str, *, got: object, remedy: str) -> None:
         super().__init__(what, got, remedy)
@@ -39,7 +50,8 @@ class RollcallError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return escape_lines(f"{self.what}\n  got:    {self.got}\n  remedy: {self.remedy}")
+        what, got = (clip(str(part), self.longest) for part in (self.what, self.got))
+        return escape_lines(f"{what}\n  got:    {got}\n  remedy: {self.remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
         return _rebuild, (type(self), self.what, self.got, self.remedy)
@@ -74,7 +86,7 @@ def describe_fault(fault: BaseException) -> str:
     if isinstance(fault, OSError) and fault.strerror:
         return str(fault.strerror)
     text = " ".join(str(fault).split())
-    text = text if len(text) <= _LONGEST_FAULT else f"{text[:_LONGEST_FAULT]} ..."
+    text = clip(text, _LONGEST_FAULT)
     return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
 
 
@@ -84,6 +96,8 @@ class ConfigError(RollcallError):
 
 class DataError(RollcallError):
     """A data set, row, image or label is unusable."""
+
+    longest = 2_000  # a cell may hold megabytes
 
 
 class ModelError(RollcallError):

@@ -27,9 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.config": {"common", "common.config", "common.storage", "common.labels"},
     "common.labels": {"common", "common.labels"},
     "common.models": SHARED | {"common.models", "common.labels", "common.data"},
-    "common.data": SHARED | {"common.data", "common.data.formats", "common.labels", "common.models"},
+    "common.data": SHARED
+    | {"common.data", "common.data.content", "common.data.formats", "common.labels", "common.models"},
+    "common.data.content": SHARED | {"common.data.content", "common.data", "common.data.formats", "common.labels"},
     "common.data.formats": SHARED | {"common.data", "common.data.formats", "common.labels", "common.models"},
-    "common.data.build": SHARED | {"common.data.build", "common.data", "common.data.formats", "common.labels"},
+    "common.data.build": SHARED
+    | {"common.data.build", "common.data", "common.data.content", "common.data.formats", "common.labels"},
     "rollout": SHARED | {"common.models", "rollout", "rollout.rewards"},
     "rollout.rewards": LEARNER - {"learner"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
@@ -41,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
     "learner.driver.preflight": LEARNER
-    | {"learner.driver.preflight", "rollout", "rollout.rewards"}
+    | {"learner.driver.preflight", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.driver": LEARNER

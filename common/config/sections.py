@@ -135,6 +135,8 @@ class DataConfig(Section):
     """Most tokens of a prompt, image tokens included. A longer prompt is refused by name, never cut."""
     check_candidates: bool = True
     """Refuse a row whose label is not in the list its question offers."""
+    check_copies: Free[bool] = True
+    """Refuse to train on one picture under two labels of the same question. false only warns of it."""
     max_image_megapixels: Annotated[float, Field(gt=0, le=1e6)] = 40.0
     """A larger image is refused before it is decoded. Raise it for sound pictures that are larger."""
     cache_mb: Free[NonNegative] = 512

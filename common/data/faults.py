@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.errors import DataError
+from common.errors import DataError, clip
 
 _NAMED = 5  # rows named in a message; the rest are counted
+_LONGEST = 300  # characters of what is wrong with a row
 
 
 class BadRowError(Exception):
     """One row and what is wrong with it."""
 
     def __init__(self, reason: str, *, remedy: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = clip(reason, _LONGEST)
+        super().__init__(self.reason)
         self.remedy = remedy
 
 

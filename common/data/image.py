@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from common.data.content.digests import digest_pixels
+from common.data.content.kinds import HEAD, describe_kind, is_base64, name_format
 from common.data.faults import BadRowError
-from common.errors import describe_fault
+from common.errors import clip, describe_fault
 from common.types import Pixels
 
 FORMATS = (
@@ -23,62 +27,151 @@ FORMATS = (
     "WEBP",
 )  # PIL's others reach as far as running Ghostscript
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+_MAY_MOVE = frozenset({"GIF", "PNG", "TIFF", "WEBP"})  # formats with several frames or pages; MPO's second is a preview
 _REPLACE = "replace the image or remove the row"
+_EMBED = "embed the image bytes, or put the file inside the data folder (links may not leave it)"
+# A sound PNG may carry a colour profile or a text of some MB. PIL's 1 MB for each is a guard against bombs: so is this.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB, for all of a picture
 
 
-def read_image(cell: object, root: Path | None, *, size: int | None, max_megapixels: float) -> Pixels:
-    """Return pixels (height, width, 3) of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A picture that was read to its end."""
+
+    pixels: Pixels
+    digest: bytes  # of the pixels before they were resized: copies of a picture share it
+    moves: bool  # it has more frames or pages than the first, which alone is read
+
+
+def read_image(cell: object, root: Path | None, *, size: int | None, max_megapixels: float) -> Decoded:
+    """Return the picture of a cell: encoded bytes, a path, `{bytes, path}` or a PIL image.
 
     The header is read first: an image over `max_megapixels` is never decoded. The image is turned upright by its EXIF
     tag and laid over white where it is transparent. It is resized to `size` x `size` (LANCZOS) unless that is None.
 
-    Raises BadRowError for whatever cannot be read to the end, and for a path outside `root`.
+    Raises BadRowError for whatever cannot be read to the end, and for a path outside `root`. It says what the bytes
+    are, by how they begin.
     """
+    found: Image.Image | bytes | Path | None = None
     try:
-        with _open(cell, root) as image:
+        found = _find(cell, root)
+        with _open(found) as image:
             _check_size(image, max_megapixels)
-            return np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size))
+            moves = image.format in _MAY_MOVE and _has_frames(image)
+            upright = _rgb(_turn_upright(image))
+            pixels = np.asarray(upright)
+            digest = digest_pixels(pixels)
+            if size is not None and upright.size != (size, size):
+                pixels = np.asarray(upright.resize((size, size), Image.Resampling.LANCZOS))
+            return Decoded(pixels=pixels, digest=digest, moves=moves)
     except BadRowError as fault:
         raise BadRowError(f"{_name(cell, root)}{fault.reason}", remedy=fault.remedy) from fault
     except Image.DecompressionBombError as error:
         raise _too_large(str(error)) from error
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
-        raise BadRowError(
-            f"{_name(cell, root)}image cannot be decoded ({describe_fault(error)})",
-            remedy=_REPLACE,
-        ) from error
+        why, remedy = _explain(error, _head(found))
+        raise BadRowError(f"{_name(cell, root)}image cannot be decoded{why}", remedy=remedy) from error
+
+
+def _explain(error: Exception, head: bytes) -> tuple[str, str]:
+    """Return what the picture is in place of one, or what its decoder says, and the remedy."""
+    if "MAX_TEXT" in str(error):
+        return " (its texts or its colour profile are over 64 MB)", "save it without metadata"
+    known = describe_kind(head)
+    if known and (name_format(head) is None or isinstance(error, UnidentifiedImageError)):
+        return f": it is {known[0]}", known[1]
+    if isinstance(error, UnidentifiedImageError):
+        return f": it is of no known kind, and begins {head[:16]!r}", "convert it to PNG or JPEG, or remove the row"
+    return f" ({describe_fault(error)})", _REPLACE
+
+
+def _head(found: Image.Image | bytes | Path | None) -> bytes:
+    """Return the first bytes of what was to be read."""
+    if isinstance(found, bytes):
+        return found[:HEAD]
+    if isinstance(found, Path):
+        with suppress(OSError), found.open("rb") as file:
+            return file.read(HEAD)
+    return b""
 
 
 def _name(cell: object, root: Path | None) -> str:
     """Return the file that a fault is in, `cats/3.jpg: `; nothing where only bytes are known."""
     path = cell.get("path") if isinstance(cell, Mapping) else cell
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | Path) or is_base64(str(path)):
         return ""
     inside = root is not None and Path(path).is_absolute()
-    return f"{os.path.relpath(path, root) if inside else path}: "
+    return f"{clip(os.path.relpath(path, root) if inside else str(path))}: "
 
 
-def _open(cell: object, root: Path | None) -> Image.Image:
-    """Open the image: its header is read, its pixels are not."""
+def _find(cell: object, root: Path | None) -> Image.Image | bytes | Path:
+    """Return the picture, the bytes or the file that a cell names. Raises BadRowError where it names none."""
     if isinstance(cell, Mapping):
         embedded = cell.get("bytes")
         cell = cell.get("path") if embedded is None else embedded
     if isinstance(cell, Image.Image):
-        return cell.copy()  # the caller closes what it gets
-    source: BytesIO | Path
+        return cell
+    if isinstance(cell, bytearray | memoryview):
+        cell = bytes(cell)
     if isinstance(cell, bytes):
-        source, nbytes = BytesIO(cell), len(cell)
+        nbytes = len(cell)
     elif isinstance(cell, str | Path):
-        source = confine(cell, root)
-        nbytes = source.stat().st_size
+        cell = _find_file(cell, root)
+        nbytes = cell.stat().st_size
+    elif isinstance(cell, list | tuple):
+        raise BadRowError(
+            f"image is a list of {len(cell)}", remedy="give every row one picture, not a list: the one it is about"
+        )
     else:
         raise BadRowError(
-            f"image is a {type(cell).__name__}",
+            "image has neither bytes nor a path" if cell is None else f"image is a {type(cell).__name__}",
             remedy="store images as PNG or JPEG bytes",
         )
     if nbytes == 0:
         raise BadRowError("image has zero bytes", remedy=_REPLACE)
-    return Image.open(source, formats=FORMATS)
+    return cell
+
+
+def _find_file(path: str | Path, root: Path | None) -> Path:
+    """Return the file behind a path. Raises BadRowError, which says so where the text is no path at all."""
+    try:
+        return confine(path, root)
+    except BadRowError as error:
+        text = str(path)
+        if is_base64(text):
+            raise BadRowError(
+                f"image is base64 text of {len(text)} characters, which begins {text[:24]!r}",
+                remedy="store the bytes themselves: base64.b64decode(text) of Python gives them",
+            ) from error
+        if text[:8].lower().startswith(("http://", "https://", "s3://", "gs://")):
+            raise BadRowError(
+                f"{error.reason}: it is an address", remedy="fetch the pictures first, and embed their bytes"
+            ) from error
+        raise
+
+
+def _open(found: Image.Image | bytes | Path) -> Image.Image:
+    """Open the image: its header is read, its pixels are not."""
+    if isinstance(found, Image.Image):
+        return found.copy()  # the caller closes what it gets
+    return Image.open(BytesIO(found) if isinstance(found, bytes) else found, formats=FORMATS)
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether there is a second frame or page. What cannot be counted is not there."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # noqa: BLE001  # hostile bytes; the first frame may be sound
+        return False
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Turn the image by its EXIF tag; one whose tags cannot be read stays as it is."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  # PIL's reading of damaged tags raises anything; the pixels are sound
+        return image
 
 
 def confine(path: str | Path, root: Path | None) -> Path:
@@ -99,7 +192,7 @@ def confine(path: str | Path, root: Path | None) -> Path:
             why = f" ({describe_fault(error)})"
     raise BadRowError(
         f"image path is no file inside {root or 'the data set'}{why}",
-        remedy="embed the image bytes, or put the file inside the data folder (links may not leave it)",
+        remedy=_EMBED,
     )
 
 
@@ -111,18 +204,14 @@ def _check_size(image: Image.Image, max_megapixels: float) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode not in _MODES:  # I;16, I, F: their range is anybody's guess
-        raise BadRowError(f"image has pixel mode {image.mode}", remedy="save it with 8 bits a channel")
+        raise BadRowError(
+            f"image has pixel mode {image.mode}", remedy="save it with 8 bits a channel, scaled to 0 to 255"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def _square(image: Image.Image, size: int | None) -> Image.Image:
-    if size is None or image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _too_large(reason: str) -> BadRowError:

@@ -13,6 +13,7 @@ from typing import get_args
 
 from common.command import run_command, say
 from common.config.schema import DataConfig, ModelConfig
+from common.data.content.survey import divide_by_name, survey
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load, say_notes
 from common.data.table import UNNAMED
@@ -34,13 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
     with run_command() as command:
         options = _parser().parse_args(argv)
-        for place in options.places:
-            _lint_place(place, options)
+        read = {place: _read_place(place, options) for place in options.places}
+        parts = [part for place, (sources, _) in read.items() for part in divide_by_name(sources, place)]
+        survey(parts, DataConfig(mode=options.mode), say=say)
+        for place, (sources, data) in read.items():
+            settle(place, lint_sources(sources, mode=data.mode), say=say)
+            if options.model:
+                _measure(sources, data, options.model)
     return command.exit_code
 
 
-def _lint_place(place: str, options: argparse.Namespace) -> None:
-    """Read and check one `PATH[@SPLIT]`, and print what is found."""
+def _read_place(place: str, options: argparse.Namespace) -> tuple[list[ExampleSource], DataConfig]:
+    """Read one `PATH[@SPLIT]`, and print how much there is."""
     path, split = split_place(place)
     data = DataConfig(
         path=path,
@@ -48,15 +54,14 @@ def _lint_place(place: str, options: argparse.Namespace) -> None:
         question=options.question,
         image_size=options.image_size,
         max_prompt_tokens=options.max_prompt_tokens,
+        cache_mb=0,  # every picture is looked at once
     )
     names = [split] if split else [name if name != UNNAMED else data.split for name in find_splits(path, data.question)]
     sources = [load(data, split=name) for name in names]
     say_notes(sources, say)
     for source in sources:
         say(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
-    settle(place, lint_sources(sources, mode=data.mode), say=say)
-    if options.model:
-        _measure(sources, data, options.model)
+    return sources, data
 
 
 def _measure(sources: Sequence[ExampleSource], data: DataConfig, path: str) -> None:

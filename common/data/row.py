@@ -1,52 +1,145 @@
-"""From one raw row to an Example, or to an error that says what is wrong with the row."""
+"""From one raw row to an Example and what was seen on the way, or to an error that says what is wrong with the row."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from common.config.schema import DataConfig
+from common.data.content.digests import NOTHING, digest_columns
 from common.data.faults import BadRowError
-from common.data.image import read_image
-from common.errors import as_utf8
+from common.data.image import Decoded, read_image
+from common.errors import as_utf8, clip
 from common.labels.candidates import breaks_list, candidates
-from common.types import Example
+from common.types import Example, Pixels
 
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
 
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _UTF8 = "write it, or name the class folder, in UTF-8; under a locale that knows no UTF-8 set PYTHONUTF8=1"
 _TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
+# How other trainers mark the place of a picture in a text: `<image>`, `<|image_1|>`, Qwen's three tokens in a row.
+_MARK = re.compile(
+    r"<\|vision_start\|>\s*<\|(?:image|video)_pad\|>\s*<\|vision_end\|>|<\|(?:vision_start|vision_end|vision_pad)\|>"
+    r"|<\|?(?:image|video)(?:[ _]?(?:pad|placeholder|token|soft_token|here|\d+))?\|?>"
+    r"|<img_context>|<start_of_image>|\[IMG\]",
+    re.IGNORECASE,
+)
 
 
-def read_row(row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig) -> Example:
-    """Return the row with its label out of any tags and its image decoded and resized.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRow:
+    """A row that can be used."""
+
+    example: Example  # its picture in its own size where it was not to be resized
+    image_size: tuple[int, int] | None  # (height, width) as the model gets it; None for a text-only row
+    picture: bytes  # digest of its picture; NOTHING without one
+    columns: bytes  # digest of its other columns
+    moves: bool  # its picture has more frames or pages than the one that is read
+    marked: bool  # a mark for the picture was taken out of its question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """A question as it is asked, and what was read from it."""
+
+    text: str  # without the mark for its picture
+    marks: tuple[str, ...]  # as they stood in the row
+    loose: bool  # a mark stands within the text, or there are several
+    offered: frozenset[str] | None
+    size: int  # of its list
+
+
+def read_row(
+    row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig, resize: bool = True
+) -> ReadRow:
+    """Return the row with its label out of any tags and its image decoded, and resized unless it is only checked.
+
+    A mark for the picture at one end of the question, as in "<image>\\nWhat is it?", is taken out: the chat template
+    writes its own.
 
     Raises BadRowError for the first thing wrong with it.
     """
-    problem = row["problem"]
+    problem, cell = row["problem"], row.get("image")
     if not isinstance(problem, str) or not problem.strip():
-        raise BadRowError(
-            "problem is empty or no text",
-            remedy="give every row a question in column problem",
-        )
+        raise BadRowError("problem is empty or no text", remedy="give every row a question in column problem")
+    question = _read_question(problem)
     label = bare_label(row["solution"])
-    _check_unicode("problem", problem)
-    offered = candidates(problem) if data.check_candidates else None
-    if offered is not None and label not in offered:
+    if data.check_candidates and question.offered is not None and label not in question.offered:
         why = ", which no list can hold: it has a comma or a bracket," if breaks_list(label) else ""
         raise BadRowError(
-            f"label {label!r}{why} is not among the {len(offered)} its question offers",
+            f"label {clip(repr(label))}{why} is not among the {question.size} its question offers",
             remedy="correct the list or the label, or set data.check_candidates to false",
         )
-    cell = row.get("image")
-    image = (
-        None if cell is None else read_image(cell, root, size=data.image_size, max_megapixels=data.max_image_megapixels)
-    )
+    decoded = _read_cell(cell, root, data, data.image_size if resize else None)
+    _check_marks(question, with_image=decoded is not None)
     columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
-    return Example(id=row_id, problem=problem, image=image, label=label, columns=columns)
+    image = decoded.pixels if decoded else None
+    return ReadRow(
+        example=Example(id=row_id, problem=question.text, image=image, label=label, columns=columns),
+        image_size=_size_for_model(image, data.image_size),
+        picture=decoded.digest if decoded else NOTHING,
+        columns=digest_columns(columns),
+        moves=decoded is not None and decoded.moves,
+        marked=bool(question.marks),
+    )
+
+
+@lru_cache(maxsize=16)  # rows share a few questions, each perhaps with a list of 10,000 classes
+def _read_question(problem: str) -> _Question:
+    """Read a question. Equal ones come back as one object, so that their text is held once.
+
+    Raises BadRowError for what is no text in UTF-8.
+    """
+    _check_unicode("problem", problem)
+    found = list(_MARK.finditer(problem)) if "<" in problem or "[IMG]" in problem.upper() else []
+    text = problem
+    if found:
+        before, after = problem[: found[0].start()], problem[found[0].end() :]
+        text = (before + after).strip() if not (before.strip() and after.strip()) else problem
+    offered = candidates(text)
+    return _Question(
+        text=text,
+        marks=tuple(match[0] for match in found),
+        loose=bool(found) and (text is problem or len(found) > 1),
+        offered=None if offered is None else frozenset(offered),
+        size=len(offered or ()),
+    )
+
+
+def _check_marks(question: _Question, *, with_image: bool) -> None:
+    """Raise BadRowError where a mark is not the one at an end of the text, or the row has no picture to stand for."""
+    if not question.marks:
+        return
+    if question.loose or "video" in question.marks[0].lower():
+        raise BadRowError(
+            f"problem holds {', '.join(question.marks[:3])} within its text",
+            remedy="take the marks out of column problem: the one picture of a row stands before its text",
+        )
+    if not with_image:
+        raise BadRowError(
+            f"problem holds {question.marks[0]}, and the row has no picture",
+            remedy="give the row its picture in column image, or take the mark out of column problem",
+        )
+    if not question.text:
+        raise BadRowError(f"problem is {question.marks[0]} alone", remedy="give every row a question in column problem")
+
+
+def _size_for_model(image: Pixels | None, size: int | None) -> tuple[int, int] | None:
+    if image is None:
+        return None
+    return (size, size) if size else (image.shape[0], image.shape[1])
+
+
+def _read_cell(cell: object, root: Path | None, data: DataConfig, size: int | None) -> Decoded | None:
+    """Return the picture of a cell; None of an empty one. Raises BadRowError for what is no picture."""
+    if cell is None or (isinstance(cell, Mapping) and cell and all(part is None for part in cell.values())):
+        return None
+    return read_image(cell, root, size=size, max_megapixels=data.max_image_megapixels)
 
 
 def bare_label(solution: object, *, column: str = "solution") -> str:
@@ -56,7 +149,7 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
     """
     if not isinstance(solution, str):
         raise BadRowError(
-            f"{column} is a {type(solution).__name__}: {solution!r}",
+            f"{column} is a {type(solution).__name__}: {clip(repr(solution))}",
             remedy=f"store labels as text in column {column}",
         )
     tagged = _ANSWER.fullmatch(solution)
@@ -66,7 +159,7 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
     _check_unicode("label", label)
     if _TAG.search(label):
         raise BadRowError(
-            f"label {label!r} holds tag text",
+            f"label {clip(repr(label))} holds tag text",
             remedy=f"keep one <answer> block or the bare label in {column}",
         )
     return label
@@ -75,4 +168,4 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
 def _check_unicode(name: str, text: str) -> None:
     """Raise BadRowError for text that UTF-8 cannot hold, such as the name of a folder in another encoding."""
     if as_utf8(text) != text:
-        raise BadRowError(f"{name} {text!r} is no text in UTF-8", remedy=_UTF8)
+        raise BadRowError(f"{name} {clip(repr(text))} is no text in UTF-8", remedy=_UTF8)

@@ -7,22 +7,26 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 
 from PIL import Image
 
 from common.config.schema import DataConfig
+from common.data.content.digests import NOTHING
 from common.data.faults import BadRowError, refuse
 from common.data.formats.split_names import pick_split
 from common.data.places import find_splits
-from common.data.row import OWN_COLUMNS, bare_label, read_row
+from common.data.row import OWN_COLUMNS, ReadRow, read_row
 from common.data.split import hold_out
 from common.data.table import UNNAMED, Table, reading_data
-from common.errors import DataError
+from common.errors import DataError, clip
 from common.lru import ByteLRU
 from common.types import Example
 
 _THREADS = min(8, os.cpu_count() or 1)
+_CHUNK = 16  # rows that a thread reads at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +37,34 @@ class Outline:
     problem: str
     label: str
     image_size: tuple[int, int] | None  # (height, width) as the model gets it; None for a text-only row
+    picture: bytes = NOTHING  # digest of the picture as it lies there; NOTHING for a text-only row
+    columns: bytes = NOTHING  # digest of the other columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What the reading of all rows gave."""
+
+    outlines: tuple[Outline, ...]
+    notes: tuple[str, ...]  # a line for each thing in the rows that is not used
 
 
 class ExampleSource:
     """Checked examples by number. Decoded images are kept up to `data.cache_mb`, else decoded on access."""
 
-    def __init__(self, table: Table, rows: Sequence[int], data: DataConfig) -> None:
-        """Read and decode rows `rows` of `table` once. Raises DataError naming the rows that cannot be used."""
-        self.name = table.name
-        self.notes = table.notes
+    def __init__(self, table: Table, rows: Sequence[int], data: DataConfig, *, checked: _Checked | None = None) -> None:
+        """Read and decode rows `rows` of `table` once, unless they are `checked` already.
+
+        Raises DataError naming the rows that cannot be used, or where a column of pictures holds none.
+        """
+        self.name, self.split = table.name, table.split
+        self.columns = table.columns
         self._table, self._rows, self._data = table, rows, data
         self._cache: ByteLRU[int, Example] = ByteLRU(data.cache_mb * 2**20)
-        self.outlines: tuple[Outline, ...] = self._check_all()
+        checked = checked or self._check_all()
+        self.outlines, self.notes = checked.outlines, (*table.notes, *checked.notes)
         self.labels: tuple[str, ...] = tuple(sorted({outline.label for outline in self.outlines}))
+        self._checked_notes = checked.notes
 
     def __len__(self) -> int:
         return len(self.outlines)
@@ -55,31 +74,84 @@ class ExampleSource:
         index = range(len(self))[index]
         example = self._cache.get(index)
         if example is None:
-            example = self._keep(index, self._read(index))
+            example = self.keep(index, self._read(index))
         return example
 
-    def _check_all(self) -> tuple[Outline, ...]:
+    def select(self, indices: Sequence[int]) -> ExampleSource:
+        """Return the examples of these numbers as a source of their own. Nothing is read again."""
+        outlines = tuple(self.outlines[index] for index in indices)
+        checked = _Checked(outlines=outlines, notes=self._checked_notes)
+        part = ExampleSource(self._table, [self._rows[index] for index in indices], self._data, checked=checked)
+        for number, index in enumerate(indices):
+            if example := self._cache.get(index):
+                part.keep(number, example)
+        return part
+
+    def describe(self, index: int) -> str:
+        """Return the id of an example, with the file of its picture where that is known: `train/7 (cat/3.png)`."""
+        cell = self._table.rows[self._rows[index]].get("image")
+        path = cell.get("path") if isinstance(cell, Mapping) else cell
+        if not isinstance(path, str | Path):
+            return self._id(index)
+        root = self._table.root
+        shown = os.path.relpath(path, root) if root is not None and Path(path).is_absolute() else str(path)
+        return f"{self._id(index)} ({clip(shown, 80)})"
+
+    def _check_all(self) -> _Checked:
         """Read every row once, in threads. Raises one DataError with every bad row."""
         outlines: list[Outline] = []
         faults: list[tuple[str, BadRowError]] = []
+        marked = moving = 0
+        starts = range(0, len(self._rows), _CHUNK)
         with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "decode") as pool:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_image_megapixels decides
-            for index, outcome in enumerate(pool.map(self._try, range(len(self._rows)))):
+            for index, outcome in enumerate(chain.from_iterable(pool.map(self._try_chunk, starts))):
                 if isinstance(outcome, BadRowError):
                     faults.append((self._id(index), outcome))
-                else:
-                    outlines.append(_outline(self._keep(index, outcome)))
+                    continue
+                if self._is_kept(index):
+                    self.keep(index, outcome.example)
+                outlines.append(_outline(outcome))
+                marked, moving = marked + outcome.marked, moving + outcome.moves
         refuse(self.name, len(self._rows), faults)
-        return tuple(outlines)
+        if "image" in self.columns and not any(outline.picture for outline in outlines):
+            raise DataError(
+                f"none of the {len(outlines)} rows of {self.name} has a picture",
+                got="a column image without a value in any row",
+                remedy="give the rows their pictures, or drop the column: a set without it is a text-only one",
+            )
+        notes = [
+            (marked, "questions hold a mark for their picture, as <image>, which is taken out"),
+            (moving, "pictures have several frames or pages: the first is taken"),
+        ]
+        said = tuple(f"{self.name}: {count} of {len(outlines)} {what}" for count, what in notes if count)
+        return _Checked(outlines=tuple(outlines), notes=said)
 
-    def _try(self, index: int) -> Example | BadRowError:
-        """Return the example of a row, or the fault it has."""
+    def _is_kept(self, index: int) -> bool:
+        """Whether the check keeps the example of that number: to resize the others would be in vain."""
+        size = self._data.image_size
+        return size is None or (index + 1) * size * size * 3 <= self._data.cache_mb * 2**20
+
+    def _try_chunk(self, start: int) -> list[ReadRow | BadRowError]:
+        """Check the rows from `start` on. Those that are not kept lose their pictures here."""
+        found: list[ReadRow | BadRowError] = []
+        for index in range(start, min(start + _CHUNK, len(self._rows))):
+            kept = self._is_kept(index)
+            outcome = self._try(index, resize=kept)
+            if isinstance(outcome, ReadRow) and not kept:
+                outcome = replace(outcome, example=replace(outcome.example, image=None))
+            found.append(outcome)
+        return found
+
+    def _try(self, index: int, *, resize: bool = True) -> ReadRow | BadRowError:
+        """Return the row of that number, or the fault it has."""
         try:
             return read_row(
                 self._table.rows[self._rows[index]],
                 row_id=self._id(index),
                 root=self._table.root,
                 data=self._data,
+                resize=resize,
             )
         except BadRowError as fault:
             return BadRowError(fault.reason, remedy=fault.remedy)  # anew: the old one's traceback holds the whole row
@@ -89,9 +161,10 @@ class ExampleSource:
         if isinstance(outcome, BadRowError):
             refuse(self.name, len(self), [(self._id(index), outcome)])
             raise outcome
-        return outcome
+        return outcome.example
 
-    def _keep(self, index: int, example: Example) -> Example:
+    def keep(self, index: int, example: Example) -> Example:
+        """Remember an example for the next access, as far as `data.cache_mb` goes."""
         self._cache.put(index, example, 0 if example.image is None else example.image.nbytes)
         return example
 
@@ -110,11 +183,9 @@ def load(data: DataConfig, *, split: str) -> ExampleSource:
 
     Raises DataError: nothing there, no such split, a missing column, no rows, or unusable rows.
     """
-    table = _open(data.path, split, data, unnamed=True)
-    if split != data.split or not data.eval_fraction:
-        return ExampleSource(table, range(len(table.rows)), data)
-    held_out = _held_out_rows(table, data.eval_fraction)
-    return ExampleSource(table, [row for row in range(len(table.rows)) if row not in held_out], data)
+    if split == data.split and data.eval_fraction:
+        return _divide(data)[0]
+    return _read_whole(_open(data.path, split, data, unnamed=True), data)
 
 
 def load_held_out(data: DataConfig) -> ExampleSource | None:
@@ -122,19 +193,53 @@ def load_held_out(data: DataConfig) -> ExampleSource | None:
 
     Raises DataError as `load` does.
     """
+    _refuse_two_places(data)
+    if data.eval_fraction:
+        return _divide(data)[1]
+    if data.eval_split is None:
+        return None
+    elsewhere = data.eval_path is not None and data.eval_path != data.path
+    return _read_whole(_open(data.eval_path or data.path, data.eval_split, data, unnamed=elsewhere), data)
+
+
+def load_both(data: DataConfig) -> tuple[ExampleSource, ExampleSource | None]:
+    """Read the rows to train on and those to evaluate on, each once, as `load` and `load_held_out` do."""
+    _refuse_two_places(data)
+    if data.eval_fraction:
+        return _divide(data)
+    return load(data, split=data.split), load_held_out(data)
+
+
+def _refuse_two_places(data: DataConfig) -> None:
     if data.eval_fraction and data.eval_path:
         raise DataError(
             "two places are named for the held-out rows",
             got=f"data.eval_fraction = {data.eval_fraction:g} and data.eval_path = {data.eval_path}",
             remedy="set data.eval_fraction to 0 or data.eval_path to null",
         )
-    if data.eval_fraction:
-        table = _open(data.path, data.split, data, unnamed=True)
-        return ExampleSource(table, sorted(_held_out_rows(table, data.eval_fraction)), data)
-    if data.eval_split is None:
-        return None
-    elsewhere = data.eval_path is not None and data.eval_path != data.path
-    table = _open(data.eval_path or data.path, data.eval_split, data, unnamed=elsewhere)
+
+
+def _divide(data: DataConfig) -> tuple[ExampleSource, ExampleSource]:
+    """Read `data.split` and return what is left to train on and the share that is held out.
+
+    The rows of one picture stay on one side.
+
+    Raises DataError when no row is held out.
+    """
+    source = _read_whole(_open(data.path, data.split, data, unnamed=True), data)
+    labels = [outline.label for outline in source.outlines]
+    pictures = [outline.picture for outline in source.outlines]
+    held_out = hold_out(labels, data.eval_fraction, pictures)
+    if not held_out:
+        raise DataError(
+            f"data.eval_fraction = {data.eval_fraction:g} holds out no row of {source.name}",
+            got=f"{len(labels)} rows of {len(source.labels)} labels and {len(set(pictures))} different pictures",
+            remedy="raise data.eval_fraction, or give data.eval_path or data.eval_split",
+        )
+    return source.select([row for row in range(len(source)) if row not in held_out]), source.select(sorted(held_out))
+
+
+def _read_whole(table: Table, data: DataConfig) -> ExampleSource:
     return ExampleSource(table, range(len(table.rows)), data)
 
 
@@ -192,26 +297,13 @@ def _image_like(row: Mapping[str, object]) -> bool:
     )
 
 
-def _held_out_rows(table: Table, fraction: float) -> frozenset[int]:
-    """Return the numbers of the rows that are held out. Raises DataError for bad labels, or when there are none."""
-    labels: list[str] = []
-    faults: list[tuple[str, BadRowError]] = []
-    for number, solution in enumerate(table.column("solution")):
-        try:
-            labels.append(bare_label(solution))
-        except BadRowError as fault:
-            faults.append((f"{table.split}/{number}", fault))
-    refuse(table.name, len(table.rows), faults)
-    rows = hold_out(labels, fraction)
-    if not rows:
-        raise DataError(
-            f"data.eval_fraction = {fraction:g} holds out no row of {table.name}",
-            got=f"{len(labels)} rows of {len(set(labels))} labels",
-            remedy="raise data.eval_fraction, or give data.eval_path or data.eval_split",
-        )
-    return rows
-
-
-def _outline(example: Example) -> Outline:
-    size = None if example.image is None else example.image.shape[:2]
-    return Outline(id=example.id, problem=example.problem, label=example.label, image_size=size)
+def _outline(row: ReadRow) -> Outline:
+    example = row.example
+    return Outline(
+        id=example.id,
+        problem=example.problem,
+        label=example.label,
+        image_size=row.image_size,
+        picture=row.picture,
+        columns=row.columns,
+    )

@@ -49,18 +49,18 @@ def fill(home: Path) -> None:
     own = transformers.Qwen2_5_VLProcessor(*parts, chat_template=processor.chat_template)
     put_model(home, "Qwen/Qwen2.5-VL-3B-Instruct", three, own)
     question = with_candidates("What type of texture is in the photo?", LABELS)
-    classified = [_row(question, LABELS[row % len(LABELS)]) for row in range(ROWS)]
+    classified = [_row(question, LABELS[row % len(LABELS)], seed=row) for row in range(ROWS)]
     for name in SETS:
         put_data(home, f"afdsafas/{name}-4shot-fewshot", {"train": classified})
     put_data(home, "afdsafas/dtd-4shot-b2n", {"train": classified})
-    counted = [_row(COUNTING, f"<answer> {3 + row % 8} </answer>", size=(480, 320)) for row in range(ROWS)]
+    counted = [_row(COUNTING, f"<answer> {3 + row % 8} </answer>", size=(480, 320), seed=row) for row in range(ROWS)]
     put_data(home, "leonardPKU/clevr_cogen_a_train", {"train": counted})
-    measured = [_row(GEOMETRY, f"<answer> {40 + row}° </answer>", size=(140, 108)) for row in range(ROWS)]
+    measured = [_row(GEOMETRY, f"<answer> {40 + row}° </answer>", size=(140, 108), seed=row) for row in range(ROWS)]
     put_data(home, "leonardPKU/GEOQA_R1V_Train_8K", {"train": measured})
 
 
-def _row(problem: str, solution: str, *, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
-    image = {"bytes": noise(size), "path": None}
+def _row(problem: str, solution: str, *, size: tuple[int, int] = (64, 48), seed: int) -> dict[str, Any]:
+    image = {"bytes": noise(size, seed=seed), "path": None}
     return {
         "problem": problem,
         "image": image,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from io import BytesIO
@@ -20,10 +21,10 @@ def encoded(color: str = "red", *, size: tuple[int, int] = (12, 8), mode: str = 
     return buffer.getvalue()
 
 
-def noise(size: tuple[int, int] = (64, 64)) -> bytes:
+def noise(size: tuple[int, int] = (64, 64), *, seed: int = 0) -> bytes:
     """A JPEG whose second half holds something."""
     buffer = BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
 
@@ -49,8 +50,18 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def image_folder(root: Path, counts: dict[str, int]) -> str:
+    """Class folders of so many pictures, no two alike."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for number in range(count):
-            (root / name / f"{number}.png").write_bytes(encoded())
+            (root / name / f"{number}.png").write_bytes(unlike(f"{name}/{number}"))
     return str(root)
+
+
+def unlike(name: str) -> bytes:
+    """A PNG of 12 x 8 pixels that no other name has."""
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -41,16 +41,26 @@ def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None
     if policy == "all":
         return lambda label, labels, draw: list(labels)
     if policy == "cls_rl":
-        return _draw
+        return _Draw()
     return partial(_hard, confusions=confusions or Counter(), length=length)
 
 
-def _draw(label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
-    others = [other for other in labels if other != label]
-    count = list_length(len(labels))
-    if count >= len(labels):
-        return list(labels)
-    return _mix([label, *(others[row] for row in draw.permutation(len(others))[: count - 1].tolist())], draw)
+class _Draw:
+    """CLS-RL's rule: the label and others drawn at random, or all labels where they are few."""
+
+    def __init__(self) -> None:
+        self._labels: Sequence[str] = ()
+        self._places: dict[str, int] = {}  # in `_labels`: a list of 10,000 is not searched for every row
+
+    def __call__(self, label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+        count = list_length(len(labels))
+        if count >= len(labels):
+            return list(labels)
+        if labels is not self._labels:
+            self._labels, self._places = labels, {name: place for place, name in enumerate(labels)}
+        own = self._places.get(label, len(labels))
+        others = draw.permutation(len(labels) - (own < len(labels)))[: count - 1].tolist()
+        return _mix([label, *(labels[place + (place >= own)] for place in others)], draw)
 
 
 def _hard(

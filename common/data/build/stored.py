@@ -51,14 +51,14 @@ class Reader:
             data = file.read_bytes()
         except Exception as error:
             raise BadRowError(f"cannot be read: {describe_fault(error)}", remedy="make the file readable") from error
-        pixels = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
+        found = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             form = _KEPT.get(image.format or "")
-        height, width = pixels.shape[:2]
+        height, width = found.pixels.shape[:2]
         if form and (self._max_side is None or max(width, height) <= self._max_side):
             return Stored(data=data, width=width, height=height)
         self.rewritten.add(picture)
-        return _encode(Image.fromarray(pixels), form or "PNG", self._max_side or max(width, height))
+        return _encode(Image.fromarray(found.pixels), form or "PNG", self._max_side or max(width, height))
 
 
 def _encode(image: Image.Image, form: str, side: int) -> Stored:

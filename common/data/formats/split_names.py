@@ -55,6 +55,12 @@ def read_split_name(name: str) -> SplitName | None:
     return SplitName(said.pop(), rank, tuple(others))
 
 
+def says_train(name: str) -> bool | None:
+    """Return whether a name speaks of rows to train on, as base_train does, or to test on; None where of neither."""
+    said = {_WORDS[word] for word in _words(name) if word in _WORDS}
+    return said == {TRAIN} if said else None
+
+
 def word_of_split(name: str) -> str:
     """Return the word that says a split, as it is written: `cars_Train` -> Train. "" where there is none.
 

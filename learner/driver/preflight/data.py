@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.config.schema import Config
-from common.data.sources import ExampleSource, load, load_held_out, say_notes
+from common.data.content.survey import divide_for_run, survey
+from common.data.sources import ExampleSource, load_both, say_notes
 from learner.evaluation.measures import HELD_OUT
 from learner.evaluation.sets import read_sets
 
@@ -26,12 +27,16 @@ class RunData:
 
 
 def read_data(config: Config, *, say: Callable[[str], None]) -> RunData:
-    """Read the rows of all splits, and say how many there are. Raises DataError naming the rows that cannot be used."""
-    train, held_out = load(config.data, split=config.data.split), load_held_out(config.data)
+    """Read the rows of all splits, and say how many there are, and what is doubtful about them.
+
+    Raises DataError naming the rows that cannot be used, alone or beside others.
+    """
+    train, held_out = load_both(config.data)
     data = RunData(train=train, sets=read_sets(config, held_out))
     say_notes([train, *data.sets.values()], say)
     held = len(held_out) if held_out else 0
     say(f"data: {len(train)} rows to learn from, {held} held out, {len(train.labels)} labels")
+    survey(divide_for_run(train, data.sets), config.data, say=say)
     return data
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.config.schema import Config
+from common.data.content.copies import Part
+from common.data.content.survey import survey
 from common.data.lint import lint_sources
 from common.data.sources import ExampleSource, load_held_out, say_notes
 from common.errors import ConfigError
@@ -56,6 +58,7 @@ def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str
             "there is nothing to evaluate on", got="no --data, and data.eval_split = null", remedy="pass --data PLACE"
         )
     say_notes(sources.values(), say)
+    survey([Part(source=source, trains=False) for source in sources.values()], config.data, say=say)
     model = read_model(config)
     for own, source in sources.items():
         settle(own, lint_sources([source], mode=config.data.mode), say=say)

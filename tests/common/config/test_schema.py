@@ -123,7 +123,7 @@ def test_flatten_names_every_leaf_and_keeps_mappings_whole() -> None:
 
 FREE = {
     "": "run_dir name resume",
-    "data": "cache_mb timeout_s",
+    "data": "check_copies cache_mb timeout_s",
     "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine "
     "max_restarts start_timeout_s step_timeout_s",
     "reward": "max_drop_share timeout_s workers cpus_per_worker",

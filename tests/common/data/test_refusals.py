@@ -127,7 +127,7 @@ def test_a_stray_file_in_a_class_folder_is_not_passed_over(tmp_path: Path) -> No
 
 
 def read(data: bytes, **changes: Any) -> Any:
-    return read_image(data, None, **{"size": None, "max_megapixels": 40.0} | changes)
+    return read_image(data, None, **{"size": None, "max_megapixels": 40.0} | changes).pixels
 
 
 @pytest.mark.parametrize(
