@@ -105,7 +105,7 @@ class DataConfig(Section):
 
     path: str = "embedded:digits"
     """Training data: a hub name, a `save_to_disk` folder, a parquet file or folder, or `embedded:digits`. Also an image
-    folder, with a subfolder for each class."""
+    folder, with a subfolder for each class. A resumed run may find the same rows elsewhere."""
     split: str = "train"
     """Split of `path` to train on: its own name, or what that says. `train` finds `Training` and `seg_train`."""
     eval_path: str | None = None

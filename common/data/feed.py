@@ -44,7 +44,7 @@ class PromptFeed:
         return self._taken
 
     def restore(self, state: StreamState) -> None:
-        """Go on from `state`. Raises DataError when it was taken on a data set of another size."""
+        """Go on from `state`. Raises DataError when it was taken on other rows."""
         self._forget(self._timeout_s)
         self._stream.restore(state)
         self._taken = state

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from common.data.content.digests import digest_all, digest_set, digest_text
 from common.data.sources import ExampleSource
 from common.errors import DataError
 from common.types import Example
@@ -20,9 +21,59 @@ class StreamState:
     epoch: int
     position: int  # rows of this epoch's permutation already taken
     deferred: tuple[int, ...]  # taken early in a batch that held them already; they open the next one
+    digests: Mapping[str, str] | None = None  # see `digest_rows`; None: written by a version that made none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "deferred", tuple(self.deferred))  # JSON makes it a list
+
+
+def digest_rows(source: ExampleSource) -> dict[str, str]:
+    """Return a digest of each thing that all rows hold, in their order, and of the rows in whatever order.
+
+    Where the rows lie, in how many files and how their pictures are encoded, is in none of them.
+    """
+    outlines = source.outlines
+    known: dict[str, bytes] = {}  # rows share questions and labels
+
+    def of(text: str) -> bytes:
+        if text not in known:
+            known[text] = digest_text(text)
+        return known[text]
+
+    found = {
+        "numbers": [digest_text(outline.id) for outline in outlines],
+        "questions": [of(outline.problem) for outline in outlines],
+        "labels": [of(outline.label) for outline in outlines],
+        "pictures": [outline.picture for outline in outlines],
+        "other columns": [outline.columns for outline in outlines],
+    }
+    held = zip(*(digests for what, digests in found.items() if what != "numbers"), strict=True)
+    rows = [bytes.fromhex(digest_all(digests)) for digests in held]
+    return {what: digest_all(digests) for what, digests in found.items()} | {_IN_ANY_ORDER: digest_set(rows)}
+
+
+_IN_ANY_ORDER = "rows in any order"
+
+
+def check_rows(state: StreamState, source: ExampleSource) -> None:
+    """Raise DataError when `state` was taken on other rows than those of `source`, naming what they differ in."""
+    if state.rows != len(source):
+        differ = f"{state.rows} rows then, {len(source)} now"
+    elif state.digests is None:
+        return
+    else:
+        now = digest_rows(source)
+        differ = ", ".join(what for what in now if what != _IN_ANY_ORDER and state.digests.get(what) != now[what])
+        if differ and state.digests.get(_IN_ANY_ORDER) == now[_IN_ANY_ORDER]:
+            differ = "the same rows in another order"
+        elif differ:
+            differ = f"as many rows, with other {differ}"
+    if differ:
+        raise DataError(
+            f"{source.name} does not hold the rows that the run began with",
+            got=differ,
+            remedy="resume with the data the run began with, wherever it lies now; or start a new run",
+        )
 
 
 class PromptStream:
@@ -58,7 +109,8 @@ class PromptStream:
         self._size = prompts_per_step
         self._worded = worded
         self._deferred: list[int] = []
-        self.restore(StreamState(rows=len(source), epoch=0, position=0, deferred=()))
+        self._digests = digest_rows(source)
+        self._go_to(StreamState(rows=len(source), epoch=0, position=0, deferred=()))
 
     def next_batch(self) -> list[Example]:
         """Return the next P examples, with P different ids."""
@@ -80,16 +132,15 @@ class PromptStream:
             epoch=self._epoch,
             position=self._position,
             deferred=tuple(self._deferred),
+            digests=self._digests,
         )
 
     def restore(self, state: StreamState) -> None:
-        """Go on from `state`. Raises DataError when it was taken on a data set of another size."""
-        if state.rows != len(self._source):
-            raise DataError(
-                f"the stream's state was not taken on {self._source.name}",
-                got=f"{state.rows} rows then, {len(self._source)} now",
-                remedy="resume with the data the run began with, or start a new run",
-            )
+        """Go on from `state`. Raises DataError when it was taken on other rows."""
+        check_rows(state, self._source)
+        self._go_to(state)
+
+    def _go_to(self, state: StreamState) -> None:
         self._epoch, self._position, self._deferred = (
             state.epoch,
             state.position,

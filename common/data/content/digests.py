@@ -6,7 +6,7 @@ two equal; whoever wants to could, and would gain nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.types import Pixels
@@ -36,6 +36,21 @@ def digest_text(text: str) -> bytes:
 def digest_columns(columns: Mapping[str, Any]) -> bytes:
     """Return the digest of a row's other columns, in whatever order they lie; `NOTHING` of none."""
     return digest_text(_spell(columns)) if columns else NOTHING
+
+
+def digest_all(digests: Iterable[bytes]) -> str:
+    """Return one digest of many, in their order, as hexadecimal digits."""
+    from xxhash import xxh3_128
+
+    whole = xxh3_128()
+    for digest in digests:
+        whole.update(len(digest).to_bytes(1, "big") + digest)
+    return whole.hexdigest()
+
+
+def digest_set(digests: Iterable[bytes]) -> str:
+    """Return one digest of many in whatever order, as hexadecimal digits."""
+    return digest_all(sorted(digests))
 
 
 def _spell(value: Any) -> str:

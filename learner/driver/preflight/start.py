@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from common.config.schema import Config
+from common.data.stream import StreamState, check_rows
+from common.errors import CheckpointError
 from learner.driver.preflight.run_inputs import RunInputs, run_preflight
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.resume import ResumePoint, describe_start, find_resume_point, open_checkpoints
@@ -44,4 +46,26 @@ def check_start(config: Config, *, say: Callable[[str], None], dry: bool = False
         point = find_resume_point(inputs.config, folder, store)
         if config.resume:
             say(describe_start(point))
+        if point:
+            _check_data(point, inputs, say)
         yield RunStart(inputs=inputs, folder=folder, store=store, point=point)
+
+
+def _check_data(point: ResumePoint, inputs: RunInputs, say: Callable[[str], None]) -> None:
+    """Refuse to go on with other training rows than the checkpoint's. Rows to evaluate on may change.
+
+    Raises:
+        DataError: naming what the rows differ in.
+        CheckpointError: they lie elsewhere, and the checkpoint cannot tell whether they are the same.
+    """
+    state, before = StreamState(**point.state.stream), point.state.config.data.path
+    check_rows(state, inputs.data.train)
+    if state.digests is not None:
+        return
+    if before != inputs.config.data.path:
+        raise CheckpointError(
+            "the checkpoint cannot tell whether these are the rows it was trained on",
+            got=f"data.path: {before!r} then, {inputs.config.data.path!r} now; it holds no digest of the rows",
+            remedy="go back to the old data.path, or start a new run",
+        )
+    say("warning: the checkpoint holds no digest of its rows: only their number was compared")

@@ -10,6 +10,7 @@ import pytest
 
 from common.data import feed as feeds
 from common.data.feed import PromptFeed
+from common.data.sources import Outline
 from common.data.stream import PromptStream
 from common.errors import DataError, DeadlineError
 from common.models.prompts import PromptEncoder
@@ -18,6 +19,7 @@ from common.types import Example, Prompt
 
 class Source:
     name = "rows"
+    outlines = tuple(Outline(id=f"train/{row}", problem="?", label="a", image_size=None) for row in range(7))
 
     def __len__(self) -> int:
         return 7

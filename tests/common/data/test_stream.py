@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.sources import ExampleSource
+from common.data.sources import ExampleSource, Outline
 from common.data.stream import PromptStream, StreamState
 from common.errors import DataError
 from common.types import Example
@@ -25,6 +25,7 @@ class Rows:
 
     def __init__(self, count: int) -> None:
         self._count = count
+        self.outlines = [Outline(id=str(row), problem="?", label="a", image_size=None) for row in range(count)]
 
     def __len__(self) -> int:
         return self._count
