@@ -21,7 +21,7 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, clip
 from common.labels.candidates import check_question
 from common.labels.lint import lint, settle, unlistable
 
@@ -99,6 +99,7 @@ def _plan(options: argparse.Namespace, collection: Collection, question: str) ->
         base_new=options.base_new,
         max_side=options.max_side,
         max_megapixels=options.max_megapixels,
+        keep_two_labels=options.keep_two_labels,
     )
 
 
@@ -112,6 +113,12 @@ def _check_labels(collection: Collection, name: str) -> None:
             faults.append((repr(label), fault))
     refuse(f"the labels of {name}", len(collection.labels), faults)
     labels = collection.labels
+    if len(labels) == 1:
+        raise DataError(
+            f"{name} would have one class, and nothing can be learned from it",
+            got=f"{len(collection.train) + len(collection.test)} pictures, all of class {clip(labels[0])!r}",
+            remedy="give pictures of two classes at least; of a folder, the one whose sub-folders are the classes",
+        )
     settle(name, [unlistable(labels), *lint(labels, [labels], mode="no_think")], say=say)
 
 
@@ -120,6 +127,8 @@ def _show(built: Built, collection: Collection, out: Path) -> None:
     say(f"{built.classes} classes: {', '.join(collection.labels[:5])}{' ...' if built.classes > 5 else ''}")
     for name, file in built.written.items():
         say(f"  {name:<10} {file.rows:>6} rows")
+    for warning in built.warnings:
+        say(f"warning: {warning}")
     for note in built.notes:
         say(f"note: {note}")
     say(f"written to {out}; next, on a laptop or on a GPU:")
@@ -161,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_share,
         help="share held out for test where the source has no test split (default 0.2; 0: none)",
     )
+    add("--keep-two-labels", action="store_true", help="write a picture that stands under two labels, with a warning")
     add("--question", help="question about every picture; the class list follows")
     add(
         "--max-side",

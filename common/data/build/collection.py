@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,24 @@ def collect(
     left = [
         f"split {split} is left out: {len(splits[split])} pictures" for split in filled if split not in (train, test)
     ]
+    kept = {split: _merge_repeats(splits[split]) for split in (train, test) if split is not None}
+    merged = []
+    for split, pictures in kept.items():
+        if again := len(splits[split]) - len(pictures):
+            merged.append(
+                f"{again} of {len(splits[split])} entries of split {split or TRAIN} name a picture again: merged"
+            )
     return Collection(
         labels=tuple(labels),
-        train=_in_order(splits[train]),
-        test=_in_order(splits[test]) if test else (),
-        notes=(*notes, *left),
+        train=_in_order(kept[train]),
+        test=_in_order(kept[test]) if test is not None else (),
+        notes=(*notes, *left, *merged),
     )
+
+
+def _merge_repeats(pictures: Iterable[Picture]) -> list[Picture]:
+    """Return each file and label once."""
+    return list({(one.root, os.path.normpath(one.path), one.label): one for one in pictures}.values())
 
 
 def _in_order(pictures: Iterable[Picture]) -> tuple[Picture, ...]:

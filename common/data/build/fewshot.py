@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from common.data.build.collection import Collection, Picture
 from common.data.draws import generator
@@ -31,10 +31,17 @@ def shuffle(pictures: Sequence[Picture], seed: int, split: str) -> list[Picture]
     return [pictures[row] for row in generator("order", seed, split).permutation(len(pictures)).tolist()]
 
 
-def train_and_test(collection: Collection, test_fraction: float) -> tuple[list[Picture], list[Picture]]:
-    """Return the train and test pictures; without a test split, a stratified share of the pictures becomes one."""
+def train_and_test(
+    collection: Collection, test_fraction: float, look: Callable[[Sequence[Picture]], Sequence[bytes]]
+) -> tuple[list[Picture], list[Picture]]:
+    """Return the train and test pictures; without a test split, a stratified share of the pictures becomes one.
+
+    Args:
+        look: returns the digests of pictures: copies of one stay on one side.
+    """
     if collection.test or not test_fraction:
         return list(collection.train), list(collection.test)
-    held_out = hold_out([picture.label for picture in collection.train], test_fraction)
+    labels = [picture.label for picture in collection.train]
+    held_out = hold_out(labels, test_fraction, look(collection.train))
     train = [picture for row, picture in enumerate(collection.train) if row not in held_out]
     return train, [picture for row, picture in enumerate(collection.train) if row in held_out]

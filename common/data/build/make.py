@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from common.data.build.card import card
 from common.data.build.collection import Collection, Picture
+from common.data.build.copies import check_copies
 from common.data.build.fewshot import few_shot, shuffle, train_and_test
 from common.data.build.questions import Choose, Policy
 from common.data.build.stored import Reader
@@ -35,6 +36,7 @@ class Plan:
     base_new: bool
     max_side: int | None  # of stored pictures; None: any
     max_megapixels: float
+    keep_two_labels: bool = False  # warn of a picture under two labels, and write it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Built:
     classes: int
     written: dict[str, Written]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
@@ -80,13 +83,17 @@ def build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) ->
 
 def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -> Built:
     """Write everything into a folder beside `out`, which becomes `out` once it is whole."""
-    splits, notes = _draw(collection, plan)
+    read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
+    splits, notes = _draw(collection, plan, read)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch) / "set"
         made.mkdir()
-        written, rewritten = _write(made, splits, plan)
-        built = Built(classes=len(collection.labels), written=written, notes=(*collection.notes, *notes, *rewritten))
+        written, rewritten = _write(made, splits, plan, read)
+        train, test = (splits[name].pictures if name in splits else () for name in ("train", "test"))
+        copies, warnings = check_copies(plan.name, train, test, read.digests, keep=plan.keep_two_labels)
+        said = (*collection.notes, *notes, *copies, *rewritten)
+        built = Built(classes=len(collection.labels), written=written, notes=said, warnings=tuple(warnings))
         offered = {name: len(split.labels) for name, split in splits.items()}
         (made / "README.md").write_text(
             card(plan.name, argv, _describe(plan, built), written, offered), encoding="utf-8", errors="backslashreplace"
@@ -95,9 +102,9 @@ def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -
     return built
 
 
-def _draw(collection: Collection, plan: Plan) -> tuple[dict[str, Split], list[str]]:
+def _draw(collection: Collection, plan: Plan, read: Reader) -> tuple[dict[str, Split], list[str]]:
     """Return the splits by name, and notes."""
-    train, test = train_and_test(collection, plan.test_fraction)
+    train, test = train_and_test(collection, plan.test_fraction, read.look)
     notes: list[str] = []
     if lacking := sorted(set(collection.labels) - {picture.label for picture in train}):
         notes.append(f"{len(lacking)} classes have no picture to train on: {', '.join(lacking[:3])}")
@@ -118,9 +125,8 @@ def _halves_by_class(halves: dict[str, list[Picture]], labels: tuple[str, ...]) 
             yield name, Split(pictures=found, labels=kept)
 
 
-def _write(folder: Path, splits: dict[str, Split], plan: Plan) -> tuple[dict[str, Written], list[str]]:
+def _write(folder: Path, splits: dict[str, Split], plan: Plan, read: Reader) -> tuple[dict[str, Written], list[str]]:
     """Write every split. Return the files by split, and notes."""
-    read = Reader(max_side=plan.max_side, max_megapixels=plan.max_megapixels)
     written = {name: write_split(folder, name, list(_rows(name, split, plan)), read) for name, split in splits.items()}
     pictures = {picture for split in splits.values() for picture in split.pictures}
     faults = sorted(((picture.name, fault) for picture, fault in read.faults.items()), key=itemgetter(0))
@@ -145,5 +151,5 @@ def _describe(plan: Plan, built: Built) -> dict[str, object]:
         "seed": plan.seed,
         "candidates": plan.policy,
         "question": plan.question,
-        "notes": list(built.notes),
+        "notes": [*built.warnings, *built.notes],
     }

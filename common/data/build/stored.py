@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,8 +15,10 @@ from common.data.build.collection import Picture
 from common.data.faults import BadRowError
 from common.data.image import FORMATS, confine, read_image
 from common.errors import describe_fault
+from common.types import Pixels
 
 _KEPT = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}  # MPO: a JPEG with another behind it, as phones write them
+THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,17 @@ class Reader:
         self._max_side, self._max_megapixels = max_side, max_megapixels
         self.rewritten: set[Picture] = set()
         self.faults: dict[Picture, BadRowError] = {}
+        self.digests: dict[Picture, bytes] = {}  # of the pixels of each picture that was read
+        self._sizes: dict[Picture, tuple[int, int]] = {}  # (width, height) of those whose own bytes are kept
+
+    def look(self, pictures: Sequence[Picture]) -> list[bytes]:
+        """Return the digest of each picture, as they are before any is written; empty for one that cannot be read.
+
+        That is no fault yet: the picture may not be drawn.
+        """
+        with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "look") as pool:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
+            return list(pool.map(self._look, pictures))
 
     def __call__(self, picture: Picture) -> Stored | None:
         """Return the file's own bytes. Encode them anew when the format is another, or a side is over `max_side`.
@@ -44,21 +61,42 @@ class Reader:
             self.faults[picture] = fault
             return None
 
+    def _look(self, picture: Picture) -> bytes:
+        try:
+            self._decode(picture, self._fetch(picture))
+        except BadRowError:
+            return b""
+        return self.digests[picture]
+
     def _read(self, picture: Picture) -> Stored:
-        """Read one picture to its end. Raises BadRowError when that fails."""
+        """Read one picture to its end, unless that was done. Raises BadRowError when that fails."""
+        data = self._fetch(picture)
+        if size := self._sizes.get(picture):
+            return Stored(data=data, width=size[0], height=size[1])
+        pixels, form = self._decode(picture, data)
+        if size := self._sizes.get(picture):
+            return Stored(data=data, width=size[0], height=size[1])
+        self.rewritten.add(picture)
+        return _encode(Image.fromarray(pixels), form or "PNG", self._max_side or max(pixels.shape[:2]))
+
+    def _fetch(self, picture: Picture) -> bytes:
+        """Return the bytes of a file. Raises BadRowError."""
         file = confine((picture.root / picture.path).absolute(), picture.home or picture.root)
         try:
-            data = file.read_bytes()
+            return file.read_bytes()
         except Exception as error:
             raise BadRowError(f"cannot be read: {describe_fault(error)}", remedy="make the file readable") from error
+
+    def _decode(self, picture: Picture, data: bytes) -> tuple[Pixels, str | None]:
+        """Return the pixels and the format to keep, and remember what is known then. Raises BadRowError."""
         found = read_image({"bytes": data}, None, size=None, max_megapixels=self._max_megapixels)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             form = _KEPT.get(image.format or "")
         height, width = found.pixels.shape[:2]
+        self.digests[picture] = found.digest
         if form and (self._max_side is None or max(width, height) <= self._max_side):
-            return Stored(data=data, width=width, height=height)
-        self.rewritten.add(picture)
-        return _encode(Image.fromarray(found.pixels), form or "PNG", self._max_side or max(width, height))
+            self._sizes[picture] = (width, height)
+        return found.pixels, form
 
 
 def _encode(image: Image.Image, form: str, side: int) -> Stored:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,10 @@ from typing import Any
 from PIL import Image
 
 from common.data.build.collection import Picture
-from common.data.build.stored import Reader, Stored
+from common.data.build.stored import THREADS, Reader, Stored
 from common.errors import as_utf8
 
 _ROWS = 256  # in one row group, which is held in memory
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> W
 
 def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]:
     """Yield the cells of `_ROWS` rows at a time; their pictures are read in threads."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "read") as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "read") as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
         for start in range(0, len(rows), _ROWS):
             group = rows[start : start + _ROWS]
