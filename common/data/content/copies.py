@@ -19,7 +19,8 @@ class Part:
 
     source: ExampleSource
     trains: bool  # its rows are trained on; others are evaluated on
-    place: str = ""  # where it lies: splits of one place may hold the same rows, as train and base_train do
+    says_train: bool = False  # by its name: it may hold rows of another such split of its place, as base_train does
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,15 +79,16 @@ class Copies:
                         yield self._clash(own, others)
 
     def find_repeats(self, number: int) -> list[tuple[RowRef, RowRef]]:
-        """Return the rows of one part that repeat picture and question of an earlier one, each with the first."""
+        """Return the rows of one part that repeat picture, question and label of another, each with the first."""
         found: list[tuple[RowRef, RowRef]] = []
         for rows in self.groups:
-            first: dict[str, RowRef] = {}
+            first: dict[tuple[str, str], RowRef] = {}
             for ref in rows:
                 if ref.part == number:
-                    stem = self._stem(self.outline(ref).problem)
-                    if first.setdefault(stem, ref) != ref:
-                        found.append((ref, first[stem]))
+                    outline = self.outline(ref)
+                    earlier = first.setdefault((self._stem(outline.problem), outline.label), ref)
+                    if earlier != ref:
+                        found.append((ref, earlier))
         return sorted(found)
 
     def find_shared(self, number: int, others: Sequence[int]) -> list[tuple[RowRef, RowRef]]:
@@ -99,14 +101,14 @@ class Copies:
         return sorted(found)
 
     def _clash(self, rows: Sequence[RowRef], others: Sequence[RowRef]) -> Clash:
-        """Return two rows of two labels: if possible of which one offers the label of the other, and one trains."""
+        """Return two rows of two labels: if possible of which one offers the label of the other, and that train."""
         pairs = [(one, other) for one in rows[:_TRIED] for other in others[:_TRIED]]
         best = max(pairs, key=lambda pair: (self._denies(*pair), self._trains(pair)))
         one, other = sorted(best)
         return Clash(one=one, other=other, offered=self._denies(one, other))
 
-    def _trains(self, pair: tuple[RowRef, RowRef]) -> bool:
-        return any(self.parts[ref.part].trains for ref in pair)
+    def _trains(self, pair: tuple[RowRef, RowRef]) -> int:
+        return sum(self.parts[ref.part].trains for ref in pair)
 
     def _denies(self, one: RowRef, other: RowRef) -> bool:
         """Whether one of the rows could be answered with the label of the other, and calls that wrong."""

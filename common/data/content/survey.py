@@ -33,7 +33,10 @@ def survey(parts: Sequence[Part], data: DataConfig, *, say: Callable[[str], None
 def divide_for_run(train: ExampleSource, sets: Mapping[str, ExampleSource]) -> list[Part]:
     """Return the parts of a run: the split to train on, and each set to evaluate on once."""
     others = {id(source): source for source in sets.values()}
-    return [Part(source=train, trains=True), *(Part(source=source, trains=False) for source in others.values())]
+    return [
+        Part(source=train, trains=True),
+        *(Part(source=source, trains=False, says_train=says_train(source.split) is True) for source in others.values()),
+    ]
 
 
 def divide_by_name(sources: Sequence[ExampleSource], place: str) -> list[Part]:
@@ -45,7 +48,8 @@ def divide_by_name(sources: Sequence[ExampleSource], place: str) -> list[Part]:
     whole = says_train(Path(path).stem) if len(sources) == 1 and split is None else None
     said = [says_train(source.split) if whole is None else whole for source in sources]
     return [
-        Part(source=source, trains=one is not False, place=place) for source, one in zip(sources, said, strict=True)
+        Part(source=source, trains=one is not False, says_train=one is True, place=place)
+        for source, one in zip(sources, said, strict=True)
     ]
 
 
@@ -117,7 +121,7 @@ def _count_copies(copies: Copies, say: Callable[[str], None]) -> None:
         source = part.source
         if repeats := copies.find_repeats(number):
             say(
-                f"note: {len(repeats)} of {len(source)} rows of {source.name} repeat picture and question of another: "
+                f"note: {len(repeats)} of {len(source)} rows of {source.name} repeat another: "
                 f"{describe_pairs(copies, repeats)}"
             )
         trained = [other for other in range(len(copies.parts)) if _is_leak(copies.parts, number, other)]
@@ -134,5 +138,6 @@ def _is_leak(parts: Sequence[Part], number: int, other: int) -> bool:
     one, there = parts[number], parts[other]
     if other == number or not there.trains:
         return False
-    subset = says_train(one.source.split) is True  # as base_train is of train: meant so
-    return not subset if not one.trains else other < number and not (subset and one.place == there.place)
+    if not one.trains:
+        return not one.says_train
+    return other < number and not (one.says_train and one.place == there.place)

@@ -19,7 +19,7 @@ from common.data.build.__main__ import main
 from common.data.lint import main as lint_main
 from common.data.sources import load, load_held_out
 from common.labels.candidates import candidates
-from tests.helpers.makers import encoded, image_folder, noise
+from tests.helpers.makers import encoded, image_folder, noise, unlike
 from tests.helpers.sets import TEXTURES, write_digits, write_mnist, write_textures
 
 SPLITS = ("train", "test", "base_train", "base_test", "new_test")
@@ -157,11 +157,13 @@ def test_bytes_are_kept_or_written_as_png_or_jpeg(tmp_path: Path, capsys: pytest
     given |= {"4.jpg": noise((64, 32)), "5.webp": encoded(form="WEBP", size=(40, 40))}
     for name, data in given.items():
         (folder / name).write_bytes(data)
+    (folder.parent / "b").mkdir()
+    (folder.parent / "b/6.png").write_bytes(unlike("b"))
     words = ("--shots", "all", "--test-fraction", "0", "--max-side", "32")
     out = made(folder.parent, tmp_path / "set", *words)
-    assert "note: 3 of 6 pictures were scaled down to 32 pixels or written anew" in capsys.readouterr().out
+    assert "note: 3 of 7 pictures were scaled down to 32 pixels or written anew" in capsys.readouterr().out
     rows = pq.read_table(out / "train-00000-of-00001.parquet").to_pylist()
-    kept = {row["image"]["path"].removeprefix("a/"): row for row in rows}
+    kept = {row["image"]["path"].removeprefix("a/"): row for row in rows if row["solution"] == "a"}
     for name in ("0.jpg", "1.png", "3.jpg"):
         assert kept[name]["image"]["bytes"] == given[name]
     forms = {name: Image.open(BytesIO(row["image"]["bytes"])).format for name, row in kept.items()}
@@ -192,7 +194,7 @@ def test_unreadable_pictures_are_counted_in_one_error(tmp_path: Path, capsys: py
         ({"a, b": 1, "c": 1}, (), "'a, b'"),
         ({"cat": 1, "cat <think>": 1}, (), "holds tag text"),
         ({"cafe\u0301": 1, "caf\u00e9": 1}, (), "same answer"),
-        ({"cat": 2}, ("--base-new",), "two labels at least"),
+        ({"cat": 2}, ("--base-new",), "one class"),
         ({"train/cat": 1, "test/cat": 1}, ("--test-fraction", "0.5"), "without a test split"),
         ({"cat": 1}, ("--candidates", "hard"), "--confusion"),
         ({"cat": 1}, ("--list-length", "3"), "belong together"),
@@ -301,11 +303,11 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
 def test_a_fault_in_train_and_one_of_the_same_name_in_test_are_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(image_folder(tmp_path / "in", {"train/cat": 1, "test/cat": 1}))
+    folder = Path(image_folder(tmp_path / "in", {"train/cat": 1, "train/dog": 1, "test/cat": 1}))
     for split in ("train", "test"):
         (folder / split / "cat/0.png").write_bytes(b"")
     printed = refused(capsys, folder, tmp_path / "out", "--shots", "1")
-    assert "2 of 2 rows" in printed and "test/cat/0.png: image has" in printed and "train/cat/0.png: image" in printed
+    assert "2 of 3 rows" in printed and "test/cat/0.png: image has" in printed and "train/cat/0.png: image" in printed
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
