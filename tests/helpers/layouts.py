@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
-from tests.helpers.makers import encoded
+from PIL import Image
+
+from tests.helpers.makers import unlike
 
 # Folder, picture folder, split file, and (path, label) of three classes in the order of their ids. Names as CoOp's.
 ZHOU = {
@@ -76,5 +79,6 @@ def _imagenet(folder: Path) -> None:
 
 
 def _draw(file: Path, kind: int) -> None:
+    """A picture that no other file has."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encoded(("red", "green", "blue")[kind % 3], form="JPEG"))
+    Image.open(BytesIO(unlike("/".join([str(kind), *file.parts[-4:]])))).save(file, "JPEG")

@@ -21,7 +21,7 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
-from common.errors import ConfigError, DataError, clip
+from common.errors import ConfigError, DataError
 from common.labels.candidates import check_question
 from common.labels.lint import lint, settle, unlistable
 
@@ -113,12 +113,6 @@ def _check_labels(collection: Collection, name: str) -> None:
             faults.append((repr(label), fault))
     refuse(f"the labels of {name}", len(collection.labels), faults)
     labels = collection.labels
-    if len(labels) == 1:
-        raise DataError(
-            f"{name} would have one class, and nothing can be learned from it",
-            got=f"{len(collection.train) + len(collection.test)} pictures, all of class {clip(labels[0])!r}",
-            remedy="give pictures of two classes at least; of a folder, the one whose sub-folders are the classes",
-        )
     settle(name, [unlistable(labels), *lint(labels, [labels], mode="no_think")], say=say)
 
 

@@ -18,7 +18,7 @@ from common.data.build.write import Row, Written, write_split
 from common.data.draws import generator
 from common.data.faults import refuse
 from common.data.split import base_and_new
-from common.errors import DataError
+from common.errors import DataError, clip
 from common.labels.candidates import with_candidates
 
 
@@ -90,6 +90,7 @@ def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -
         made = Path(scratch) / "set"
         made.mkdir()
         written, rewritten = _write(made, splits, plan, read)
+        _refuse_one_class(collection, plan.name)
         train, test = (splits[name].pictures if name in splits else () for name in ("train", "test"))
         copies, warnings = check_copies(plan.name, train, test, read.digests, keep=plan.keep_two_labels)
         said = (*collection.notes, *notes, *copies, *rewritten)
@@ -100,6 +101,15 @@ def _build(collection: Collection, plan: Plan, out: Path, argv: Sequence[str]) -
         )
         made.replace(out)
     return built
+
+
+def _refuse_one_class(collection: Collection, name: str) -> None:
+    if len(collection.labels) == 1:
+        raise DataError(
+            f"{name} would have one class, and nothing can be learned from it",
+            got=f"{len(collection.train) + len(collection.test)} pictures, all of class {clip(collection.labels[0])!r}",
+            remedy="give pictures of two classes at least; of a folder, the one whose sub-folders are the classes",
+        )
 
 
 def _draw(collection: Collection, plan: Plan, read: Reader) -> tuple[dict[str, Split], list[str]]:

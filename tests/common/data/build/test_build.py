@@ -194,7 +194,7 @@ def test_unreadable_pictures_are_counted_in_one_error(tmp_path: Path, capsys: py
         ({"a, b": 1, "c": 1}, (), "'a, b'"),
         ({"cat": 1, "cat <think>": 1}, (), "holds tag text"),
         ({"cafe\u0301": 1, "caf\u00e9": 1}, (), "same answer"),
-        ({"cat": 2}, ("--base-new",), "one class"),
+        ({"cat": 2}, ("--base-new",), "two labels at least"),
         ({"train/cat": 1, "test/cat": 1}, ("--test-fraction", "0.5"), "without a test split"),
         ({"cat": 1}, ("--candidates", "hard"), "--confusion"),
         ({"cat": 1}, ("--list-length", "3"), "belong together"),
