@@ -252,9 +252,11 @@ def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
     name = pick_split(path, splits, split)
     opener = splits.get(UNNAMED if name is None and unnamed else name or split)
     if opener is None:
+        names = "splits: " + ", ".join(sorted(splits)) if UNNAMED not in splits else "a single split without a name"
+        notes = [note for name in sorted(splits)[:1] for note in splits[name](name).notes]
         raise DataError(
             f"{path} has no split {split}",
-            got="splits: " + ", ".join(sorted(splits)) if UNNAMED not in splits else "a single split without a name",
+            got="; ".join([names, *notes]),
             remedy="set data.split and data.eval_split to splits that exist; to evaluate, hold out a share with "
             "data.eval_fraction or set data.eval_path; data.eval_split: null evaluates nothing",
         )

@@ -170,6 +170,13 @@ def test_absent_evaluation_split(tmp_path: Path, names: list[str]) -> None:
     assert ("train, val" if len(names) == 2 else "a single split") in str(caught.value.got)
 
 
+def test_what_was_left_out_is_told_where_a_split_is_missed(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train/cat": 1, "train/dog": 1, "test": 2})
+    with pytest.raises(DataError, match="has no split test") as caught:
+        load_held_out(config(str(tmp_path), eval_split="test"))
+    assert "test (2 files)" in str(caught.value.got)
+
+
 def test_a_training_set_is_never_its_own_held_out_set(tmp_path: Path) -> None:
     path = parquet(tmp_path / "set.parquet", [row()])
     with pytest.raises(DataError, match="has no split"):
