@@ -41,7 +41,8 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
             raise DataError(
                 f"data.path = {path} is no data set",
                 got="another kind of file" if os.path.lexists(place) else "no such file or folder",
-                remedy="give a hub name, a save_to_disk folder, parquet, an image folder or embedded:digits",
+                remedy="give a hub name, a save_to_disk folder, parquet, an image folder or embedded:digits; "
+                "unpack archives",
             )
     return hub_set(path)
 

@@ -101,7 +101,7 @@ def _json_lines(place: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]
                 got=f"line {number}: {error}",
                 remedy='write one object a line, as in {"path": "a.jpg", "label": "cat"}',
             ) from error
-        yield number, row if isinstance(row, dict) else {}
+        yield number, {name.strip().casefold(): cell for name, cell in row.items()} if isinstance(row, dict) else {}
 
 
 def _decode(place: Path) -> str:
@@ -156,5 +156,6 @@ def _read_header(place: Path, text: str) -> tuple[list[str], str]:
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise BadRowError(f"{column} is {value!r}", remedy=f"give every line its {column} as text")
+        there = f" among {', '.join(row)}" if row and column not in row else ""
+        raise BadRowError(f"{column} is {value!r}{there}", remedy=f"give every line its {column} as text")
     return value.strip()

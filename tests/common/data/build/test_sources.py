@@ -126,6 +126,14 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, data: bytes, message:
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
 
 
+def test_keys_of_a_jsonl_are_known_in_any_case_and_others_named(tmp_path: Path) -> None:
+    (tmp_path / "a.JSONL").write_text('{"Path": "a.png", "LABEL": "cat"}\n{"path": "b.png", "label": "dog"}\n')
+    assert brief(open_source(tmp_path / "a.JSONL")) == [[("a.png", "cat"), ("b.png", "dog")], []]
+    (tmp_path / "b.jsonl").write_text('{"image": "a.png", "label": "cat"}\n')
+    with pytest.raises(DataError, match="path is None among image, label"):
+        open_source(tmp_path / "b.jsonl")
+
+
 def test_splits_of_unknown_names_are_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"{ROWS}d.png,cat,holdout\ne.png,cat,foo\nf.png,cat,holdout\n")
     found = open_source(tmp_path / "list.csv")
