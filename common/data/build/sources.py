@@ -35,8 +35,8 @@ def open_source(place: Path) -> Collection:
             raise DataError(
                 f"{place} is no source of pictures",
                 got="another kind of file" if os.path.lexists(place) else "no such file or folder",
-                remedy="give a folder of class folders, a .csv or a .jsonl; unpack archives; for CoOp's sets their root, "
-                "and --layout",
+                remedy="give a folder of class folders, a .csv or a .jsonl; unpack archives; for CoOp's sets their "
+                "root, and --layout",
             )
     labels = sorted({picture.label for pictures in splits.values() for picture in pictures})
     return collect(str(place), splits, labels, notes)
