@@ -131,9 +131,10 @@ def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
     known = set().union(*(classes(_enter_split(deep[name])) for name in splits))
     aside = [name for name in names if name not in splits and name not in sure]
     fitting = [name for name in aside if name in deep and known & classes(_enter_split(deep[name])).keys()]
-    if aside and len(known) == 1 and len(splits) == 1 and not known & set(aside):
-        return {}  # bus/images, car/images, train/images
-    doubtful = aside and not fitting and len(splits) == 1 and not _says(splits[0], TRAIN)
+    alone = len(splits) == 1
+    if alone and len(known) == 1 and len(aside) > 1 and fitting == aside:
+        return {}  # bus/2019, car/2019, train/2019
+    doubtful = aside and alone and (len(known) == 1 or (not fitting and not _says(splits[0], TRAIN)))
     if doubtful or known & set(aside):
         raise DataError(
             f"{place} holds class folders beside {', '.join(splits)}, which holds class folders itself",

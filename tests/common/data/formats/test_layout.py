@@ -86,6 +86,7 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
     # Classes that are called like splits.
     "{bus,car,train}/1.jpg": ({":bus": 1, ":car": 1, ":train": 1}, []),
     "{bus,car,train}/images/1.jpg": ({":bus": 1, ":car": 1, ":train": 1}, ["no classes of their own (3): bus/images"]),
+    "{bus,car,train}/2019/1.jpg": ({":bus": 1, ":car": 1, ":train": 1}, ["no classes of their own (3): bus/2019"]),
     "{beaker,test_tube}/1.jpg": ({":beaker": 1, ":test_tube": 1}, []),
     "{bullet_train,test_tube}/1.jpg": ({":bullet_train": 1, ":test_tube": 1}, []),
     "beaker/1.jpg test_tube/{x,y}/1.jpg": ({":beaker": 1, ":test_tube": 2}, ["(2): test_tube/x, test_tube/y"]),
@@ -158,6 +159,9 @@ REFUSED = {
     "{cat,dog}/1.jpg test/{cat,dog}/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg test/cat/1.jpg": ("class folders beside test", "cat, dog"),
     "{cat,dog}/1.jpg train/{cat,dog}/1.jpg": ("class folders beside train", "cat, dog"),
+    "train/cat/1.jpg unlabeled/1.jpg": ("class folders beside train", "unlabeled"),
+    "train/cat/1.jpg holdout/cat/1.jpg": ("class folders beside train", "holdout"),
+    "control/{p1,p2}/1.jpg test/{p3,p4}/1.jpg": ("class folders beside test", "control"),
     "1.jpg labels.csv": ("holds no data set", "1.jpg"),
     "images/{1,2}.jpg labels.csv": ("pictures without class folders", "images"),
     ".git/1.jpg": ("holds no data set", "empty"),
