@@ -72,7 +72,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml.SafeLoader": ("common/config/foreign_text.py", "common/config/recipe.py"),
     "json.load": (),
     "json.loads": ("common/config/foreign_text.py",),
-    "torch.load": ("learner/trainer/zero.py", "learner/driver/preflight/model.py"),
+    "torch.load": ("learner/trainer/zero.py", "common/models/weight_files.py"),
     "np.load": (),
     "pickle": (),
     "cloudpickle": (),
@@ -82,7 +82,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "shelve": (),
     "tarfile": (),
     "zipfile": (
-        "learner/driver/preflight/model.py",
+        "common/models/weight_files.py",
         "learner/storage/resume.py",
     ),  # is_zipfile: looks at the first bytes
     "shutil.unpack_archive": (),

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.config.foreign_text import parse_json
-from common.errors import RollcallError
+from common.errors import ModelError, RollcallError
+from common.models.weight_files import find_files
 
 _TIMEOUT_S = 5.0
 
 
-def find_snapshot(name: str, revision: str | None) -> Path | None:
-    """Return the folder of a hub model in this host's cache, if all of its weights are there; None elsewhere."""
+def find_snapshot(name: str, revision: str | None, *, whole: bool = True) -> Path | None:
+    """Return the folder of a hub model in this host's cache; None where there is none.
+
+    Args:
+        whole: also return None where some of its weights are not there: the hub has the others.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
+        if whole:
+            find_files(folder)
+    except (LocalEntryNotFoundError, ValueError, ModelError):
         return None
-    index = folder / "model.safetensors.index.json"
-    shards = set(parse_json(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    return folder if all((folder / shard).is_file() for shard in shards) else None
+    return folder
+
+
+def is_offline() -> bool:
+    """Say whether HF_HUB_OFFLINE keeps this process from the hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def require_hub(name: str, *, error: type[RollcallError]) -> None:
@@ -43,7 +54,7 @@ def find_hub_fault() -> str | None:
     """Return why the hub cannot be reached; None when it answers or is not to be asked."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return None
     try:
         get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)

@@ -23,19 +23,20 @@ KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and c
 def load_model(path: str, config: Config) -> Any:
     """Load the Hugging Face model into this machine's memory, in the configured dtype and way to attend.
 
-    Raises ModelError when its files cannot be read.
+    Raises ModelError when its files cannot be read, or lack a tensor: transformers would make it of random numbers.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             revision=config.model.revision,
             trust_remote_code=config.model.trust_remote_code,
             dtype=getattr(torch, config.model.dtype),
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except Exception as error:  # the files are not ours
         raise ModelError(
@@ -43,6 +44,13 @@ def load_model(path: str, config: Config) -> Any:
             got=explain_failure(path, config.model.revision, error),
             remedy="give a complete model folder or hub id, with weights as safetensors",
         ) from error
+    model, report = loaded
+    if absent := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"the weights of {path} lack {len(absent)} tensors of the model",
+            got=", ".join(absent[:5]),
+            remedy="download the model again with all of its files",
+        )
     install(model, config.learner.attention, cuda=config.cluster.device == "cuda")
     return model
 

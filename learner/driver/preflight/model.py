@@ -7,16 +7,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import is_zipfile
 
-from common.config.schema import EMBEDDED_MODEL, Config, ModelConfig
-from common.errors import ModelError
+from common.config.schema import EMBEDDED_MODEL, LOCAL_CLUSTER, Config, ModelConfig
 from common.labels.closed_set import ClosedSet
 from common.lean_imports import pause_collector, without_compiler
 from common.models.families import Family, family_of
-from common.models.own_code import explain_unreadable
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
+from common.models.weight_files import check_folder
+from common.models.weights import check_weights
 from common.object_store import share_features
 from learner.driver.preflight.data import RunData
 from learner.driver.preflight.labels import RunLabels, check_lengths
@@ -67,8 +66,11 @@ def read_model(config: Config) -> ModelFiles:
     """Read configuration and processor of `model.path`. Raises ModelError when they, or the weights, cannot be read."""
     with pause_collector(), without_compiler():
         model = make_embedded(config)
+        if Path(model.path).expanduser().is_dir():
+            check_folder(Path(model.path).expanduser())
         model_config, processor = load_model_config(model), load_processor(model)
-        _check_weights(Path(model.path).expanduser())
+        if model is config.model:  # the embedded one is compared with what was built
+            check_weights(model, model_config, here=config.cluster.resolve_address() == LOCAL_CLUSTER)
     family, ends = family_of(model_config), eos_token_ids(model)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
     return ModelFiles(
@@ -80,27 +82,6 @@ def read_model(config: Config) -> ModelFiles:
         banned=banned,
         caches_vision=config.towers_frozen and model_config.model_type in ENGINE_TAKES_FEATURES,
     )
-
-
-def _check_weights(folder: Path) -> None:
-    """Look through weights in torch's format, which may hold code, without reading tensors. Raises ModelError.
-
-    A folder with safetensors has no need of it: nobody reads other weights there. Those of the hub are looked through
-    where they are loaded.
-    """
-    if any(folder.glob("*.safetensors")):
-        return
-    import torch
-
-    for file in sorted(folder.glob("pytorch_model*.bin")):
-        try:
-            torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
-        except Exception as error:  # the file is not ours
-            raise ModelError(
-                f"the weights {file} cannot be used",
-                got=explain_unreadable(error),
-                remedy="give weights as safetensors, which cannot hold code",
-            ) from error
 
 
 def make_embedded(config: Config) -> ModelConfig:
