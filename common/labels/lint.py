@@ -82,13 +82,28 @@ def unlistable(labels: Iterable[str]) -> Finding:
 
 def unanswerable(labels: Iterable[str], aliases: Aliases, count: Callable[[str], int], limit: int) -> Finding:
     """Return the labels that do not fit into `limit` tokens of a completion, not even by their shortest alias."""
-    sizes = {label: min(map(count, (label, *aliases.get(label, ())))) for label in labels}
+    sizes = {label: _count_shortest((label, *aliases.get(label, ())), count) for label in labels}
     return Finding(
         what=f"labels of more tokens than the {limit} of rollout.max_completion_tokens",
         cases=tuple(f"{label!r} has {size}" for label, size in sorted(sizes.items()) if size > limit),
         remedy="raise rollout.max_completion_tokens",
         stops=True,
     )
+
+
+def unsayable(labels: Iterable[str], aliases: Aliases, count: Callable[[str], int]) -> Finding:
+    """Return the labels that no answer can be, nor any alias of theirs: the model has no tokens for them."""
+    return Finding(
+        what="labels that the model's tokenizer has no tokens for",
+        cases=tuple(repr(label) for label in labels if not _count_shortest((label, *aliases.get(label, ())), count)),
+        remedy="use a model whose tokenizer knows the script of the labels, or give them aliases that it knows",
+        stops=True,
+    )
+
+
+def _count_shortest(names: Iterable[str], count: Callable[[str], int]) -> int:
+    """Return the tokens of the shortest name that has any; 0 where none has."""
+    return min(filter(None, map(count, names)), default=0)
 
 
 def settle(name: str, findings: Iterable[Finding], *, say: Callable[[str], None]) -> None:

@@ -17,6 +17,8 @@ from common.models.own_code import check_trust, explain_failure
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+_GENERATION = "generation_config.json"
+
 
 def load_model_config(model: ModelConfig) -> PreTrainedConfig:
     """Read the configuration of a model that takes pictures and text.
@@ -92,18 +94,20 @@ def image_size(model: ModelConfig, family: Family) -> dict[str, int] | None:
 
 
 def eos_token_ids(model: ModelConfig) -> frozenset[int]:
-    """Return every id that ends an answer by the model's generation config; none where it names none."""
-    from transformers import GenerationConfig
+    """Return every id that ends an answer by the model's generation config; none where it names none.
 
+    Raises ModelError for a generation config that cannot be read.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils.hub import cached_file
+
+    path, revision = str(Path(model.path).expanduser()), model.revision or "main"
     config = load_model_config(model)
-    try:
-        found = GenerationConfig.from_pretrained(
-            model.path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
-        )
-        eos = found.eos_token_id
-    except OSError:  # no generation_config.json
+    if cached_file(path, _GENERATION, revision=revision, _raise_exceptions_for_missing_entries=False):
+        eos = _load(model, GenerationConfig).eos_token_id
+    else:
         eos = config.get_text_config().eos_token_id
-    return frozenset([eos] if isinstance(eos, int) else eos or ())
+    return frozenset(eos if isinstance(eos, list | tuple) else () if eos is None else (eos,))
 
 
 def banned_token_ids(
@@ -122,7 +126,8 @@ def banned_token_ids(
     named |= {vocabulary.get(token) for token in family_of(config).marks} | {tokenizer.pad_token_id}
     empty = range(max(vocabulary.values()) + 1, config.get_text_config().vocab_size)
     allowed = {tokenizer.eos_token_id, *eos_ids}
-    return tuple(sorted(token for token in {*named, *empty} if token is not None and token not in allowed))
+    banned = (token for token in {*named, *empty} if token is not None and token not in allowed)
+    return tuple(sorted(token for token in banned if token < config.get_text_config().vocab_size))
 
 
 def _load(model: ModelConfig, kind: Any) -> Any:

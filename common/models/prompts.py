@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -14,7 +15,7 @@ import numpy as np
 
 from common.config.schema import DataConfig
 from common.data.faults import BadRowError, refuse
-from common.errors import DataError
+from common.errors import DataError, ModelError
 from common.lru import ByteLRU
 from common.models.families import Family
 from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
@@ -77,10 +78,14 @@ class PromptEncoder:
         data: DataConfig,
         *,
         family: Family = Family(),  # noqa: B008  # frozen
+        vocab_size: int | None = None,
+        image_token_id: int | None = None,
         share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
     ) -> None:
         """Prepare for one model.
 
+        `vocab_size` is the number of token ids that the model has rows for; None is all that its tokenizer has. The
+        model puts a picture where `image_token_id` stands; None trusts the processor to know it.
         `share` makes the handle under which image features travel: see `common.object_store`.
 
         Raises DataError for a `data.template` with special tokens of the model.
@@ -89,6 +94,8 @@ class PromptEncoder:
         self._data = data
         self._family = family
         self._share = share
+        self._vocab_size = vocab_size
+        self._image_token_id = image_token_id
         self._rendered = lru_cache(maxsize=1024)(self._text)
         self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
         self._lock = Lock()  # the feed encodes the next prompts while an evaluation encodes its own
@@ -125,8 +132,10 @@ class PromptEncoder:
         return Prompt(example=example, text_ids=features.text_ids, token_ids=features.token_ids, images=features.images)
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text alone."""
-        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Return the number of tokens of a text alone; 0 for one that the model cannot say."""
+        ids = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        unknown = self._processor.tokenizer.unk_token_id
+        return 0 if self._find_beyond(ids) is not None or unknown in ids else len(ids)
 
     def check(self, source: ExampleSource, outlines: Iterable[Outline] | None = None) -> None:
         """Measure every prompt of `source`, or of `outlines` of its rows, without processing an image.
@@ -199,7 +208,21 @@ class PromptEncoder:
         return next((token for token in self._special if token in text), None)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
+        """Return the ids of a text. Raises BadRowError for one that the model has no row for."""
+        ids = tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
+        beyond = self._find_beyond(ids)
+        if beyond is not None:
+            raise BadRowError(
+                f"prompt holds {self._processor.tokenizer.convert_ids_to_tokens(beyond)!r}, token {beyond} of a model "
+                f"that has ids 0 to {(self._vocab_size or 0) - 1}",
+                remedy="give the model with its own tokenizer files",
+            )
+        return ids
+
+    def _find_beyond(self, ids: Sequence[int]) -> int | None:
+        """Return an id that the model has no row for; None where there is none."""
+        last = max(ids, default=0)
+        return last if self._vocab_size is not None and last >= self._vocab_size else None
 
     def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
         inputs: Mapping[str, Any] = self._processor(
@@ -215,12 +238,31 @@ class PromptEncoder:
     def _count_image_tokens(self, image_size: tuple[int, int]) -> int:
         """Return how many tokens an image of (height, width) adds to those of the text, and remember it.
 
-        Raises BadRowError for a size the family cannot take.
+        Raises BadRowError for a size the family cannot take, ModelError where the model would not find the picture.
         """
         added = self._added.get(image_size)
         if added is None:
+            if not self._added:
+                self._check_image_token()
             added = self._added[image_size] = self._measure_image(image_size)
         return added
+
+    def _check_image_token(self) -> None:
+        """Raise ModelError unless what a picture adds to a prompt is, mostly, the token that the model looks for."""
+        from PIL import Image
+
+        if self._image_token_id is None:
+            return
+        text, blank = self._render("?", with_image=True), Image.new("RGB", (_BLANK, _BLANK))
+        added = Counter(self._inputs(text, blank)["input_ids"][0].tolist())
+        added.subtract(self._ids(self._render("?", with_image=False)))
+        ((most, _),) = added.most_common(1)
+        if added[self._image_token_id] < added[most]:
+            raise ModelError(
+                "the model does not find the pictures in its prompts",
+                got=f"image_token_id = {self._image_token_id} in config.json, and {most} for a picture in a prompt",
+                remedy="give the model with the tokenizer, processor and config.json it was published with",
+            )
 
     def _measure_image(self, image_size: tuple[int, int]) -> int:
         """Return the tokens that an image adds. Raises BadRowError for a size the family cannot take."""
@@ -246,6 +288,7 @@ class PromptEncoder:
         return len(ids) - len(self._ids(text))
 
 
+_BLANK = 224  # pixels a side of a picture that every family reads
 _OTHER_SIZE = "set data.image_size, or crop the image"
 
 

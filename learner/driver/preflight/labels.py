@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from common.config.schema import Config
 from common.data.lint import lint_sources
@@ -11,7 +12,7 @@ from common.data.reshuffle import Reshuffle
 from common.data.sources import ExampleSource
 from common.labels.aliases import check_aliases
 from common.labels.candidates import candidates
-from common.labels.lint import settle, unanswerable
+from common.labels.lint import settle, unanswerable, unsayable
 from learner.driver.preflight.data import RunData
 from rollout.rewards.preflight import check_rewards
 
@@ -46,15 +47,18 @@ def check_lengths(
     *,
     say: Callable[[str], None],
 ) -> None:
-    """Refuse labels that a completion is too short for, which no answer could give. Raises DataError naming them.
+    """Refuse labels that no answer could give: a completion is too short for them, or the model has no tokens for them.
+
+    Raises DataError naming them.
 
     Args:
         name: of the data, for the error.
-        count: tokens of a text.
+        count: tokens of a text; 0 for one that the model cannot say.
     """
     labels = sorted({label for source in sources for label in source.labels})
-    limit = config.rollout.max_completion_tokens
-    settle(name, [unanswerable(labels, config.data.aliases, count, limit)], say=say)
+    aliases, count = config.data.aliases, cache(count)
+    too_long = unanswerable(labels, aliases, count, config.rollout.max_completion_tokens)
+    settle(name, [unsayable(labels, aliases, count), too_long], say=say)
 
 
 def list_candidates(source: ExampleSource) -> list[str]:

@@ -14,6 +14,7 @@ from common.lean_imports import pause_collector, without_compiler
 from common.models.families import Family, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
+from common.models.vocabulary import check_vocabulary, find_beyond
 from common.models.weight_files import check_folder
 from common.models.weights import check_weights
 from common.object_store import share_features
@@ -36,6 +37,7 @@ class ModelFiles:
     encoder: PromptEncoder
     closed_set: ClosedSet
     banned: tuple[int, ...]  # token ids neither side gives any probability
+    unused: tuple[str, ...]  # tokens of the tokenizer that the model has no row for
     caches_vision: bool  # engine and learner take vision features, computed once a picture, in place of pixels
 
 
@@ -49,6 +51,9 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
     model = read_model(config)
     if not model.family.shared_prefix:
         say(f"warning: nobody has tried {model.kind} here{describe_unshared(config)}")
+    if model.unused:
+        named = repr(model.unused[0])
+        say(f"warning: the model has no rows for {len(model.unused)} tokens of its tokenizer, such as {named}")
     _warn_of_arithmetic(config, say)
     model.encoder.check(data.train)
     if labels.reshuffle:
@@ -72,14 +77,23 @@ def read_model(config: Config) -> ModelFiles:
         if model is config.model:  # the embedded one is compared with what was built
             check_weights(model, model_config, here=config.cluster.resolve_address() == LOCAL_CLUSTER)
     family, ends = family_of(model_config), eos_token_ids(model)
+    check_vocabulary(model.path, model_config, processor, ends)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)
     return ModelFiles(
         kind=model_config.model_type,
         family=family,
         path=model.path,
-        encoder=PromptEncoder(processor, config.data, family=family, share=share_features),
+        encoder=PromptEncoder(
+            processor,
+            config.data,
+            family=family,
+            vocab_size=model_config.get_text_config().vocab_size,
+            image_token_id=getattr(model_config, "image_token_id", None),
+            share=share_features,
+        ),
         closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
         banned=banned,
+        unused=tuple(find_beyond(model_config, processor.tokenizer)),
         caches_vision=config.towers_frozen and model_config.model_type in ENGINE_TAKES_FEATURES,
     )
 
