@@ -19,6 +19,8 @@ from learner.model.attention import install
 
 KEPT_FILES = {".json", ".jinja", ".txt", ".model"}  # processor, tokenizer and chat template, not weights
 
+GENERATION = "generation_config.json"
+
 
 def load_model(path: str, config: Config) -> Any:
     """Load the Hugging Face model into this machine's memory, in the configured dtype and way to attend.
@@ -82,12 +84,16 @@ def require_base(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pa
 
 def export_model(weights: Mapping[str, Tensor], path: str, config: Config, folder: Path) -> None:
     """Write `weights` into `folder` in Hugging Face layout, with every other file of the model at `path`."""
-    model = load_model(path, config)
+    from transformers import GenerationConfig
+
+    model, base = load_model(path, config), _model_folder(path, config)
     model.load_state_dict(weights)
+    if (base / GENERATION).is_file():  # copied below: many published ones are such as transformers refuses to write
+        model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
-    for file in _model_folder(path, config).iterdir():
+    for file in base.iterdir():
         written = (folder / file.name).exists() or file.name.endswith(".index.json")
-        if file.suffix in KEPT_FILES and not written:
+        if file.suffix in KEPT_FILES and (not written or file.name == GENERATION):
             shutil.copyfile(file, folder / file.name)
     follow_umask(folder)
 
