@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
-from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES, choose_cpu_block
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
 from rollout import vllm_patches
 from rollout.spec import EngineSpec
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-LONGEST_FOR_16 = 512  # tokens of prompt and completion up to which blocks of 16 pay
 
 
 def build_engine(spec: EngineSpec, *, model_path: str) -> LLM:
@@ -63,7 +61,7 @@ def _make_llm(spec: EngineSpec, model_path: str) -> LLM:
 def _settings_on_cpu(spec: EngineSpec) -> dict[str, Any]:
     """Apply the patches that a CPU needs before the model is built, and return its settings."""
     vllm_patches.leave_small_layers_unpacked()
-    block_size = _choose_block_size(spec)
+    block_size = choose_cpu_block(spec.dtype, spec.max_model_len)
     if block_size == 16:
         vllm_patches.allow_blocks_of_16()
     return {
@@ -83,16 +81,3 @@ def _settings_on_gpu(spec: EngineSpec) -> dict[str, Any]:
     if spec.transport == "nccl":
         settings["weight_transfer_config"] = {"backend": "nccl"}
     return settings
-
-
-def _choose_block_size(spec: EngineSpec) -> int:
-    """Return the tokens of a block of the KV cache on a CPU: only full blocks of a prompt are shared by its G answers.
-
-    vLLM's default of 128 is longer than many prompts. Blocks of 16 share most of a short prompt. Measured against 32,
-    they are as fast with heads of 64 at 272 tokens. They are a quarter slower at 1024 tokens, and with heads of 128 at
-    272: `LONGEST_FOR_16` is a compromise. The kernels for AMX take no blocks of 16.
-    """
-    import torch
-
-    by_amx = spec.dtype == "bfloat16" and torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    return 32 if by_amx or spec.max_model_len > LONGEST_FOR_16 else 16

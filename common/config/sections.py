@@ -15,6 +15,7 @@ from common.labels.answers import Mode
 LARGEST_INT = 2**31 - 1  # what counters, tensors and sockets of third parties hold
 Positive = Annotated[int, Field(ge=1, le=LARGEST_INT)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Pixels = Annotated[int, Field(ge=1, le=4096**2)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
 MOST_ANSWERS = 16384  # to one prompt: vLLM takes no more
 Answers = Annotated[int, Field(ge=0, le=MOST_ANSWERS)]
@@ -77,9 +78,9 @@ class ModelConfig(Section):
     """Run Python code that lies beside the weights, in every process. A hub model then needs a commit as `revision`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the engines' weights and of the learner's forward pass. float32 for a CPU or for exact comparisons."""
-    min_pixels: Positive | None = None
+    min_pixels: Pixels | None = None
     """The processor scales a smaller image up to this many pixels. Only the Qwens have such limits; null is 3136."""
-    max_pixels: Positive | None = None
+    max_pixels: Pixels | None = None
     """The processor scales a larger image down to this many pixels. Only the Qwens have such limits; null is 401408.
     Lower it for shorter prompts."""
     freeze_vision: bool = False
@@ -114,7 +115,7 @@ class DataConfig(Section):
     """Held-out split; null evaluates nothing."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of `split` that is held out, stratified by label, where there is no held-out split. 0: `eval_split`."""
-    image_size: Positive | None = 384
+    image_size: Annotated[int, Field(ge=4, le=4096)] | None = 384
     """Every image is resized to a square of this many pixels a side (LANCZOS), as in CLS-RL. null keeps its size."""
     mode: Mode = "no_think"
     """Form of an answer. no_think: the bare label. think: a `<think>` block, then an `<answer>` block.
@@ -137,8 +138,9 @@ class DataConfig(Section):
     """Refuse a row whose label is not in the list its question offers."""
     check_copies: Free[bool] = True
     """Refuse to train on one picture under two labels of the same question. false only warns of it."""
-    max_image_megapixels: Annotated[float, Field(gt=0, le=1e6)] = 40.0
-    """A larger image is refused before it is decoded. Raise it for sound pictures that are larger."""
+    max_image_megapixels: Annotated[float, Field(gt=0, le=178)] = 40.0
+    """A larger image is refused before it is decoded. Raise it for sound pictures that are larger; Pillow reads up to
+    178."""
     cache_mb: Free[NonNegative] = 512
     """Host memory in MB for the decoded images of each split, and as much again for their processed features."""
     timeout_s: Free[Seconds] = 600.0

@@ -67,7 +67,7 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
     except BadRowError as fault:
         raise BadRowError(f"{_name(cell, root)}{fault.reason}", remedy=fault.remedy) from fault
     except Image.DecompressionBombError as error:
-        raise _too_large(str(error)) from error
+        raise BadRowError(f"image too large: {error}", remedy="shrink it: Pillow decodes no more") from error
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
         why, remedy = _explain(error, _head(found))
         raise BadRowError(f"{_name(cell, root)}image cannot be decoded{why}", remedy=remedy) from error

@@ -141,7 +141,7 @@ class PromptEncoder:
         """Measure every prompt of `source`, or of `outlines` of its rows, without processing an image.
 
         Raises one DataError naming every bad row. Its prompt is over `data.max_prompt_tokens`, its text holds special
-        tokens of the model, or its image is too narrow.
+        tokens of the model, or its image is too narrow. Raises ModelError where the model would not find the pictures.
         """
         measure = lru_cache(4096)(self._length)  # many rows share one question
         faults: dict[str, BadRowError] = {}
@@ -151,6 +151,18 @@ class PromptEncoder:
             except BadRowError as fault:
                 faults[outline.id] = fault
         refuse(source.name, len(source), list(faults.items()))
+        if self._added:
+            self._check_image_token()
+
+    def count_square(self, side: int) -> int:
+        """Return the tokens of a prompt of one word and a square of so many pixels a side, without making it.
+
+        Raises DataError for a size the family cannot take.
+        """
+        try:
+            return len(self._rendered("?", True)[1]) + self._count_image_tokens((side, side))
+        except BadRowError as fault:
+            raise DataError(f"data.image_size = {side} cannot be", got=fault.reason, remedy=fault.remedy) from fault
 
     def _length(self, problem: str, image_size: tuple[int, int] | None) -> int:
         """Return T of the prompt, from its text and the image's (height, width). Raises BadRowError over the limit."""
@@ -238,12 +250,10 @@ class PromptEncoder:
     def _count_image_tokens(self, image_size: tuple[int, int]) -> int:
         """Return how many tokens an image of (height, width) adds to those of the text, and remember it.
 
-        Raises BadRowError for a size the family cannot take, ModelError where the model would not find the picture.
+        Raises BadRowError for a size the family cannot take.
         """
         added = self._added.get(image_size)
         if added is None:
-            if not self._added:
-                self._check_image_token()
             added = self._added[image_size] = self._measure_image(image_size)
         return added
 

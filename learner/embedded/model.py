@@ -80,7 +80,7 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
     from common.data.sources import load
 
     sources = [load(data, split=split) for split in SEEN.get((data.path, data.split), (data.split,))]
-    examples = [source[row] for source in sources for row in range(len(source))]
+    examples = _Rows(sources)
     home = (cache_dir or cache_home()) / f"tiny-{_fingerprint(examples, data)}"
     if _is_sound(home):
         return home
@@ -98,6 +98,20 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
             remedy="free space there, point XDG_CACHE_HOME at a folder you can write, or set model.path to a model",
         ) from error
     return home
+
+
+class _Rows(Sequence[Example]):
+    """The rows of several splits, one after the other; pictures are decoded as they are asked for, not kept."""
+
+    def __init__(self, sources: Sequence[Sequence[Example]]) -> None:
+        self._places = [(source, row) for source in sources for row in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        source, row = self._places[index]
+        return source[row]
 
 
 def build_model(folder: Path, examples: Sequence[Example], data: DataConfig) -> None:

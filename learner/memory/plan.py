@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.config.schema import Config, ModelConfig
-from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES
+from common.engine_sizes import BATCHED_TOKENS, KV_CACHE_BYTES, count_kv_bytes
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -204,8 +204,7 @@ def plan_host(counts: Counts, config: Config) -> Share:
 def plan_engine(counts: Counts, model_config: Any, config: Config) -> Share:
     """Plan the device memory of one engine. On a GPU the KV cache is what `gpu_memory_utilization` leaves."""
     text, rollout, cpu = model_config.get_text_config(), config.rollout, config.cluster.device == "cpu"
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * width * counts.itemsize
+    a_token = text.num_hidden_layers * count_kv_bytes(text, counts.itemsize)
     longest = config.data.max_prompt_tokens + rollout.max_completion_tokens
     cache = (rollout.kv_cache_mb << 20) if rollout.kv_cache_mb else KV_CACHE_BYTES if cpu else a_token * longest
     batch = max(BATCHED_TOKENS, longest) * (2 * text.intermediate_size + 6 * text.hidden_size) * counts.itemsize

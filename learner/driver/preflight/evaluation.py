@@ -15,6 +15,7 @@ from common.labels.lint import settle
 from learner.driver.preflight.builds import check_builds
 from learner.driver.preflight.labels import check_lengths
 from learner.driver.preflight.model import ModelFiles, read_model
+from learner.driver.preflight.sizes import check_picture_size
 from learner.evaluation.sets import EvaluationSet, make_set, read_sets
 
 
@@ -52,6 +53,7 @@ def read_target(config: Config, name: str, *, held_out: bool, say: Callable[[str
         RollcallError: naming what cannot be used and how to mend it.
     """
     check_builds(config.cluster)
+    check_picture_size(config, say=say)
     sources = read_sets(config, load_held_out(config.data) if held_out else None)
     if not sources:
         raise ConfigError(

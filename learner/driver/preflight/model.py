@@ -20,6 +20,7 @@ from common.models.weights import check_weights
 from common.object_store import share_features
 from learner.driver.preflight.data import RunData
 from learner.driver.preflight.labels import RunLabels, check_lengths
+from learner.driver.preflight.sizes import check_lengths_fit
 from learner.model.vision_features import ENGINE_TAKES_FEATURES
 from learner.trainer.offline_groups import OfflineGroups
 from rollout.rewards.loading import find_functions_with
@@ -76,6 +77,7 @@ def read_model(config: Config) -> ModelFiles:
         model_config, processor = load_model_config(model), load_processor(model)
         if model is config.model:  # the embedded one is compared with what was built
             check_weights(model, model_config, here=config.cluster.resolve_address() == LOCAL_CLUSTER)
+    check_lengths_fit(config, model_config)
     family, ends = family_of(model_config), eos_token_ids(model)
     check_vocabulary(model.path, model_config, processor, ends)
     banned = banned_token_ids(model_config, processor.tokenizer, ends)

@@ -13,6 +13,7 @@ from learner.driver.preflight.data import RunData, read_data, settle_steps
 from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
 from learner.driver.preflight.model import ModelFiles, check_model
+from learner.driver.preflight.sizes import check_picture_size
 from learner.evaluation.sets import EvaluationSet, check_best_by
 from rollout.rewards.loading import check_functions
 
@@ -50,6 +51,7 @@ def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = Fal
     check_builds(config.cluster, say=say if dry else None)
     check_capacity(config, say=say if dry else None)
     check_functions(config.reward)
+    check_picture_size(config, say=say)
     data = read_data(config, say=say)
     config = settle_steps(config, rows=len(data.train), say=say)
     labels = check_labels(config, data, say=say)
