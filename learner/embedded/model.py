@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+    from common.data.sources import ExampleSource
     from common.models.prompts import PromptEncoder
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56)
@@ -103,7 +104,7 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
 class _Rows(Sequence[Example]):
     """The rows of several splits, one after the other; pictures are decoded as they are asked for, not kept."""
 
-    def __init__(self, sources: Sequence[Sequence[Example]]) -> None:
+    def __init__(self, sources: Sequence[ExampleSource]) -> None:
         self._places = [(source, row) for source in sources for row in range(len(source))]
 
     def __len__(self) -> int:
