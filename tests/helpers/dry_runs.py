@@ -1,7 +1,7 @@
 """`learner.main` over many command lines in one process, offline, with small data and models under their hub names.
 
 Run as `python -m tests.helpers.dry_runs HOME` with HF_HOME=HOME; command lines come in and what they printed goes out
-as JSON. The models have the real shapes, and no weights.
+as JSON. The models have the real shapes, and files of weights that take no room.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,33 @@ SHA = "0" * 40
 
 
 def put_model(home: Path, name: str, config: Any, processor: Any) -> None:
-    """Everything of a model but its weights."""
+    """Everything of a model, its weights with nothing in them: see `write_weights`."""
     folder = home / "hub" / f"models--{name.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs/main").write_text(SHA)
     snapshot = folder / "snapshots" / SHA
     config.save_pretrained(snapshot)
     processor.save_pretrained(snapshot)
+    write_weights(snapshot / "model.safetensors", config)
+
+
+def write_weights(file: Path, config: Any) -> None:
+    """Write weights of a whole model in bfloat16 that take no room: a header, and a hole for all of its zeros."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    header: dict[str, Any] = {}
+    end = 0
+    for name, parameter in model.named_parameters():
+        begin, end = end, end + 2 * parameter.numel()
+        header[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [begin, end]}
+    written = json.dumps(header).encode()
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(written)) + written)
+        opened.truncate(8 + len(written) + end)
 
 
 def put_data(home: Path, name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
