@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,6 +85,8 @@ def ensure_model(cache_dir: Path | None = None, data: DataConfig = DIGITS) -> Pa
     examples = _Rows(sources)
     home = (cache_dir or cache_home()) / f"tiny-{_fingerprint(examples, data)}"
     if _is_sound(home):
+        with suppress(OSError):  # one of before was for its owner alone
+            follow_umask(home)
         return home
     say("making the embedded model, once: a few seconds")
     try:

@@ -113,8 +113,8 @@ def test_labels_are_linted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def test_a_label_that_no_completion_can_hold(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path, random_qwen2vl: Path
 ) -> None:
-    words = [*recipe(tmp_path, path=str(pictures)), f"model.path={random_qwen2vl}", "rollout.max_completion_tokens=2"]
-    printed = refusal(capsys, *words)
+    words = [*recipe(tmp_path, path=str(pictures)), f"model.path={random_qwen2vl}", "data.max_prompt_tokens=1000"]
+    printed = refusal(capsys, *words, "rollout.max_completion_tokens=2")
     assert "labels of more tokens than the 2 of rollout.max_completion_tokens (3): 'circle' has " in printed
     assert main([*words, "rollout.max_completion_tokens=20"]) == 0
 

@@ -13,7 +13,7 @@ from common.config.schema import Config, DataConfig, LoraConfig
 from common.data.build import __main__ as build
 from common.data.sources import load
 from common.storage.output import WriteReport, open_output
-from learner.embedded.model import build_model
+from learner.embedded.model import build_model, ensure_model
 from learner.model.load import export_model, load_model
 from learner.model.lora import add_adapters, export_adapter
 from learner.report import __main__ as report
@@ -24,7 +24,7 @@ from tests.helpers.made_run import made_run
 from tests.helpers.makers import image_folder
 
 
-@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o002], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
@@ -57,6 +57,19 @@ def test_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uma
     source = load(data, split="test")
     build_model(tmp_path / "model", [source[row] for row in range(20)], data)
     assert_modes(tmp_path / "model", umask)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_of_an_older_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose files were for their owner alone."""
+    monkeypatch.setattr("learner.embedded.model._warm_up", lambda *_: None)
+    data = DataConfig(image_size=56, split="test")
+    for file in ensure_model(tmp_path / "cache", data).iterdir():
+        file.chmod(0o600)
+    assert ensure_model(tmp_path / "cache", data).is_dir()
+    assert_modes(tmp_path / "cache", umask)
 
 
 def test_a_built_set(tmp_path: Path, umask: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,3 +158,114 @@ def make_output(index: int, reason: str) -> Any:
     """Return an answer of one token as vLLM gives it."""
     logprobs = [{7: SimpleNamespace(logprob=-1.0)}]
     return SimpleNamespace(index=index, token_ids=[7], logprobs=logprobs, finish_reason=reason)
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "plain": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+    "by layer": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0},
+        "sliding_attention": {"rope_type": "default"},
+    },
+    "none": {},
+}
+KEYS: dict[str, dict[str, Any]] = {
+    "positions": {"max_position_embeddings": 1000},
+    "the smallest": {"max_position_embeddings": 1000, "seq_length": 300},
+    "a length of its own": {"max_position_embeddings": 1000, "model_max_length": 5000},
+    "a shorter one of its own": {"max_position_embeddings": 1000, "model_max_length": 500},
+    "no bound": {},
+}
+
+
+def test_the_longest_sequence_is_as_vllm_says(ask: Any) -> None:
+    """The preflight refuses a length exactly where vLLM does: one token more than the longest it takes."""
+    from learner.driver.preflight.sizes import find_longest
+
+    texts = {
+        (key, rope, kind): SimpleNamespace(model_type=kind, rope_parameters=ROPES[rope], **KEYS[key])
+        for key in KEYS
+        for rope in ROPES
+        for kind in ("qwen2_vl_text", "gemma3_text")
+    }
+    longest = {name: min(find_longest(text)[0], 10**6) for name, text in texts.items()}
+
+    def read() -> dict[Any, list[bool]]:
+        from vllm.config.model import _get_and_verify_max_len
+        from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+
+        def takes(text: Any, length: int) -> bool:
+            convertor: Any = SimpleNamespace(hf_text_config=text)
+            found = ModelArchConfigConvertorBase.derive_max_model_len_and_key(convertor)
+            facts: Any = SimpleNamespace(derived_max_model_len_and_key=found)
+            try:
+                _get_and_verify_max_len(text, facts, None, length, False, None)
+            except ValueError:
+                return False
+            return True
+
+        return {
+            name: [takes(text, int(longest[name])), takes(text, int(longest[name]) + 1)] for name, text in texts.items()
+        }
+
+    for name, (fits, too_long) in ask(read).items():
+        assert fits and too_long == (longest[name] == 10**6), name
+
+
+def test_a_generation_config_changes_no_request(ask: Any) -> None:
+    """Of all that a model's file says of sampling vLLM takes the ends of answers alone, for requests of ours."""
+    found = {"temperature": 0.01, "top_k": 1, "top_p": 0.001, "repetition_penalty": 1.05, "max_new_tokens": 3}
+    asked = GenerationRequest(
+        prompt_id="a",
+        token_ids=(1, 2),
+        images=None,
+        seed=1,
+        sampling=Sampling(n=2, temperature=0.7, top_p=0.9, top_k=5, max_tokens=9),
+    )
+
+    def read() -> tuple[str, str]:
+        from rollout.engine import _sampling_params
+
+        before, after = _sampling_params(asked), _sampling_params(asked)
+        before.update_from_generation_config({}, 2)
+        after.update_from_generation_config(found, 2)
+        return repr(before), repr(after)
+
+    before, after = ask(read)
+    assert before == after and "temperature=0.7" in before
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "gemma3"])
+def test_an_engine_starts_with_the_least_cache_and_not_with_less(ask: Any, tmp_path: Path, architecture: Any) -> None:
+    """What the preflight counts is what vLLM asks for; of layers with a window no more than that."""
+    from common.config.schema import ModelConfig
+    from common.engine_sizes import choose_cpu_block, count_least_cache
+    from common.models.processor import load_model_config
+    from tests.helpers.models import build_random_model
+
+    folder = str(build_random_model(tmp_path / "model", seed=1, architecture=architecture))
+    text = load_model_config(ModelConfig(path=folder)).get_text_config()
+    longest = 300
+    least = count_least_cache(text, longest=longest, block=choose_cpu_block("float32", longest), itemsize=4)
+    sizes = [least - 1] if architecture == "gemma3" else [least - 1, least]
+    spec = dataclasses.replace(
+        SPEC, device="cpu", dtype="float32", max_model_len=longest, model_path=folder, transport="object_store"
+    )
+
+    def start() -> list[str]:
+        from rollout.build import build_engine
+
+        said = []
+        for size in sizes:
+            try:
+                build_engine(dataclasses.replace(spec, kv_cache_bytes=size), model_path=folder)
+            except Exception as error:  # noqa: BLE001  # whatever vLLM raises
+                said.append(str(error))
+            else:
+                said.append("started")
+        return said
+
+    refused, *rest = ask(start)
+    assert "KV cache" in refused and rest == ["started"] * (len(sizes) - 1)

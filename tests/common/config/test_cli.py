@@ -142,7 +142,7 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("learner.betas=[0.9,0.99,1]", "must be [number >= 0 and <= 0.999999, number >= 0 and <= 0.999999]"),
         ("reward.functions={}", "must be {name: number >= -1e+06 and <= 1e+06, ...}"),
         ("reward.functions={a: 1, a: 2}", "must be {name: number >= -1e+06 and <= 1e+06, ...}"),
-        ("data.image_size=big", "must be integer >= 1 or null"),
+        ("data.image_size=big", "must be integer >= 4 and <= 4096 or null"),
         ("weights.transport=nccl", "weights.transport = nccl needs cluster.device = cuda"),
         ("learner.ranks=3", "learner.ranks = 3 does not divide rollout.prompts_per_step = 32"),
         ("engines", "neither a flag nor key=value"),
