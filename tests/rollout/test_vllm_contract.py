@@ -226,9 +226,9 @@ def test_a_generation_config_changes_no_request(ask: Any) -> None:
     )
 
     def read() -> tuple[str, str]:
-        from rollout.engine import _sampling_params
+        from rollout.engine import make_sampling_params
 
-        before, after = _sampling_params(asked), _sampling_params(asked)
+        before, after = make_sampling_params(asked), make_sampling_params(asked)
         before.update_from_generation_config({}, 2)
         after.update_from_generation_config(found, 2)
         return repr(before), repr(after)
