@@ -21,6 +21,7 @@ from common.errors import ModelError
 from common.models.processor import load_model_config
 from common.models.weight_files import INDEX, OLD_SINGLE, SINGLE, check_folder, read_tensors
 from common.models.weights import check_weights
+from tests.helpers.hub import SHA
 from tests.helpers.models import Architecture, build_random_model
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4417234\n"
@@ -299,6 +300,47 @@ def test_a_file_nobody_may_read_is_named(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("safetensors.safe_open", refuse)
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be used\n.*Permission denied"):
         read_tensors(folder)
+
+
+# -- models of the hub -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of a/b in the hub's cache: links to blobs, as downloads leave it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    home = tmp_path / "hub/models--a--b"
+    snapshot, blobs = home / "snapshots" / SHA, home / "blobs"
+    for folder in (snapshot, blobs, home / "refs"):
+        folder.mkdir(parents=True)
+    (home / "refs/main").write_text(SHA)
+    for file in model.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(blobs / file.name)
+    return snapshot
+
+
+def check_cached(*, here: bool = True) -> None:
+    named = ModelConfig(path="a/b")
+    check_weights(named, load_model_config(named), here=here)
+
+
+def test_the_snapshot_of_a_hub_model_is_looked_at(cached: Path) -> None:
+    check_cached()
+    cut(cached.parents[1] / "blobs" / SINGLE, lambda size: size - 1)
+    with pytest.raises(ModelError, match="cut short"):
+        check_cached()
+
+
+def test_weights_that_are_not_in_the_cache(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline nobody can load them here; the hub may have them, and so may the hosts of another cluster."""
+    (cached / SINGLE).unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        check_cached()
+    check_cached(here=False)
+    config = load_model_config(ModelConfig(path="a/b"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    check_weights(ModelConfig(path="a/b"), config, here=True)
 
 
 # -- any mutation ------------------------------------------------------------------------------------------------------
