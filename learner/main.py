@@ -58,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> None:
     """Check all that a run checks before it touches a cluster, and say what it would reserve there."""
+    from common.config.schema import LOCAL_CLUSTER
     from learner.driver.preflight.capacity import count_resources
     from learner.driver.preflight.start import check_start
 
     with check_start(config, say=say, dry=True):
         pass
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
-    say(f"a dry run: this would reserve {needs}; nothing was started")
+    address = config.cluster.resolve_address()
+    asked = "" if address == LOCAL_CLUSTER else f"; the cluster at {address} was not asked whether it has them"
+    say(f"a dry run: this would reserve {needs}; nothing was started{asked}")
 
 
 def _plan(config: Config) -> None:

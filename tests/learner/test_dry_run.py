@@ -1,0 +1,244 @@
+"""A dry run finds what a run would find before it touches a cluster: the same reasons through both, the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from common.config import cli
+from common.config.schema import Config
+from common.storage.output import WriteReport, open_output
+from learner.main import main
+from learner.storage.checkpoint import DriverState, write_state
+from learner.storage.checkpoint_folder import CheckpointFolder
+from learner.storage.run_folder import RunFolder
+from tests.helpers.planted import plant_in_torch_file
+
+Case = Callable[[Path], list[str]]  # makes what is wrong in a folder, and returns the command line
+
+
+class ReachedError(Exception):
+    """The run went on to its cluster."""
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> NoReturn:
+        raise ReachedError
+
+    monkeypatch.setattr("learner.driver.open_run.connect", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def words(*said: str) -> Case:
+    """A command line that is wrong anywhere."""
+    return lambda _: list(said)
+
+
+def write_run(folder: Path, *said: str, config: Config | None = None, plant: Path | None = None) -> Path:
+    """Write a run folder with a checkpoint of step 1; `plant` puts code into it that would make that folder."""
+    config = config or cli.parse([f"run_dir={folder}", *said]).config
+    store = CheckpointFolder(folder / "checkpoints", keep=5)
+    weights = folder / "weights"
+    torch.save({"x": torch.zeros(2)}, weights)
+    if plant:
+        plant_in_torch_file(weights, plant)
+    with store.write_checkpoint(1, estimate=0) as draft:
+        output = open_output(draft.place)
+        with output.open("rank-0.pt") as file:
+            file.write(weights.read_bytes())
+        draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
+        draft.own = write_state(draft.place, DriverState(step=1, config=config, stream={}, counts={}))
+    weights.unlink()
+    (folder / "config.yaml").write_text(cli.dump(config))
+    return folder
+
+
+def another_run(here: Path) -> list[str]:
+    return [f"run_dir={write_run(here / 'run')}"]
+
+
+def a_file(here: Path) -> list[str]:
+    (here / "file").touch()
+    return ["run_dir=file"]
+
+
+def below_a_file(here: Path) -> list[str]:
+    (here / "file").touch()
+    return ["run_dir=file/run"]
+
+
+def a_link_to_itself(here: Path) -> list[str]:
+    (here / "link").symlink_to("link")
+    return ["run_dir=link"]
+
+
+def strangers_files(here: Path) -> list[str]:
+    (here / "home").mkdir()
+    (here / "home/thesis.txt").touch()
+    return ["run_dir=home"]
+
+
+def another_rate(here: Path) -> list[str]:
+    return [f"resume={write_run(here / 'run')}", "learner.lr=1e-3"]
+
+
+def other_steps(here: Path) -> list[str]:
+    return ["resume=auto", f"run_dir={write_run(here / 'run')}", "steps=77"]
+
+
+def a_damaged_checkpoint(here: Path) -> list[str]:
+    step = write_run(here / "run") / "checkpoints/step-000001"
+    (step / "rank-0.pt").write_bytes(b"damaged")
+    return [f"resume={step}"]
+
+
+def only_damaged_checkpoints(here: Path) -> list[str]:
+    (write_run(here / "run") / "checkpoints/step-000001/state.json").unlink()
+    return ["resume=auto", "run_dir=run"]
+
+
+def code_in_a_checkpoint(here: Path) -> list[str]:
+    return [f"resume={write_run(here / 'run', plant=here / 'marker')}"]
+
+
+def two_run_folders(here: Path) -> list[str]:
+    return [f"resume={write_run(here / 'run')}", "run_dir=elsewhere"]
+
+
+AT_ONCE: dict[str, tuple[Case, str]] = {
+    # where the run is to be
+    "another run": (another_run, "holds checkpoints, config.yaml"),
+    "strangers' files": (strangers_files, "thesis.txt"),
+    "a file": (a_file, "cannot be written"),
+    "below a file": (below_a_file, "cannot be written"),
+    "below /proc": (words("run_dir=/proc/1/run"), "cannot be written"),
+    "a link to itself": (a_link_to_itself, "link"),
+    "a long part": (words(f"run_dir={'x' * 300}"), "too long"),
+    "a NUL": (words("run_dir=a\0b"), "holds a NUL"),
+    "a bucket without a name": (words("run_dir=s3://"), "s3://"),
+    "another scheme": (words("run_dir=ftp://host/run"), "ftp"),
+    "a name of two parts": (words("name=a/b"), "name cannot be part"),
+    "a name that leads up": (words("name=.."), "name cannot be part"),
+    "a name with ESC": (words("name=a\x1b[2J"), "name cannot be part"),
+    "a name with NUL": (words("name=a\0b"), "holds a NUL"),
+    "a name of 300 letters": (words(f"name={'n' * 300}"), "up to 200 bytes"),
+    "a name of 255 bytes in 85 letters": (words(f"name={'€' * 85}"), "up to 200 bytes"),
+    # where it goes on
+    "no run to resume": (words("resume=nowhere"), "no such folder"),
+    "a NUL to resume": (words("resume=a\0b"), "holds a NUL"),
+    "two run folders": (two_run_folders, "resume and run_dir name two run folders"),
+    # what this machine has
+    "engines": (words("rollout.engines=50"), "50 x an engine"),
+    "ranks": (words("learner.ranks=32"), "the learner's 32 ranks"),
+    "a large engine": (words("rollout.cpus_per_engine=5000"), "5000 CPU"),
+    "reward workers": (words("reward.workers=900", "reward.cpus_per_worker=1"), "900 x a reward worker"),
+    "labels": (words("rollout.labels=role=rollout"), "with role=rollout"),
+    # bounds
+    "a seed": (words("seed=-1"), "integer >= 0"),
+    "a cold temperature": (words("rollout.temperature=0.005"), "number >= 0.01"),
+    "a hot temperature": (words("rollout.temperature=1000"), "<= 2"),
+    "weights of 0": (words("reward.functions={accuracy: 0}"), "nothing could be learned"),
+    "a profile after the end": (words("tracking.profile_steps=[200, 201]"), "begins after the last step"),
+    "nccl on a CPU": (words("weights.transport=nccl"), "use object_store on CPU"),
+    # rewards
+    "a reward nobody knows": (words("reward.functions={acuracy: 1}"), "perhaps you meant accuracy"),
+    "a package nobody has": (words("reward.functions={no_such_package:f: 1}"), "no_such_package"),
+    "a reward model that is not there": (words("reward.functions={model:/no/such/folder: 1}"), "/no/such/folder"),
+}
+
+LATER: dict[str, tuple[Case, str]] = {
+    "data that is not there": (words("--config", "deploy/recipes/laptop.yaml", "data.path=nothing"), "nothing"),
+    "a split that is not there": (words("data.split=validation"), "validation"),
+    "held-out data that is not there": (words("data.eval_path=nothing"), "nothing"),
+    "a set that is not there": (words("evaluation.sets={cars: nothing}"), "nothing"),
+    "a measure nobody takes": (words("checkpoint.best_by=cars/accuracy"), "is not measured"),
+    "more prompts than rows": (words("rollout.prompts_per_step=2000"), "1397 rows"),
+    "a prompt that is too long": (words("data.max_prompt_tokens=16"), "prompt of 17 tokens"),
+    "an answer that is too long": (words("method=exact", "rollout.max_completion_tokens=1"), "of 2 tokens is over 1"),
+    "a warm-up over all epochs": (words("epochs=2", "learner.warmup_steps=88"), "are 88 steps"),
+    "a profile after the epochs": (words("epochs=1", "tracking.profile_steps=[50, 52]"), "begins after the last step"),
+    "a reward without its length": (words("reward.functions={length: 1}"), "no length to aim at"),
+    "a reward without thoughts": (words("reward.functions={confidence: 1}"), "no"),
+    "another rate": (another_rate, "learner.lr: 0.0005 then, 0.001 now"),
+    "other steps": (other_steps, "steps: 200 then, 77 now"),
+    "a damaged checkpoint": (a_damaged_checkpoint, "is not sound"),
+    "only damaged checkpoints": (only_damaged_checkpoints, "none of the 1 checkpoints is sound"),
+    "code in a checkpoint": (code_in_a_checkpoint, "mkdir"),
+}
+
+
+def refuse(case: Case, here: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return what a dry run and a run print on stderr; both are refused, and leave the folder as it was."""
+    here.joinpath("deploy").symlink_to(Path(__file__).parents[2] / "deploy")
+    said = case(here)
+    before = sorted(path for path in here.rglob("*") if path.name != ".lock")
+    printed = []
+    for dry in ([], ["--dry-run"]):
+        assert main([*said, *dry]) == 2
+        printed.append(capsys.readouterr().err)
+        assert sorted(path for path in here.rglob("*") if path.name != ".lock") == before
+    return printed
+
+
+def check(case: Case, told: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, dry = refuse(case, here, capsys)
+    assert run == dry
+    assert run.startswith("error: ") and run.count("error: ") == 1
+    assert "\n  got: " in run and "\n  remedy: " in run
+    assert told in run
+    assert len(run) < 2000
+    assert not (here / "marker").exists()
+
+
+@pytest.mark.parametrize(("case", "told"), AT_ONCE.values(), ids=AT_ONCE)
+def test_refused_at_once(case: Case, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(case, told, tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "told"), LATER.values(), ids=LATER)
+def test_refused_once_data_and_model_are_read(
+    case: Case, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(case, told, tmp_path, capsys)
+
+
+def test_a_folder_in_use_is_refused_by_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = RunFolder.open(Config(run_dir=str(tmp_path / "run")), now=datetime.now(UTC))
+    run, dry = refuse(words("run_dir=run"), tmp_path, capsys)
+    first.close()
+    assert run == dry and "in use by a live run" in run
+
+
+@pytest.mark.parametrize("said", [["run_dir=a/b/run"], [], ["resume=auto"], ["resume=auto", "run_dir=a/run"]], ids=str)
+def test_a_dry_run_that_finds_nothing_leaves_nothing_and_the_run_goes_on(
+    said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*said, "--dry-run"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "nothing was started" in capsys.readouterr().out
+    with pytest.raises(ReachedError):
+        main([*said, "checkpoint.every=0"])
+
+
+def test_a_dry_run_says_where_a_resumed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert main(["resume=run", "--dry-run"]) == 0
+    assert "going on from step 1" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_cluster_is_not_asked_and_the_dry_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["rollout.engines=50", "rollout.labels=role=rollout", "cluster.address=10.0.0.9:6379"]
+    assert main([*said, "--dry-run"]) == 0
+    assert "the cluster at 10.0.0.9:6379 was not asked whether it has them" in capsys.readouterr().out
+    with pytest.raises(ReachedError):
+        main(said)
