@@ -13,6 +13,7 @@ import torch
 from common.config import cli
 from common.config.schema import Config
 from common.storage.output import WriteReport, open_output
+from learner.driver.preflight.learnable import warn_of_nothing_to_learn
 from learner.main import main
 from learner.storage.checkpoint import DriverState, write_state
 from learner.storage.checkpoint_folder import CheckpointFolder
@@ -242,3 +243,36 @@ def test_another_cluster_is_not_asked_and_the_dry_run_says_so(capsys: pytest.Cap
     assert "the cluster at 10.0.0.9:6379 was not asked whether it has them" in capsys.readouterr().out
     with pytest.raises(ReachedError):
         main(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (["rollout.top_k=1"], "rollout.top_k = 1 samples the likeliest token alone"),
+        (["rollout.top_p=0.01"], "rollout.top_p = 0.01 leaves hardly more"),
+        (["rollout.temperature=0.01"], "rollout.temperature = 0.01 is close to greedy"),
+        (["reward.functions={format: 1, accuracy: 0}"], "reward format alone earns nearly every answer the same"),
+        (
+            ["reward.functions={accuracy: 1, repetition: 1}", "reward.repetition_ngram=4"],
+            "reward repetition is 0 for every answer",
+        ),
+        (["learner.lr=1e-20"], "learner.lr = 1e-20 is too small"),
+        (["learner.beta=500"], "learner.beta = 500 lets the KL outweigh"),
+        ([], None),
+        (["rollout.top_k=2", "rollout.top_p=0.5", "rollout.temperature=0.3"], None),
+        (["data.mode=think", "reward.functions={format: 1}", "rollout.max_completion_tokens=12"], None),
+        (["reward.functions={accuracy: 1, repetition: 1}"], None),
+        (["method=sft", "learner.beta=0", "rollout.top_k=1"], None),
+    ],
+    ids=str,
+)
+def test_settings_under_which_nothing_can_be_learned_are_doubted(said: list[str], told: str | None) -> None:
+    printed: list[str] = []
+    warn_of_nothing_to_learn(cli.parse(said).config, say=printed.append)
+    assert len(printed) == (told is not None)
+    assert told is None or (printed[0].startswith("warning: ") and told in printed[0])
+
+
+def test_the_doubts_are_said_at_the_door(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout.top_k=1", "--dry-run"]) == 0
+    assert "warning: rollout.top_k = 1" in capsys.readouterr().out

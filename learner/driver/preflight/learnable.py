@@ -1,0 +1,48 @@
+"""Settings under which little or nothing can be learned: what is accepted, and worth a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from common.config.schema import Config
+
+COLD, NARROW = 0.1, 0.1  # temperature and top-p under which the answers of a group hardly differ
+HOT_KL = 10.0  # times the KL in nats, against advantages of about 1
+LEAST_STEP = 1e-10  # a weight of 0.02 has the next float32 at 2e-9
+
+
+def warn_of_nothing_to_learn(config: Config, *, say: Callable[[str], None]) -> None:
+    """Say what keeps the answers of a group, their rewards or the weights as they are."""
+    for doubt in _list_doubts(config):
+        say(f"warning: {doubt}")
+
+
+def _list_doubts(config: Config) -> Iterator[str]:
+    """Yield a line for each doubt, which names its keys as `section.key = value`."""
+    learner = config.learner
+    if config.sampled_prompts:
+        yield from _list_sampling_doubts(config)
+    if learner.lr < LEAST_STEP:
+        yield f"learner.lr = {learner.lr:g} is too small to change a weight in float32"
+    if learner.beta > HOT_KL:
+        yield f"learner.beta = {learner.beta:g} lets the KL outweigh every reward: the model stays as it is"
+
+
+def _list_sampling_doubts(config: Config) -> Iterator[str]:
+    """Yield those of answers that engines sample, and of what they earn."""
+    rollout, reward = config.rollout, config.reward
+    alike = "the answers of a group are alike, so their rewards are, and nothing is learned from them"
+    if rollout.top_k == 1:
+        yield f"rollout.top_k = 1 samples the likeliest token alone: {alike}"
+    if rollout.top_p < NARROW:
+        yield f"rollout.top_p = {rollout.top_p:g} leaves hardly more than the likeliest token: {alike}"
+    if rollout.temperature < COLD:
+        yield f"rollout.temperature = {rollout.temperature:g} is close to greedy: {alike}"
+    weighted = {name for name, weight in reward.functions.items() if weight}
+    if weighted == {"format"} and config.data.mode == "no_think":
+        yield "reward format alone earns nearly every answer the same with data.mode = no_think: add accuracy"
+    if "repetition" in weighted and reward.repetition_ngram >= rollout.max_completion_tokens:
+        yield (
+            f"reward repetition is 0 for every answer: reward.repetition_ngram = {reward.repetition_ngram} is not "
+            f"below rollout.max_completion_tokens = {rollout.max_completion_tokens}"
+        )
