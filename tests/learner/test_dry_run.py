@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -14,6 +15,7 @@ from common.config import cli
 from common.config.schema import Config
 from common.storage.output import WriteReport, open_output
 from learner.driver.preflight.learnable import warn_of_nothing_to_learn
+from learner.driver.preflight.start import warn_of_room
 from learner.main import main
 from learner.storage.checkpoint import DriverState, write_state
 from learner.storage.checkpoint_folder import CheckpointFolder
@@ -42,20 +44,21 @@ def words(*said: str) -> Case:
     return lambda _: list(said)
 
 
-def write_run(folder: Path, *said: str, config: Config | None = None, plant: Path | None = None) -> Path:
-    """Write a run folder with a checkpoint of step 1; `plant` puts code into it that would make that folder."""
-    config = config or cli.parse([f"run_dir={folder}", *said]).config
+def write_run(folder: Path, *, rows: int = 1397, plant: Path | None = None) -> Path:
+    """Write a run folder with a checkpoint of step 1, on so many rows; `plant` puts code there that makes a folder."""
+    config = cli.parse([f"run_dir={folder}"]).config
     store = CheckpointFolder(folder / "checkpoints", keep=5)
     weights = folder / "weights"
     torch.save({"x": torch.zeros(2)}, weights)
     if plant:
         plant_in_torch_file(weights, plant)
+    stream = {"rows": rows, "epoch": 0, "position": 32, "deferred": []}
     with store.write_checkpoint(1, estimate=0) as draft:
         output = open_output(draft.place)
         with output.open("rank-0.pt") as file:
             file.write(weights.read_bytes())
         draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-        draft.own = write_state(draft.place, DriverState(step=1, config=config, stream={}, counts={}))
+        draft.own = write_state(draft.place, DriverState(step=1, config=config, stream=stream, counts={}))
     weights.unlink()
     (folder / "config.yaml").write_text(cli.dump(config))
     return folder
@@ -92,6 +95,10 @@ def another_rate(here: Path) -> list[str]:
 
 def other_steps(here: Path) -> list[str]:
     return ["resume=auto", f"run_dir={write_run(here / 'run')}", "steps=77"]
+
+
+def other_rows(here: Path) -> list[str]:
+    return [f"resume={write_run(here / 'run', rows=1000)}"]
 
 
 def a_damaged_checkpoint(here: Path) -> list[str]:
@@ -169,6 +176,7 @@ LATER: dict[str, tuple[Case, str]] = {
     "a reward without thoughts": (words("reward.functions={confidence: 1}"), "no"),
     "another rate": (another_rate, "learner.lr: 0.0005 then, 0.001 now"),
     "other steps": (other_steps, "steps: 200 then, 77 now"),
+    "other rows": (other_rows, "1000 rows then, 1397 now"),
     "a damaged checkpoint": (a_damaged_checkpoint, "is not sound"),
     "only damaged checkpoints": (only_damaged_checkpoints, "none of the 1 checkpoints is sound"),
     "code in a checkpoint": (code_in_a_checkpoint, "mkdir"),
@@ -276,3 +284,29 @@ def test_settings_under_which_nothing_can_be_learned_are_doubted(said: list[str]
 def test_the_doubts_are_said_at_the_door(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rollout.top_k=1", "--dry-run"]) == 0
     assert "warning: rollout.top_k = 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "megabytes"),
+    [
+        ([], (16 * 3 + 4) / 4),  # two newest and the best, of 16 bytes a parameter, and the export of 4
+        (["checkpoint.keep=1", "checkpoint.export=false"], 16 * 2 / 4),
+        (["checkpoint.every=0"], 1),
+        (["checkpoint.every=0", "checkpoint.export=false"], 0),
+        (["learner.zero_stage=0"], (12 * 3 + 4) / 4),
+    ],
+    ids=str,
+)
+def test_a_disk_that_is_too_full_draws_a_warning(
+    said: list[str], megabytes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model of 1 MB; the free bytes are those at which the warning ends."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").write_bytes(bytes(1_000_000))
+    config = cli.parse(said).config
+    for more, warned in ((-1, True), (0, False)):
+        free = SimpleNamespace(free=megabytes * 1e6 + more)
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: free)
+        printed: list[str] = []
+        warn_of_room(config, tmp_path / "model", tmp_path, say=printed.append)
+        assert bool(printed) is warned

@@ -86,8 +86,10 @@ def pair(ray_session: None, random_qwen2vl: Path) -> Iterator[Pair]:
     "sampling",
     [
         PLAIN,
+        dataclasses.replace(PLAIN, temperature=0.01),
         dataclasses.replace(PLAIN, temperature=0.3),
         dataclasses.replace(PLAIN, temperature=1.5),
+        dataclasses.replace(PLAIN, top_k=1),  # of two equal logits each side keeps its own: a gap of ln 2
         dataclasses.replace(PLAIN, top_k=5),
         dataclasses.replace(PLAIN, top_p=0.7),
         dataclasses.replace(PLAIN, temperature=0.7, top_k=20, top_p=0.9),

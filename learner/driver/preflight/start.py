@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from common.config.schema import Config
 from common.data.stream import StreamState, check_rows
@@ -48,6 +50,8 @@ def check_start(config: Config, *, say: Callable[[str], None], dry: bool = False
             say(describe_start(point))
         if point:
             _check_data(point, inputs, say)
+        if folder.bucket is None:
+            warn_of_room(inputs.config, Path(inputs.model.path), folder.path, say=say)
         yield RunStart(inputs=inputs, folder=folder, store=store, point=point)
 
 
@@ -69,3 +73,23 @@ def _check_data(point: ResumePoint, inputs: RunInputs, say: Callable[[str], None
             remedy="go back to the old data.path, or start a new run",
         )
     say("warning: the checkpoint holds no digest of its rows: only their number was compared")
+
+
+def warn_of_room(config: Config, model: Path, folder: Path, *, say: Callable[[str], None]) -> None:
+    """Say where checkpoints and export of a model in a folder of this host will hardly fit beside the run folder.
+
+    A checkpoint holds the trained parameters, their masters in float32 and two moments of Adam. A run whose disk is
+    full goes on without checkpoints.
+    """
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors")) if model.is_dir() else 0
+    itemsize = {"float32": 4, "bfloat16": 2}[config.model.dtype]
+    stage = config.learner.zero_stage
+    each = (0 if stage == 3 else itemsize) + (4 if stage else 0) + 8
+    kept = config.checkpoint.keep + 1 if config.checkpoint.every and not config.lora.rank else 0
+    needed = weights * each // itemsize * kept + (weights if config.checkpoint.export in (True, "merged") else 0)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        say(
+            f"warning: checkpoints and export take about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free at "
+            f"{folder}: make room, or lower checkpoint.keep"
+        )
