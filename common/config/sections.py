@@ -249,13 +249,13 @@ class LearnerConfig(Section):
     Lower it where memory is short."""
     max_logprob_gap: Free[GapLimit | None] = None
     """Stop when engine and learner give any sampled token log-probs that are further apart. null is 1e-3 in float32 and
-    5 in bfloat16, where it has a long tail. inf only reports it."""
+    5 in bfloat16, where it has a long tail; a temperature below 1 divides that. inf only reports the gap."""
     mean_logprob_gap: Free[GapLimit | None] = None
     """The same limit for the mean over the tokens that one engine sampled in a step, which shows stale weights. null is
     1e-3 in float32 and 0.2 in bfloat16, and inf where `max_logprob_gap` is."""
     probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
     """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
-    in float32 and 0.5 in bfloat16."""
+    in float32 and 0.75 in bfloat16; a temperature below 1 divides that."""
     cpus_per_rank: Free[Amount] = 1.0
     """CPUs that one rank reserves in Ray; fractions share a core."""
     labels: Free[Preferences] = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config.schema import Config
+from common.config.schema import Config, LearnerConfig
 from common.errors import EngineError
 from common.models.families import FAMILIES, OTHER, Family
 from common.types import Completion, FailedGroup, GenerationRequest, Group, GroupGap, Prompt, ScoredGroup
@@ -65,7 +65,7 @@ def test_two_pushes_are_probed_and_no_more() -> None:
     assert max(one.sampling.max_tokens for one in sides.asked) <= 8
 
 
-@pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.6, "bfloat16"), (float("nan"), "float32")])
+@pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.8, "bfloat16"), (float("nan"), "float32")])
 def test_a_gap_stops_the_run(gap: float, dtype: str) -> None:
     with pytest.raises(EngineError, match="version 7") as caught:
         probe(Sides(gap), dtype=dtype)(7, prompts)
@@ -131,6 +131,16 @@ def test_one_stale_engine_of_eight_is_found_by_its_own_mean() -> None:
     check([stale], max_logprob_gap=float("inf"))
     with pytest.raises(EngineError, match="mean_logprob_gap"):
         check([stale], max_logprob_gap=float("inf"), mean_logprob_gap=0.2)
+
+
+def test_a_low_temperature_divides_logits_and_so_the_limits_that_nobody_set() -> None:
+    cold = Config.model_validate({"model": {"dtype": "float32"}, "rollout": {"temperature": 0.1}})
+    step = step_of([1e-6] * 99 + [5e-3])
+    check_gaps(cold, 7, *step)
+    with pytest.raises(EngineError, match=r"max_logprob_gap = 0\.01"):
+        check_gaps(cold, 7, *step_of([1e-6] * 99 + [2e-2]))
+    with pytest.raises(EngineError, match=r"max_logprob_gap = 0\.001"):
+        check_gaps(cold.model_copy(update={"learner": LearnerConfig(max_logprob_gap=1e-3)}), 7, *step)
 
 
 def test_a_gap_that_is_no_number_is_found_and_given_answers_have_none() -> None:
