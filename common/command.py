@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from common.errors import RollcallError, escape_lines
+from common.errors import ConfigError, RollcallError, escape_lines, raise_as
 from common.storage.temporary import settle_user
 
 REFUSED, FAILED = 2, 1
@@ -166,6 +167,14 @@ def say(text: object, *, file: TextIO | None = None) -> None:
     Everything that a command prints goes through here.
     """
     print(escape_lines(str(text)), file=file, flush=True)
+
+
+def read_path(text: str) -> Path:
+    """Return a path of a command line; `~` and `~name` are homes. Raises ConfigError for what can be no path."""
+    with raise_as(ConfigError, f"{text!r} is no path", remedy="check it"):
+        if not text or "\0" in text:
+            raise ValueError("it holds a NUL" if text else "it is empty")
+        return Path(text).expanduser()
 
 
 class _EscapedRecord(logging.LogRecord):

@@ -85,8 +85,10 @@ def describe_fault(fault: BaseException) -> str:
     """
     if isinstance(fault, OSError) and fault.strerror:
         return str(fault.strerror)
-    text = " ".join(str(fault).split())
-    text = clip(text, _LONGEST_FAULT)
+    try:
+        text = clip(" ".join(str(fault).split()), _LONGEST_FAULT)
+    except Exception:  # noqa: BLE001  # some raise when they are asked what they say
+        text = ""
     return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
 
 

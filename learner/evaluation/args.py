@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command import say
+from common.command import read_path, say
 from common.config import cli
 from common.config.renamed import explain_renamed
 from common.config.schema import Config, LoraConfig
 from common.data.places import split_place
 from common.errors import ConfigError, ModelError, raise_as
 from common.storage.bucket import is_url
+from learner.storage.files import replace_text
 from learner.storage.run_bucket import bring_export
 from learner.storage.run_folder import RUNS
 
@@ -70,9 +72,22 @@ def parse(argv: Sequence[str]) -> Request:
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
     if own["--out"] and is_url(own["--out"][-1]):
         raise ConfigError("--out takes a folder", got=own["--out"][-1], remedy="write to a folder, and copy it")
-    out, cls_rl_file = (Path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
+    out, cls_rl_file = (read_path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
+    if cls_rl_file:
+        _check_writable(cls_rl_file.absolute())
     models = {name: _make_config(name, rest, sets) for name in own["--model"]}
     return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
+
+
+def _check_writable(file: Path) -> None:
+    """Raise ConfigError for a file that could not be written once everything is evaluated."""
+    with raise_as(
+        ConfigError, f"--cls-rl-format {file} cannot be written", remedy="name a file in a folder that is there"
+    ):
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "no plain file")
+        replace_text(file.with_name(f"{file.name}.try"), "")
+        file.with_name(f"{file.name}.try").unlink()
 
 
 def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

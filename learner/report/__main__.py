@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command import run_command, say
+from common.command import read_path, run_command, say
 from common.storage.bucket import is_url
 from learner.report.write import PAGE, write_report
 from learner.storage.run_bucket import bring_run, publish_page
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs", nargs="+", metavar="RUN", help="run folder, as runs/latest or s3://bucket/run; several are compared"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"the page to write; default: {PAGE} in the first run folder"
+        "--out", type=read_path, metavar="FILE", help=f"the page to write; default: {PAGE} in the first run folder"
     )
     with run_command() as command:
         words = parser.parse_args(argv)

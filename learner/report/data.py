@@ -171,7 +171,7 @@ def _is_locked_by_another(path: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001  # the file may be anybody's
         return False
     return False
 

@@ -41,10 +41,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
             runs.append(read_run(folder, label))
     page = render_page(runs, drawing, made=datetime.now().astimezone())
     out = out or folders[0] / PAGE
-    try:
+    with raise_as(RunFolderError, f"the report {out} cannot be written", remedy="name another file with --out"):
         replace_text(out, page)
-    except OSError as error:
-        raise RunFolderError(
-            "the report cannot be written", got=f"{out}: {error}", remedy="name another file with --out"
-        ) from error
     return out

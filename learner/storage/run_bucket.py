@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from common.command import read_path
 from common.errors import RunFolderError
 from common.shared_folder import cache_home
 from common.storage.bucket import BucketFolder, hurry, is_url
@@ -119,7 +120,7 @@ def bring_run(run: str, scratch: Path) -> Path:
     Raises RunFolderError where the bucket does not answer.
     """
     if not is_url(run):
-        return Path(run)
+        return read_path(run)
     place = BucketFolder.parse(run)
     folder = scratch / place.name
     try:

@@ -17,7 +17,7 @@ from typing import Self
 import yaml
 
 from common.config.schema import Config
-from common.errors import RunFolderError
+from common.errors import RunFolderError, raise_as
 from common.storage.bucket import BucketFolder, is_url
 from common.storage.output import Place
 from learner.storage.environment import describe_environment, is_ray_package
@@ -160,7 +160,8 @@ def _choose(config: Config, now: datetime) -> tuple[Place, int | None]:
     """Return the run folder, and the step of the checkpoint in it if `resume` names one."""
     wanted = None if config.run_dir is None else _read_place(str(config.run_dir))
     if config.resume not in (None, "auto"):
-        place, step = _find_resumed(_read_place(str(config.resume)))
+        with raise_as(RunFolderError, f"resume = {config.resume} cannot be read", remedy="check the path"):
+            place, step = _find_resumed(_read_place(str(config.resume)))
         if wanted is not None and wanted != place:
             raise RunFolderError(
                 "resume and run_dir name two run folders",
@@ -178,15 +179,12 @@ def _choose(config: Config, now: datetime) -> tuple[Place, int | None]:
 
 
 def _read_place(text: str) -> Place:
-    """Read a folder or URL. Raises RunFolderError for what can be neither."""
+    """Read a folder or URL; `~` is the home. Raises RunFolderError for what can be neither."""
     if is_url(text):
         return BucketFolder.parse(text)
-    try:
-        return Path(text).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL in it
-        raise RunFolderError(
-            "a folder of this name cannot be", got=f"{text}: {error}", remedy="correct run_dir or resume"
-        ) from error
+    with raise_as(RunFolderError, f"{text!r} can be no run folder", remedy="correct run_dir or resume"):
+        text.encode()  # engines and ranks hand the path to code that takes UTF-8 alone
+        return Path(text).expanduser().resolve()
 
 
 def _list_absent(folder: Path) -> tuple[Path, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from common.command import run_command, say
+from common.command import read_path, run_command, say
 from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
@@ -21,6 +21,7 @@ from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
 from common.data.row import bare_label
+from common.data.table import reading_data
 from common.errors import ConfigError, DataError
 from common.labels.candidates import check_question
 from common.labels.lint import lint, settle, unlistable
@@ -64,7 +65,9 @@ def _check_options(options: argparse.Namespace) -> None:
         if not options.question.strip():
             raise DataError("--question is empty", got=repr(options.question), remedy="leave it out, or ask something")
     source = options.source / LAYOUTS[options.layout].folder if options.layout else options.source
-    if source.is_dir() and Path(os.path.realpath(options.out)).is_relative_to(os.path.realpath(source)):
+    with reading_data(source, remedy="check the path, and who may read what lies there"):
+        inside = source.is_dir() and Path(os.path.realpath(options.out)).is_relative_to(os.path.realpath(source))
+    if inside:
         raise DataError(
             f"--out {options.out} lies inside the source",
             got=f"source {source}",
@@ -143,9 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", type=Path, help="image folder (class = sub-folder), .csv or .jsonl of path, label, perhaps split")
+    add(
+        "source", type=read_path, help="image folder (class = sub-folder), .csv or .jsonl of path, label, perhaps split"
+    )
     add("--layout", choices=sorted(LAYOUTS), help="SOURCE is the root of the data sets as CoOp lays them out")
-    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("--out", type=read_path, required=True, help="folder to write, new or empty")
     add("--shots", type=_number(1, none="all"), required=True, help="training pictures of each class, or all")
     add("--seed", type=int, default=1, help="random seed of pictures, lists and order (default 1)")
     add(
@@ -156,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         help="classes a question lists: CLS-RL's rule (min(100, 0.4 K), all where that is under 30), all, or those "
         "most often confused with the right one (default cls_rl)",
     )
-    add("--confusion", type=Path, metavar="FILE", help="for hard: an evaluation's JSON or evaluations.jsonl")
+    add("--confusion", type=read_path, metavar="FILE", help="for hard: an evaluation's JSON or evaluations.jsonl")
     add("--list-length", type=_number(2), metavar="N", help="for hard: how many classes a question lists")
     add("--base-new", action="store_true", help="add base_train, base_test and new_test, by CoOp's rule")
     add(
