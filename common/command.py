@@ -169,9 +169,9 @@ def say(text: object, *, file: TextIO | None = None) -> None:
     print(escape_lines(str(text)), file=file, flush=True)
 
 
-def read_path(text: str) -> Path:
+def read_path(text: str, option: str = "") -> Path:
     """Return a path of a command line; `~` and `~name` are homes. Raises ConfigError for what can be no path."""
-    with raise_as(ConfigError, f"{text!r} is no path", remedy="check it"):
+    with raise_as(ConfigError, f"{option} {text!r} is no path".strip(), remedy="check it"):
         if not text or "\0" in text:
             raise ValueError("it holds a NUL" if text else "it is empty")
         return Path(text).expanduser()

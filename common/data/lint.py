@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         survey(parts, DataConfig(mode=options.mode), say=say)
         for place, (sources, data) in read.items():
             settle(place, lint_sources(sources, mode=data.mode), say=say)
-            if options.model:
+            if options.model is not None:
                 _measure(sources, data, options.model)
     return command.exit_code
 
@@ -70,6 +70,8 @@ def _measure(sources: Sequence[ExampleSource], data: DataConfig, path: str) -> N
     from common.models.processor import load_model_config, load_processor
     from common.models.prompts import PromptEncoder
 
+    if not path:
+        raise ConfigError("--model is empty", got=repr(path), remedy="give a folder or a hub id")
     if path.startswith("embedded:"):
         raise ConfigError(f"{path} is made for each data set anew", got=path, remedy="give a folder or a hub id")
     model = ModelConfig(path=path)

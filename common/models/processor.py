@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.schema import ModelConfig
-from common.errors import ModelError
+from common.errors import ModelError, raise_as
 from common.lean_imports import import_transformers
 from common.models.chat import ChatRenderer
 from common.models.families import FAMILIES, Family, family_of
@@ -132,7 +132,8 @@ def banned_token_ids(
 
 def _load(model: ModelConfig, kind: Any) -> Any:
     """Load a part of the model, local or from the hub. Raises ModelError when that fails, ConfigError for its code."""
-    local = Path(model.path).expanduser().is_dir()
+    with raise_as(ModelError, f"model.path = {model.path} cannot be read", remedy="check the path"):
+        local = Path(model.path).expanduser().is_dir()
     if not local:
         require_hub(f"model.path = {model.path}", error=ModelError)
     check_trust(model)

@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> Request:
     rest += [f"evaluation.samples={number}" for number in own["--samples"]]
     if own["--out"] and is_url(own["--out"][-1]):
         raise ConfigError("--out takes a folder", got=own["--out"][-1], remedy="write to a folder, and copy it")
-    out, cls_rl_file = (read_path(own[name][-1]) if own[name] else None for name in ("--out", "--cls-rl-format"))
+    out, cls_rl_file = (read_path(own[name][-1], name) if own[name] else None for name in ("--out", "--cls-rl-format"))
     if cls_rl_file:
         _check_writable(cls_rl_file.absolute())
     models = {name: _make_config(name, rest, sets) for name in own["--model"]}

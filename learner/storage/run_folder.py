@@ -161,7 +161,7 @@ def _choose(config: Config, now: datetime) -> tuple[Place, int | None]:
     wanted = None if config.run_dir is None else _read_place(str(config.run_dir))
     if config.resume not in (None, "auto"):
         with raise_as(RunFolderError, f"resume = {config.resume} cannot be read", remedy="check the path"):
-            place, step = _find_resumed(_read_place(str(config.resume)))
+            place, step = _find_resumed(str(config.resume))
         if wanted is not None and wanted != place:
             raise RunFolderError(
                 "resume and run_dir name two run folders",
@@ -205,8 +205,9 @@ def _refuse_ray_package(path: Path) -> None:
         )
 
 
-def _find_resumed(named: Place) -> tuple[Place, int | None]:
+def _find_resumed(text: str) -> tuple[Place, int | None]:
     """Return the run folder that `resume` names, and the step of the checkpoint if it names one."""
+    named = _read_place(text)
     step = re.fullmatch(r"step-(\d{6,})", named.name)
     if isinstance(named, BucketFolder):
         return (named.parent.parent, int(step[1])) if step and named.parent.name == "checkpoints" else (named, None)
@@ -215,7 +216,7 @@ def _find_resumed(named: Place) -> tuple[Place, int | None]:
     if (named / "config.yaml").is_file() or (named / "checkpoints").is_dir():
         return named, None
     raise RunFolderError(
-        "resume names neither a run folder nor a checkpoint in one",
+        f"resume = {text} names neither a run folder nor a checkpoint in one",
         got=f"{named} ({'no config.yaml in it' if named.is_dir() else 'no such folder'})",
         remedy="pass resume=auto, a run folder, or RUN/checkpoints/step-NNNNNN",
     )
