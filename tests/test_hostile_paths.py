@@ -40,7 +40,8 @@ NOWHERE = {
 }
 NAMED = {kind: place for kind, place in NOWHERE.items() if place}  # "" is a split of the training data
 UNLINKED = {kind: place for kind, place in NOWHERE.items() if not kind.startswith("a link")}  # these may be replaced
-STRANGE = {"a device": "/dev/null", "a pipe": "{tmp}/pipe", "a socket": "{tmp}/socket"}
+SPECIAL = {"a pipe": "{tmp}/pipe", "a socket": "{tmp}/socket"}
+STRANGE = SPECIAL | {"a device": "/dev/null"}  # only to be read: a test that fails must not write over the real one
 FILE = {"a file": "{tmp}/file"}
 FOLDER = {"a folder": "{tmp}/folder"}
 NOT_UTF8 = {"not UTF-8": "{tmp}/caf\udce9"}
@@ -69,16 +70,16 @@ INPUTS: list[tuple[Main, list[str], str, dict[str, str]]] = [
     (lint.main, ["{tmp}/photos", "--model", "{}"], "model", NOWHERE | STRANGE | FILE | FOLDER),
 ]
 OUTPUTS: list[tuple[Main, list[str], str, dict[str, str]]] = [
-    (learner.main, ["--dry-run", *DIGITS, "run_dir={}"], "run", UNLINKED | STRANGE | FILE | NOT_UTF8),
-    (evaluate.main, ["--model", "embedded:tiny", "--data", "@test", "--out", "{}"], "", UNLINKED | STRANGE | FILE),
+    (learner.main, ["--dry-run", *DIGITS, "run_dir={}"], "run", UNLINKED | SPECIAL | FILE | NOT_UTF8),
+    (evaluate.main, ["--model", "embedded:tiny", "--data", "@test", "--out", "{}"], "", UNLINKED | SPECIAL | FILE),
     (
         evaluate.main,
         ["--model", "embedded:tiny", "--data", "@test", "--cls-rl-format", "{}"],
         "--cls-rl-format",
-        UNLINKED | STRANGE | FOLDER,
+        UNLINKED | SPECIAL | FOLDER,
     ),
-    (report.main, ["{tmp}/run", "--out", "{}"], "", UNLINKED | FOLDER),
-    (build.main, ["{tmp}/photos", "--shots", "all", "--out", "{}"], "", NOWHERE | STRANGE | FILE),
+    (report.main, ["{tmp}/run", "--out", "{}"], "", UNLINKED | SPECIAL | FOLDER),
+    (build.main, ["{tmp}/photos", "--shots", "all", "--out", "{}"], "", NOWHERE | SPECIAL | FILE),
 ]
 CASES = [
     pytest.param(main, words, names, place, id=f"{main.__module__} {' '.join(words[-2:])} {kind}")

@@ -86,8 +86,9 @@ def _check_writable(file: Path) -> None:
     ):
         if file.exists() and not file.is_file():
             raise OSError(errno.EINVAL, "no plain file")
-        replace_text(file.with_name(f"{file.name}.try"), "")
-        file.with_name(f"{file.name}.try").unlink()
+        trial = file.with_name(f"{file.name}.try")
+        replace_text(trial, "")
+        trial.unlink()
 
 
 def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

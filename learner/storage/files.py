@@ -22,7 +22,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or the next start, sees the old text or the new one. Raises OSError."""
+    """Write a file so that a reader, or the next start, sees the old text or the new one.
+
+    Raises OSError, also where a device, a pipe or a socket lies there: a rename would put the file in its place.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no plain file", str(path))
     fresh = path.with_name(f".{path.name}.new")
     try:
         with fresh.open("w", encoding="utf-8") as file:

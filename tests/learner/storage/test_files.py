@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,19 @@ def test_a_replacement_that_fails_leaves_the_old_text(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    """As root a rename over /dev/null would take it from the whole machine."""
+    place = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(tmp_path):
+            listener.bind("x")
+    before = place.lstat()
+    with pytest.raises(OSError, match="no plain file"):
+        replace_text(place, "text")
+    assert place.lstat() == before
+    assert list(tmp_path.iterdir()) == [place]
