@@ -124,6 +124,35 @@ def test_torch_never_unpickles_and_no_shell_runs(file: Path) -> None:
             assert "shell" not in said and "allow_pickle" not in said
 
 
+# Rooms that read files of strangers, and the calls that read them.
+READING = [file for file in OURS if str(file).startswith(("common/data/", "common/config/", "learner/report/"))]
+READERS = ("pq.read_metadata", "load_from_disk", "csv.DictReader", "read_bounded")
+DOOR = ("raise_as", "reading_data")
+
+
+@pytest.mark.parametrize("file", READING, ids=str)
+def test_no_door_lists_the_exceptions_it_knows(file: Path) -> None:
+    """A list lacks the next one: a door takes any exception, or one single kind for a reason."""
+    handlers = [node for node in ast.walk(parse(file)) if isinstance(node, ast.ExceptHandler)]
+    assert [node.lineno for node in handlers if isinstance(node.type, ast.Tuple)] == []
+
+
+@pytest.mark.parametrize("file", READING, ids=str)
+def test_readers_stand_within_a_door(file: Path) -> None:
+    tree = parse(file)
+    within = {
+        id(node)
+        for door in ast.walk(tree)
+        if isinstance(door, ast.With)
+        and any(
+            isinstance(item.context_expr, ast.Call) and name_of(item.context_expr.func) in DOOR for item in door.items
+        )
+        for node in ast.walk(door)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and name_of(node.func) in READERS]
+    assert [node.lineno for node in calls if id(node) not in within] == []
+
+
 def test_the_search_finds_what_it_looks_for() -> None:
     source = (
         "A.from_pretrained(x)\nload(A.from_pretrained)\nLLM(model=x)\nB.from_pretrained(x, trust_remote_code=False)"

@@ -75,7 +75,7 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
 
 def _explain(error: Exception, head: bytes) -> tuple[str, str]:
     """Return what the picture is in place of one, or what its decoder says, and the remedy."""
-    if "MAX_TEXT" in str(error):
+    if "MAX_TEXT" in describe_fault(error):
         return " (its texts or its colour profile are over 64 MB)", "save it without metadata"
     known = describe_kind(head)
     if known and (name_format(head) is None or isinstance(error, UnidentifiedImageError)):

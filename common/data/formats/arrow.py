@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.foreign_text import parse_json
 from common.data.table import UNNAMED, Opener, Table, reading_data
-from common.errors import DataError
+from common.errors import DataError, describe_fault
 from common.models.hub import require_hub
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def hub_set(name: str) -> dict[str, Opener]:
     except Exception as error:  # the files are not ours
         raise DataError(
             f"the hub gives no data set {name}",
-            got=f"{type(error).__name__}: {error}",
+            got=describe_fault(error),
             remedy="check data.path; private sets need a login; HF_HUB_OFFLINE=1 reads only the local cache",
         ) from error
     return _openers(found, name, Path(HF_HOME))
