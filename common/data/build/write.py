@@ -41,7 +41,7 @@ def write_split(folder: Path, name: str, rows: Sequence[Row], read: Reader) -> W
 
     file = folder / f"{name}-00000-of-00001.parquet"
     schema = _schema()
-    with pq.ParquetWriter(file, schema) as writer:
+    with file.open("wb") as target, pq.ParquetWriter(target, schema) as writer:  # pyarrow takes UTF-8 names alone
         for group in _groups(rows, read):
             writer.write_batch(_batch(group, schema))
     with file.open("rb") as written:

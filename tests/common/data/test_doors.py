@@ -1,0 +1,151 @@
+"""Files of other people as they come: each is read, or is one error that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.config.schema import DataConfig
+from common.data import lint
+from common.data.build import __main__ as build
+from common.data.formats import parquet as formats
+from common.data.sources import ExampleSource, load
+from common.errors import DataError
+from tests.helpers.makers import encoded, row
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def enter(place: Path) -> ExampleSource:
+    return load(DataConfig(path=str(place), image_size=None), split="train")
+
+
+def write(file: Path, **columns: pa.Array) -> Path:
+    table = pa.Table.from_pylist([row(), row(image={"bytes": encoded("blue"), "path": None}, solution="dog")])
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    pq.write_table(table, file)
+    return file
+
+
+def test_a_time_before_year_1_is_named_with_its_row(tmp_path: Path) -> None:
+    file = write(tmp_path / "old.parquet", at=pa.array([0, -(10**17)], pa.timestamp("us")))
+    with pytest.raises(DataError, match=r"row 1 of row group 0 of .*old.parquet cannot be read\n  got:    \w*Error: "):
+        enter(file)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([0, 10**15], pa.timestamp("us")),
+        pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * 2),
+        pa.array(["1.5", "2.5"]).cast(pa.decimal128(5, 2)),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([[1, 2], None]),
+        pa.array([None, None]),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_columns_of_other_types_are_read(tmp_path: Path, values: pa.Array) -> None:
+    assert len(enter(write(tmp_path / "x.parquet", extra=values))) == 2
+
+
+def test_nested_columns_over_2_gb_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow refuses such a batch; the rows by themselves it reads."""
+    sizes: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def refuse(self: Any, size: int, **how: Any) -> Any:
+        sizes.append(size)
+        if size > 1:
+            raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+        return read(self, size, **how)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", refuse)
+    assert len(enter(write(tmp_path / "x.parquet"))) == 2
+    assert {1, formats._FEW_ROWS} == set(sizes)  # noqa: SLF001
+
+
+@pytest.mark.parametrize("end", [b"", b"PAR1", b"\xff\xff\xff\x7fPAR1", b"\x00\x00\x00\x00PAR1"])
+@pytest.mark.parametrize("kept", [0, 4, 200])
+def test_a_damaged_footer_is_named(tmp_path: Path, kept: int, end: bytes) -> None:
+    file = write(tmp_path / "torn.parquet")
+    file.write_bytes(file.read_bytes()[:kept] + end)
+    with pytest.raises(DataError, match=r"torn\.parquet"):
+        enter(file)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [{"problem": {"dtype": "string"}}, {"problem": {"_type": "Unheard-of"}}, {"problem": 3}, [], {"problem": None}],
+    ids=str,
+)
+def test_features_that_datasets_cannot_read_are_named(tmp_path: Path, features: object) -> None:
+    from datasets import Dataset
+
+    place = tmp_path / "saved"
+    Dataset.from_list([{"problem": "What?", "solution": "cat"}]).save_to_disk(str(place))
+    info = json.loads((place / "dataset_info.json").read_text())
+    (place / "dataset_info.json").write_text(json.dumps(info | {"features": features}))
+    with pytest.raises(DataError, match="saved"):
+        enter(place)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"_data_files": 3}', '{"_data_files": [{}]}', "\xff", "{"])
+def test_foreign_json_of_a_saved_set_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/state.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match="saved"):
+        enter(tmp_path / "saved")
+
+
+def photos(root: Path, label: str = "cat", name: str = "0.png") -> Path:
+    for folder, file, colour in ((label, name, "red"), (label, "1.png", "blue"), ("dog", "0.png", "green")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / file).write_bytes(encoded(colour))
+    (root / "dog/1.png").write_bytes(encoded("white"))
+    return root
+
+
+def test_pictures_whose_names_are_not_utf8_are_built_and_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / LATIN, name=f"{LATIN}.png")
+    assert build.main([str(root), "--shots=all", "--test-fraction=0", "--out", str(tmp_path / f"out-{LATIN}")]) == 0
+    assert lint.main([str(root)]) == 0
+    capsys.readouterr()
+    (file,) = (tmp_path / f"out-{LATIN}").glob("*.parquet")
+    paths = [cell["path"] for cell in pq.read_table(pa.BufferReader(file.read_bytes())).column("image").to_pylist()]
+    assert r"cat/caf\udce9.png" in paths
+    assert r"caf\udce9" in (file.parent / "README.md").read_text()
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos(tmp_path / "photos", label=LATIN)
+    for command in ([str(root), "--shots=all", "--out", str(tmp_path / "out")],):
+        assert build.main(command) == 2
+    assert lint.main([str(root)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("is no text in UTF-8") >= 2 and r"caf\udce9" in errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "d/" * 2100, "a\0b", "loop", "loop/x", "../x", "", LATIN])
+def test_the_path_of_a_list_is_blamed_and_not_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    photos(tmp_path / "photos")
+    rows = [{"path": path, "label": "cat"}, {"path": "photos/dog/0.png", "label": "dog"}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert build.main([str(tmp_path / "list.jsonl"), "--shots=all", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("remedy:") == 1 and "out cannot be written" not in error
+    assert not (tmp_path / "out").exists()
