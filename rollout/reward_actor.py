@@ -16,10 +16,7 @@ from typing import Any
 
 from common.shared_folder import SharedFolder, find_local
 from common.types import CandidateProbabilities
-from rollout.rewards.loading import load_function
-
-# Fields of a task that every function is given by name.
-_GIVEN_OF_TASK = ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
+from rollout.rewards.loading import GIVEN_OF_TASK, load_function
 
 LARGEST_REWARD = 1e15  # the learner takes deviations in float32, whose squares overflow from 1.8e19 on
 FETCH_TIMEOUT_S = 250.0  # for each piece of a reward model
@@ -122,7 +119,7 @@ class RewardActor:
     def _score(self, index: int, task: RewardTask, functions: Sequence[str]) -> Scores | RewardFault:
         """Call the functions on one task. Return their scores, or the first fault."""
         # The last of these win: no column of the row can take the place of what every function is given.
-        arguments = {**task.columns, **self._constants, **{name: getattr(task, name) for name in _GIVEN_OF_TASK}}
+        arguments = {**task.columns, **self._constants, **{name: getattr(task, name) for name in GIVEN_OF_TASK}}
         scores: dict[str, tuple[float, ...]] = {}
         for name in functions:
             self._running = _Running(index=index, function=name, since=time.monotonic())

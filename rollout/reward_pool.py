@@ -76,6 +76,17 @@ class _Worker:
     call: _Call | None = None
 
 
+def list_constants(config: RewardConfig, data: DataConfig) -> dict[str, Any]:
+    """Return what every function is given by name of the configuration: `GIVEN_OF_CONFIG`."""
+    return {
+        "mode": data.mode,
+        "aliases": data.aliases,
+        "taxonomy": data.taxonomy,
+        "length_target": config.length_target,
+        "repetition_ngram": config.repetition_ngram,
+    }
+
+
 class RewardPool:
     """`config.workers` reward actors as one, each replaced when it dies or hangs.
 
@@ -98,13 +109,7 @@ class RewardPool:
         """
         self._config = config
         self._models = dict(models)
-        self._constants = {
-            "mode": data.mode,
-            "aliases": data.aliases,
-            "taxonomy": data.taxonomy,
-            "length_target": config.length_target,
-            "repetition_ngram": config.repetition_ngram,
-        }
+        self._constants = list_constants(config, data)
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
         self.restarts = 0

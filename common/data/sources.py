@@ -105,6 +105,7 @@ class ExampleSource:
         starts = range(0, len(self._rows), _CHUNK)
         with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "decode") as pool:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_image_megapixels decides
+            warnings.simplefilter("ignore", UserWarning)  # PIL on tags it cannot read
             for index, outcome in enumerate(chain.from_iterable(pool.map(self._try_chunk, starts))):
                 if isinstance(outcome, BadRowError):
                     faults.append((self._id(index), outcome))

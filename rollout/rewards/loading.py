@@ -15,6 +15,9 @@ from rollout.rewards import REWARDS, RewardFunction
 from rollout.rewards.model import RewardModel, check_reward_model
 
 MODEL_PREFIX = "model:"
+# What every function is given by name, whatever the row: of its group, and of the configuration.
+GIVEN_OF_TASK = ("prompt_id", "problem", "label", "token_ids", "candidate_probabilities")
+GIVEN_OF_CONFIG = ("mode", "aliases", "taxonomy", "length_target", "repetition_ngram")
 
 
 def check_functions(config: RewardConfig) -> None:
@@ -30,6 +33,14 @@ def find_functions_with(names: Iterable[str], parameter: str) -> list[str]:
     """Return those of the reward functions that name `parameter` in their signature; a reward model never does."""
     functions = [name for name in names if not name.startswith(MODEL_PREFIX)]
     return [name for name in functions if parameter in inspect.signature(load_function(name)).parameters]
+
+
+def find_signature(name: str) -> inspect.Signature:
+    """Return how a reward function is called; a reward model is not loaded for it."""
+    if not name.startswith(MODEL_PREFIX):
+        return inspect.signature(load_function(name))
+    whole = inspect.signature(RewardModel.__call__)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])  # without self
 
 
 def load_function(name: str, *, model_path: str | None = None) -> RewardFunction:

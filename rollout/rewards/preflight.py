@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from common.config.schema import Config
-from common.data.sources import Outline
+from common.data.row import OWN_COLUMNS
+from common.data.sources import ExampleSource, Outline
 from common.errors import ConfigError, DataError
 from common.labels.candidates import candidates
 from common.labels.taxonomy import check_taxonomy
-from rollout.rewards.loading import find_functions_with
+from rollout.rewards.loading import GIVEN_OF_CONFIG, GIVEN_OF_TASK, find_functions_with, find_signature
 
 MODES_WITH_THOUGHT = ("think", "adaptive")  # in the others nothing stands before the answer
 
@@ -31,6 +32,26 @@ def check_rewards(config: Config, rows: Iterable[Outline]) -> None:
         check_taxonomy(config.data.taxonomy, offered)
     if asking := find_functions_with(names, "candidate_probabilities"):
         _check_candidate_lists(asking[0], config, rows)
+
+
+def check_columns(config: Config, source: ExampleSource, *, say: Callable[[str], None]) -> None:
+    """Refuse columns that a reward function cannot be called with, or lacks; name those that it never sees.
+
+    Raises DataError.
+    """
+    own = [name for name in source.columns if name not in OWN_COLUMNS]
+    given = (*GIVEN_OF_TASK, *GIVEN_OF_CONFIG)
+    for name in config.reward.functions:
+        try:
+            find_signature(name).bind((), **dict.fromkeys((*own, *given)))
+        except TypeError as error:
+            raise DataError(
+                f"reward {name} cannot be called with the columns of {source.name}",
+                got=f"{error}; columns: {', '.join(own) or 'none beside problem, image and solution'}",
+                remedy="rename or drop the column that is a parameter already, or add the one that is missing",
+            ) from error
+    if hidden := [name for name in own if name in given]:
+        say(f"note: reward functions get Rollcall's own {', '.join(hidden)}, not the column of that name")
 
 
 def _check_candidate_lists(name: str, config: Config, rows: Iterable[Outline]) -> None:

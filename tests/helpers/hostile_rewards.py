@@ -128,3 +128,7 @@ def no_columns(completions: Sequence[str], *, label: str) -> list[float]:
 
 def _odd(prompt_id: str) -> bool:
     return int(prompt_id.rpartition("/")[2]) % 2 == 1
+
+
+def needs_answer(completions: Sequence[str], *, answer: str, **columns: Any) -> list[float]:
+    return [float(text == answer) for text in completions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -12,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.schema import Config, DataConfig, RewardConfig
-from common.data.sources import Outline
-from common.errors import ConfigError, ModelError, RollcallError
+from common.data.sources import ExampleSource, Outline
+from common.data.table import Table
+from common.errors import ConfigError, DataError, ModelError, RollcallError
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
 from common.labels.taxonomy import leaves, similarity
 from common.types import CandidateProbabilities
 from rollout.reward_actor import RewardActor, RewardTask
+from rollout.reward_pool import list_constants
 from rollout.rewards import REWARDS
-from rollout.rewards.loading import check_functions, load_function
-from rollout.rewards.preflight import check_rewards
+from rollout.rewards.loading import GIVEN_OF_CONFIG, GIVEN_OF_TASK, check_functions, load_function
+from rollout.rewards.preflight import check_columns, check_rewards
 
 HERE = "tests.helpers.hostile_rewards"
 unhurried = settings(deadline=None)  # the cores are shared
@@ -224,6 +227,41 @@ def test_what_nothing_is_missing_for_is_let_in() -> None:
         data=DataConfig(mode="think", taxonomy={"cat": "animal", "dog": "animal"}),
     )
     check_rewards(config, [Outline(id="train/7", problem=CLASSES, label="cat", image_size=None)])
+
+
+def columned(*names: str) -> ExampleSource:
+    row = {"problem": CLASSES, "solution": "cat"} | dict.fromkeys(names, "x")
+    table = Table(name="set (train)", split="train", columns=tuple(row), rows=[row], root=None)
+    return ExampleSource(table, [0], DataConfig())
+
+
+@pytest.mark.parametrize("function", ["accuracy", "model:somebody/reward"])
+def test_a_column_called_like_the_first_argument_is_refused_before_a_run(function: str) -> None:
+    config = Config(reward=RewardConfig(functions={function: 1.0}))
+    with pytest.raises(DataError, match="completions") as caught:
+        check_columns(config, columned("note", "completions"), say=print)
+    assert "rename or drop" in caught.value.remedy
+    check_columns(config, columned("note", "completion", "texts", "not a name"), say=print)
+
+
+def test_a_column_that_a_function_lacks_is_named_before_a_run() -> None:
+    config = Config(reward=RewardConfig(functions={f"{HERE}:needs_answer": 1.0}))
+    with pytest.raises(DataError, match="answer"):
+        check_columns(config, columned("note"), say=print)
+    check_columns(config, columned("answer"), say=print)
+
+
+@pytest.mark.parametrize("name", sorted({*GIVEN_OF_TASK, *GIVEN_OF_CONFIG} - {"problem"}))
+def test_a_column_that_no_function_sees_is_named(name: str) -> None:
+    said: list[str] = []
+    check_columns(Config(), columned(name), say=said.append)
+    assert said == [f"note: reward functions get Rollcall's own {name}, not the column of that name"]
+
+
+def test_the_names_of_what_is_given_are_those_of_task_and_pool() -> None:
+    fields = {field.name for field in dataclasses.fields(RewardTask)}
+    assert {*GIVEN_OF_TASK} == fields - {"columns", "completions"}
+    assert tuple(list_constants(RewardConfig(), DataConfig())) == GIVEN_OF_CONFIG
 
 
 def test_functions_are_found_by_name_and_by_dotted_path() -> None:

@@ -48,6 +48,7 @@ class Reader:
         """
         with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "look") as pool:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
+            warnings.simplefilter("ignore", UserWarning)  # PIL on tags it cannot read
             return list(pool.map(self._look, pictures))
 
     def __call__(self, picture: Picture) -> Stored | None:

@@ -52,6 +52,7 @@ def _groups(rows: Sequence[Row], read: Reader) -> Iterator[list[dict[str, Any]]]
     """Yield the cells of `_ROWS` rows at a time; their pictures are read in threads."""
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "read") as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader's limit decides
+        warnings.simplefilter("ignore", UserWarning)  # PIL on tags it cannot read
         for start in range(0, len(rows), _ROWS):
             group = rows[start : start + _ROWS]
             images = pool.map(read, [row.picture for row in group])

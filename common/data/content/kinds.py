@@ -81,6 +81,8 @@ def describe_kind(head: bytes) -> tuple[str, str] | None:
         return (found, _CONVERT) if found else ("a video (MP4 or MOV)", "take frames out of it")
     if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WAVE"):
         return ("a video (AVI)", "take frames out of it") if head[8:12] == b"AVI " else ("a sound", _REMOVE)
+    if re.match(rb"P[1-7]\s", head):
+        return "a PNM picture", _CONVERT
     for magic, what, remedy in _MAGIC:
         if head.startswith(magic):
             return what, remedy
@@ -115,8 +117,6 @@ def _describe_text(head: bytes) -> tuple[str, str] | None:
         return "an HTML page", _FETCH
     if start.startswith("<?xml"):
         return "an XML document", _FETCH if "error" in start else _REMOVE
-    if start.startswith(("p1", "p2", "p3", "p4", "p5", "p6")) and start[2:3].isspace():
-        return "a PNM picture", _CONVERT
     if is_base64(text):
         return "base64 text", _DECODE
     return f"text, which begins {text[:40]!r}", _REMOVE

@@ -14,7 +14,7 @@ from common.labels.aliases import check_aliases
 from common.labels.candidates import candidates
 from common.labels.lint import settle, unanswerable, unsayable
 from learner.driver.preflight.data import RunData
-from rollout.rewards.preflight import check_rewards
+from rollout.rewards.preflight import check_columns, check_rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ def check_labels(config: Config, data: RunData, *, say: Callable[[str], None]) -
     findings = lint_sources(data.own, mode=config.data.mode, drawn_from=reshuffle.pool if reshuffle else ())
     settle(config.data.path, findings, say=say)
     check_rewards(config, data.train.outlines)
+    check_columns(config, data.train, say=say)
     return RunLabels(offered=tuple(list_candidates(data.train)), reshuffle=reshuffle)
 
 
