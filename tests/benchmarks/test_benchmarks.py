@@ -27,6 +27,7 @@ MODULES = (
     "methods",
     "plan",
     "startup",
+    "classes",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(

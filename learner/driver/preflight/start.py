@@ -62,7 +62,15 @@ def _check_data(point: ResumePoint, inputs: RunInputs, say: Callable[[str], None
         DataError: naming what the rows differ in.
         CheckpointError: they lie elsewhere, and the checkpoint cannot tell whether they are the same.
     """
-    state, before = StreamState(**point.state.stream), point.state.config.data.path
+    try:
+        state = StreamState(**point.state.stream)
+    except TypeError as error:
+        raise CheckpointError(
+            f"the checkpoint {point.place} does not say where its data stands",
+            got=error,
+            remedy="resume with the version that wrote it (environment.json of its run has the git sha)",
+        ) from error
+    before = point.state.config.data.path
     check_rows(state, inputs.data.train)
     if state.digests is not None:
         return
