@@ -42,8 +42,10 @@ def count_least_cache(text: Any, *, longest: int, block: int, itemsize: int) -> 
     that vLLM never uses these are 320 KiB. Layers with a window are counted with the window alone, which is less than
     vLLM asks for. Others than attention are not counted.
     """
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    window = min(getattr(text, "sliding_window", None) or longest, longest)
+    limit = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    window = min(limit or longest, longest)
+    kind = "sliding_attention" if limit else "full_attention"
+    kinds = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
     blocks = kinds.count("full_attention") * (math.ceil(longest / block) + 1)
     blocks += kinds.count("sliding_attention") * math.ceil(window / block)
     return blocks * block * count_kv_bytes(text, itemsize)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from learner.storage.checkpoint_folder import CheckpointFolder
 from learner.storage.files import append_jsonl
 from tests.helpers.made_run import made_run
 from tests.helpers.makers import image_folder
+from tests.helpers.modes import assert_modes
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077, 0o002], ids=oct)
@@ -29,14 +29,6 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
-
-
-def assert_modes(folder: Path, umask: int) -> None:
-    """Of the folder and everything in it."""
-    assert any(path.is_file() for path in folder.rglob("*"))
-    for path in (folder, *folder.rglob("*")):
-        mode = stat.S_IMODE(path.lstat().st_mode)
-        assert path.is_symlink() or mode == (0o777 if path.is_dir() else 0o666) & ~umask, (path, oct(mode))
 
 
 def test_an_export(random_qwen2vl: Path, tmp_path: Path, umask: int) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from common.data.sources import load
 from common.models.prompts import messages
 from tests.helpers import jobs
+from tests.helpers.modes import assert_modes
 from tests.helpers.vllm_alone import DIGITS
 
 pytestmark = pytest.mark.engine
@@ -38,6 +39,12 @@ def assert_same_weights(one: Path, other: Path) -> None:
     expected, found = jobs.weights(one), jobs.weights(other)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_all_that_a_run_leaves_follows_the_umask(undisturbed: Path, tmp_path: Path) -> None:
+    """Checkpoints, export, profile, report: another user can read and serve them."""
+    (tmp_path / "new").touch()
+    assert_modes(undisturbed, 0o666 & ~(tmp_path / "new").stat().st_mode)
 
 
 def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
