@@ -91,6 +91,18 @@ def test_resume_takes_a_run_folder_or_a_checkpoint() -> None:
         opened(resume=str(step), run_dir="elsewhere")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it in run_dir=~/runs/a."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = opened(run_dir="~/runs/a")
+    folder.close()
+    assert folder.path == tmp_path / "home/runs/a"
+    again = opened(resume="~/runs/a")
+    again.close()
+    assert again.path == folder.path
+    assert not Path("~").exists()
+
+
 def test_a_run_that_never_began_leaves_nothing() -> None:
     config = Config()
     first = opened()
