@@ -54,7 +54,10 @@ def choose_ray_folder() -> Path:
 
 
 def settle_user() -> None:
-    """Give a user whom the system does not know, as in a container, the name and the home that libraries ask for."""
+    """Give a user whom the system does not know, as in a container, the name and the home that libraries ask for.
+
+    Where somebody else has taken the name of the private folder, a new one is made each time.
+    """
     if not os.environ.get("HOME"):
         os.environ.pop("HOME", None)
     try:
@@ -62,4 +65,11 @@ def settle_user() -> None:
     except KeyError:
         os.environ.setdefault("USER", f"uid-{os.getuid()}")
         if "HOME" not in os.environ:
-            os.environ["HOME"] = str(make_private_folder(Path(tempfile.gettempdir())))
+            os.environ["HOME"] = _make_home()
+
+
+def _make_home() -> str:
+    try:
+        return str(make_private_folder(Path(tempfile.gettempdir())))
+    except PlacementError:
+        return tempfile.mkdtemp(prefix="rollcall-")
