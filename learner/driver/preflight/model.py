@@ -72,7 +72,9 @@ def read_model(config: Config) -> ModelFiles:
     """Read configuration and processor of `model.path`. Raises ModelError when they, or the weights, cannot be read."""
     with pause_collector(), without_compiler():
         model = make_embedded(config)
-        if Path(model.path).expanduser().is_dir():
+        with raise_as(ModelError, f"model.path = {model.path} cannot be read", remedy="check the path"):
+            local = Path(model.path).expanduser().is_dir()
+        if local:
             check_folder(Path(model.path).expanduser())
         model_config, processor = load_model_config(model), load_processor(model)
         if model is config.model:  # the embedded one is compared with what was built
