@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.schema import EMBEDDED_MODEL, LOCAL_CLUSTER, Config, ModelConfig
+from common.errors import ModelError, raise_as
 from common.labels.closed_set import ClosedSet
 from common.lean_imports import pause_collector, without_compiler
 from common.models.families import Family, family_of
