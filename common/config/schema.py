@@ -65,6 +65,9 @@ __all__ = [
 ]
 
 
+_ROUNDING = 0.01  # of a log-prob in bfloat16, about
+
+
 def _check_url(place: Any, info: ValidationInfo) -> Any:
     """Return a path or URL as text. Raises ValueError for a URL that is none of a folder in a bucket."""
     text = str(place) if isinstance(place, Path) else place
@@ -283,6 +286,12 @@ class Config(Section):
             yield (
                 "model.dtype = bfloat16 with learner.zero_stage = 0: DeepSpeed's optimizer begins with a step of zeros "
                 "there, and all later ones are too short: set learner.zero_stage = 1"
+            )
+        limit = learner.max_logprob_gap
+        if self.model.dtype == "bfloat16" and limit is not None and limit < _ROUNDING and self.sampled_prompts:
+            yield (
+                f"learner.max_logprob_gap = {limit:g} with model.dtype = bfloat16: rounding alone is more, and the run "
+                "would stop at once: set learner.max_logprob_gap = null"
             )
         if learner.zero_stage < least:
             yield (

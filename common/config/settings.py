@@ -195,7 +195,7 @@ def _explain(error: ErrorDetails, given: Mapping[str, Setting]) -> Iterator[str]
     """Yield a line for each problem of one error of pydantic, with the places that the values came from."""
     if error["type"] == "value_error":  # of Config's checks of combinations: one misfit a line
         for misfit in str(error["ctx"]["error"]).splitlines():
-            named = (given[key] for key in re.findall(r"([\w.]+) = ", misfit) if key in given)
+            named = (given[key] for key in dict.fromkeys(re.findall(r"([\w.]+) = ", misfit)) if key in given)
             origins = ", ".join(f"{setting.key}: {setting.origin}" for setting in named)
             yield f"{misfit} ({origins or 'defaults'})"
     else:

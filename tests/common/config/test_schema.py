@@ -61,6 +61,7 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"checkpoint": {"export": "adapter"}}, "there is no adapter to write"),
         ({"learner": {"offload": "optimizer", "zero_stage": 0}}, "from stage 1 on"),
         ({"model": {"dtype": "bfloat16"}, "learner": {"zero_stage": 0}}, "set learner.zero_stage = 1"),
+        ({"model": {"dtype": "bfloat16"}, "learner": {"max_logprob_gap": 1e-3}}, "set learner.max_logprob_gap = null"),
         ({"learner": {"offload": "optimizer_and_parameters"}}, "from stage 3 on"),
         ({"learner": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}, "all is in the host's memory already"),
         ({"rollout": {"group_size": 1}}, "greater than or equal to 2"),
