@@ -182,7 +182,7 @@ def test_close_leaves_no_process() -> None:
     assert not alive
 
 
-@pytest.mark.parametrize(("weight", "total"), [(2.0, r"2e\+15"), (1e300, "inf")])
+@pytest.mark.parametrize(("weight", "total"), [(2.0, r"2e\+15"), (1e6, r"1e\+21")])
 def test_a_sum_that_the_learner_could_not_compare_is_refused(weight: float, total: str) -> None:
     """Rewards that float32 can hold, with a weight that makes their sum too large."""
     prompts = {"train/0": prompt(0, "cat")}

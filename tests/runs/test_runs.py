@@ -142,7 +142,7 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
     failed = [row["step"] for row in refused]
     assert failed == [3, 4, 6, 9, 10]  # due at 3, 6, 9 and the end; tried again after 1, 2, 4 steps
     assert json.loads((small_volume / "summary.json").read_text())["checkpoint_failures"] == len(failed)
-    assert not list((small_volume / "checkpoints").iterdir())
+    assert list((small_volume / "checkpoints").glob("*")) == []
     assert_same_weights(undisturbed, small_volume)
 
 
@@ -158,7 +158,7 @@ def test_law_5_a_signal_ends_a_run_cleanly_and_loses_no_step(
     with jobs.nothing_left_in_shared_memory():
         process = jobs.start(run_dir, "checkpoint.every=100", own_group=True)
         family: list[psutil.Process] = []
-        step = random.randrange(2, 9)
+        step = random.randrange(2, 6)  # on busy cores the last steps may be done before the signal arrives
         jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
         family = jobs.descendants(process)
         if number == signal.SIGHUP:
