@@ -169,8 +169,11 @@ def _refuse_flat(place: Path, top: Folder) -> None:
     names = [folder.name for folder in top.filled]
     read = {name: found for name in names if (found := read_split_name(name))}
     sure = [name for name in read if read[name].is_sure]
-    pair = len({found.others for found in read.values()}) == 1 and _are_both(list(read))
-    if (sure and len(sure) == len(names)) or _are_both(sure) or (pair and len(read) == len(names)):
+    by_others: dict[tuple[str, ...], list[str]] = {}
+    for name, found in read.items():
+        by_others.setdefault(found.others, []).append(name)
+    pairs = [others for others, same in by_others.items() if _are_both(same)]  # cat_train and cat_test
+    if (sure and len(sure) == len(names)) or _are_both(sure) or (pairs and len(read) == len(names)) or len(pairs) > 1:
         raise _no_classes(place, top, read)
     if len(names) == 1 and says_pictures(names[0]):
         raise _no_classes(place, top, names)
@@ -180,7 +183,7 @@ def _no_classes(place: Path, top: Folder, names: Iterable[str]) -> DataError:
     return DataError(
         f"{place} holds pictures without class folders",
         got=f"pictures without a folder of their class in {', '.join(names)}",
-        remedy=f"put the pictures of each class into a folder of its name{_name_list(top)}",
+        remedy=f"put the pictures of each class into a folder of its name, as in train/cat{_name_list(top)}",
     )
 
 
@@ -204,7 +207,10 @@ def _refuse_classes_in_classes(place: Path, split: Folder) -> None:
     known = classes(split).keys()
     for label, folder in classes(split).items():
         inside = [below.name for below in folder.filled]
-        if _are_both([below.name for below in folder.filled if _is_sure(below)]):
+        splits = [below for below in folder.filled if _is_sure(below)]
+        if _are_both([below.name for below in splits]) and any(map(_holds_classes, splits)):
+            what, remedy = "folders beside one that holds splits", f"let data.path, or what is built, be {folder.path}"
+        elif _are_both([below.name for below in splits]):
             what, remedy = "splits inside its class folders", "turn them round, as in train/cat and test/cat"
         elif len(known & set(inside)) > 1:
             what, remedy = "its class folders once more in one of them", f"move {label} out of it"

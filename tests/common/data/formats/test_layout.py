@@ -90,6 +90,11 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
     "{beaker,test_tube}/1.jpg": ({":beaker": 1, ":test_tube": 1}, []),
     "{bullet_train,test_tube}/1.jpg": ({":bullet_train": 1, ":test_tube": 1}, []),
     "beaker/1.jpg test_tube/{x,y}/1.jpg": ({":beaker": 1, ":test_tube": 2}, ["(2): test_tube/x, test_tube/y"]),
+    "{bus,cars_train,cars_test}/1.jpg": ({":bus": 1, ":cars_train": 1, ":cars_test": 1}, []),
+    "{steam_train,bullet_train,crash_test,test_tube}/1.jpg": (
+        {":steam_train": 1, ":bullet_train": 1, ":crash_test": 1, ":test_tube": 1},
+        [],
+    ),
     "{valid,invalid}/1.jpg": ({":valid": 1, ":invalid": 1}, []),
     # Beside the splits.
     "train/{a,b}/1.jpg holdout/{a,b}/1.jpg": ({"train:a": 1, "train:b": 1, "holdout:a": 1, "holdout:b": 1}, []),
@@ -147,8 +152,17 @@ REFUSED = {
     "train/{1,2}.jpg test/1.jpg": ("pictures without class folders", "test, train"),
     "train/{1,2}.jpg": ("pictures without class folders", "train"),
     "cars_train/{1,2}.jpg cars_test/1.jpg": ("pictures without class folders", "cars_test, cars_train"),
+    # The split and the class in one name, as in CycleGAN's sets.
+    "{cat,dog}_{train,test}/1.jpg": ("pictures without class folders", "cat_test, cat_train, dog_test, dog_train"),
+    "{train,test}_{cat,dog}/1.jpg": ("pictures without class folders", "test_cat, test_dog, train_cat, train_dog"),
+    "{train,test}{A,B}/1.jpg": ("pictures without class folders", "testA, testB, trainA, trainB"),
+    "x/{Train,Val}-{A,B}/1.jpg": ("pictures without class folders", "Train-A, Train-B, Val-A, Val-B"),
+    "{cat,dog}_{train,test}/1.jpg birds/1.jpg": ("pictures without class folders", "cat_test"),
+    "cat_{train,test}/1.jpg dog_train/1.jpg": ("pictures without class folders", "cat_test, cat_train, dog_train"),
     "train/1.jpg test/{a,b}/1.jpg": ("pictures without class folders", "train"),
     "{a,b}/{train,test}/1.jpg": ("splits inside its class folders", r"folders in a (2): test, train"),
+    "data/{train,test}/{a,b}/1.jpg previews/{1,2}.png": ("beside one that holds splits", "folders in data (2)"),
+    "fold_{1,2}/{train,test}/{a,b}/1.jpg": ("beside one that holds splits", "folders in fold_1 (2): test, train"),
     # Kaggle's flowers: the whole set again in a folder beside its classes.
     "{daisy,rose}/1.jpg flowers/{daisy,rose}/1.jpg": (
         "once more in one of them",
@@ -175,6 +189,12 @@ def test_a_layout_that_may_mean_two_things_is_refused_by_name(tmp_path: Path, pa
     with pytest.raises(DataError, match=what) as caught:
         read_layout(read_tree(lay_out(tmp_path, patterns)))
     assert got in str(caught.value.got) and caught.value.remedy
+
+
+def test_the_folder_that_holds_the_splits_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_layout(read_tree(lay_out(tmp_path, "data/{train,test}/{a,b}/1.jpg previews/1.png")))
+    assert caught.value.remedy.endswith(f"be {tmp_path / 'data'}")
 
 
 @pytest.mark.parametrize("patterns", ["1.jpg labels.csv", "images/1.jpg labels.csv", "{train,test}/1.jpg labels.csv"])
