@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.data.formats import digits
-from common.data.formats.arrow import hub_set, saved_folder
+from common.data.formats.arrow import find_saved, hub_set, saved_folder
 from common.data.formats.class_folders import class_folders
 from common.data.formats.parquet import is_parquet, parquet_file, parquet_folder
 from common.data.formats.tree import read_tree
@@ -62,7 +62,7 @@ def split_place(text: str) -> tuple[str, str | None]:
 
 
 def _folder(place: Path, question: str) -> dict[str, Opener]:
-    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+    if find_saved(place):
         return saved_folder(place)
     tree = read_tree(place)
     return parquet_folder(tree) or class_folders(tree, question)

@@ -49,6 +49,16 @@ def count_cases(what: str, cases: Sequence[str]) -> str:
     return f"{what} ({len(cases)}): {', '.join(cases[:_NAMED])}{more}"
 
 
+def refuse_twin_columns(place: object, columns: Sequence[str]) -> None:
+    """Raise DataError where two columns have one name: of a row, only one of their cells would be read."""
+    if twins := sorted({name for name in columns if columns.count(name) > 1}):
+        raise DataError(
+            f"{place} has two columns of one name: {', '.join(twins[:_NAMED])}",
+            got="columns: " + ", ".join(columns),
+            remedy="write the data set anew without one of them, or rename it",
+        )
+
+
 def reading_data(place: object, *, remedy: str = "write the data set anew") -> AbstractContextManager[None]:
     """Let anything that goes wrong while foreign data are read be one DataError that names the place."""
     return raise_as(DataError, f"{place} cannot be read", remedy=remedy)

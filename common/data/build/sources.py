@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.data.build.collection import Collection, Picture, collect
 from common.data.build.lists import LISTS, Splits, read_list
+from common.data.formats.arrow import find_saved
 from common.data.formats.layout import classes, read_layout
 from common.data.formats.parquet import is_parquet
 from common.data.formats.tree import Tree, read_tree
@@ -60,5 +61,4 @@ def _find_rows(place: Path, tree: Tree | None) -> Path | None:
     """Return a file that shows that a place holds rows, as `data.path` takes them."""
     if tree is None:
         return place if is_parquet(place) else None
-    saved = [place / name for name in ("dataset_dict.json", "state.json")]
-    return next(filter(Path.is_file, [*saved, *tree.top.all_files(".parquet")]), None)
+    return find_saved(place) or next(filter(Path.is_file, tree.top.all_files(".parquet")), None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.foreign_text import parse_json
-from common.data.table import UNNAMED, Opener, Table, reading_data
+from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_twin_columns
 from common.errors import DataError, describe_fault
 from common.models.hub import require_hub
 
@@ -16,26 +17,71 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
+_SAVED = {"dataset_dict.json": "splits", "state.json": "_data_files"}  # the list in each file of save_to_disk
+_REMEDY = "save the data set anew with save_to_disk"
+
+
+def find_saved(place: Path) -> Path | None:
+    """Return the file that shows that `save_to_disk` wrote a folder; None where it did not.
+
+    A file of such a name without the list of `save_to_disk` shows it only beside `.arrow` files: a `state.json` of a
+    trainer may lie among pictures.
+    """
+    for name, key in _SAVED.items():
+        file = place / name
+        if not file.is_file():
+            continue
+        if any(place.glob("*.arrow")) or any(place.glob("*/*.arrow")):
+            return file
+        with suppress(DataError):
+            _read_list(file, key)
+            return file
+    return None
+
+
 def saved_folder(place: Path) -> dict[str, Opener]:
     """Return the splits of a folder written by `save_to_disk`. Raises DataError when its files cannot be read."""
-    from datasets import load_from_disk
+    from datasets import DatasetDict
 
-    with reading_data(place, remedy="save the data set anew with save_to_disk"):
+    with reading_data(place, remedy=_REMEDY):
         _confine(place)
-        return _openers(load_from_disk(str(place)), str(place), place)
+        index = place / "dataset_dict.json"
+        if not index.is_file():
+            return _openers(_load_split(place), str(place), place)
+        splits = _read_list(index, "splits")
+        return _openers(DatasetDict({split: _load_split(place / split) for split in splits}), str(place), place)
+
+
+def _load_split(folder: Path) -> Dataset:
+    """Load one split. One without rows may have no file, which `load_from_disk` does not expect."""
+    from datasets import Dataset, DatasetInfo
+
+    if _read_list(folder / "state.json", "_data_files"):
+        return Dataset.load_from_disk(str(folder))
+    features = DatasetInfo.from_directory(str(folder)).features or {}
+    return Dataset.from_dict({name: [] for name in features})
+
+
+def _read_list(file: Path, key: str) -> list[Any]:
+    """Return the list `key` of a file of `save_to_disk`. Raises DataError where there is none."""
+    with reading_data(file, remedy=_REMEDY):
+        held = parse_json(file.read_bytes())
+    found = held.get(key) if isinstance(held, dict) else None
+    if not isinstance(found, list):
+        raise DataError(f"{file} is no file of save_to_disk", got=f"no list {key} in it", remedy=_REMEDY)
+    return found
 
 
 def _confine(place: Path) -> None:
     """Raise DataError for a saved data set that names files outside its folder, itself or through links."""
     folders = [place] if (place / "state.json").is_file() else []
     if (place / "dataset_dict.json").is_file():
-        folders += [place / split for split in parse_json((place / "dataset_dict.json").read_bytes())["splits"]]
+        folders += [place / split for split in _read_list(place / "dataset_dict.json", "splits")]
     named: list[Path] = []
     for folder in folders:
         named += [folder / "state.json", folder / "dataset_info.json"]
         if (folder / "state.json").is_file() and folder.resolve().is_relative_to(place.resolve()):
-            state = parse_json((folder / "state.json").read_bytes())
-            named += [folder / entry["filename"] for entry in state["_data_files"]]
+            named += [folder / entry["filename"] for entry in _read_list(folder / "state.json", "_data_files")]
     inside = (file.is_file() and file.resolve().is_relative_to(place.resolve()) for file in named)
     if outside := [file for file, found in zip(named, inside, strict=True) if not found]:
         raise DataError(
@@ -77,6 +123,7 @@ def _arrow(dataset: Dataset, name: str, root: Path, split: str) -> Table:
     """Make a table of a split of `datasets`."""
     shown = f"{name} ({split})"
     with reading_data(shown):
+        refuse_twin_columns(shown, dataset.column_names)
         return Table(
             name=shown,
             split=split,

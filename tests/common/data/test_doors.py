@@ -149,3 +149,12 @@ def test_the_path_of_a_list_is_blamed_and_not_the_output(
     error = capsys.readouterr().err
     assert error.count("remedy:") == 1 and "out cannot be written" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["problem", "image", "solution", "extra"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "twice.parquet", extra=pa.array(["a", "b"]))
+    rows = pq.read_table(file)
+    pq.write_table(rows.append_column(name, rows[name]), file)
+    with pytest.raises(DataError, match=f"twice.parquet has two columns of one name: {name}\n"):
+        enter(file)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.config.schema import DataConfig
+from common.data.build.sources import open_source
 from common.data.sources import load
 from common.errors import DataError
 from tests.helpers.makers import QUESTION, encoded
@@ -100,7 +101,7 @@ def test_a_link_that_stays_inside_is_followed(place: Path) -> None:
 )
 def test_a_state_by_hand_is_one_error(place: Path, content: str) -> None:
     (place / "train/state.json").write_text(content)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read|no list _data_files"):
         load(DataConfig(path=str(place)), split="train")
 
 
@@ -109,3 +110,45 @@ def test_only_the_picture_that_is_asked_about_is_decoded(place: Path, monkeypatc
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was asked"))
     source = load(DataConfig(path=str(place), eval_fraction=0.0), split="train")
     assert source[0].columns == {"figure": {"bytes": EPS, "path": None}, "note": "n"}
+
+
+@pytest.mark.parametrize("files", [0, 1], ids=["no file", "a file of no rows"])
+def test_an_empty_split_leaves_the_others_readable(place: Path, files: int) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"problem": [QUESTION], "solution": ["cat"]})
+    empty = rows.filter(lambda row: False) if files else Dataset.from_dict({"problem": [], "solution": []})
+    DatasetDict(train=rows, test=empty).save_to_disk(str(place / "halves"))
+
+    data = DataConfig(path=str(place / "halves"), eval_fraction=0.0)
+    assert len(load(data, split="train")) == 1
+    with pytest.raises(DataError, match=r"halves \(test\) has no rows"):
+        load(data, split="test")
+
+
+def test_two_columns_of_one_name_are_refused(place: Path) -> None:
+    import pyarrow as pa
+
+    file = data_file(place)
+    with pa.ipc.open_stream(file.read_bytes()) as reader:
+        rows = reader.read_all()
+    twice = pa.table([*rows.columns, rows["solution"]], names=[*rows.column_names, "solution"])
+    with pa.ipc.new_stream(str(file), twice.schema) as writer:
+        writer.write_table(twice)
+    with pytest.raises(DataError) as caught:
+        load(DataConfig(path=str(place), eval_fraction=0.0), split="train")
+    assert "solution" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("text", ["{}", "[]", "5", "no json", '{"global_step": 3}', '{"splits": 1, "_data_files": {}}'])
+def test_a_document_of_that_name_makes_no_saved_set(tmp_path: Path, name: str, text: str) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        (tmp_path / "pets" / label / "1.png").write_bytes(encoded())
+    (tmp_path / "pets" / name).write_text(text)
+
+    source = load(DataConfig(path=str(tmp_path / "pets"), eval_fraction=0.0), split="train")
+    assert len(source) == 2
+    assert any(name in note for note in source.notes)
+    assert open_source(tmp_path / "pets").labels == ("cat", "dog")
