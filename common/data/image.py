@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -108,6 +109,11 @@ def _find(cell: object, root: Path | None) -> Image.Image | bytes | Path:
     """Return the picture, the bytes or the file that a cell names. Raises BadRowError where it names none."""
     if isinstance(cell, Mapping):
         embedded = cell.get("bytes")
+        if isinstance(embedded, str) and not is_base64(embedded):
+            raise BadRowError(
+                f"image has text for its bytes, which begins {embedded[:24]!r}",
+                remedy="store the file's own bytes in bytes, or null there and the file's name in path",
+            )
         cell = cell.get("path") if embedded is None else embedded
     if isinstance(cell, Image.Image):
         return cell
@@ -119,9 +125,7 @@ def _find(cell: object, root: Path | None) -> Image.Image | bytes | Path:
         cell = _find_file(cell, root)
         nbytes = cell.stat().st_size
     elif isinstance(cell, list | tuple):
-        raise BadRowError(
-            f"image is a list of {len(cell)}", remedy="give every row one picture, not a list: the one it is about"
-        )
+        raise _refuse_list(cell)
     else:
         raise BadRowError(
             "image has neither bytes nor a path" if cell is None else f"image is a {type(cell).__name__}",
@@ -132,8 +136,22 @@ def _find(cell: object, root: Path | None) -> Image.Image | bytes | Path:
     return cell
 
 
+def _refuse_list(cell: Sequence[object]) -> BadRowError:
+    """Return the fault of a list in place of a picture: of numbers, at whatever depth, or of other things."""
+    first: object = cell
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, int | float):
+        return BadRowError(f"image is an array of numbers, {len(cell)} long", remedy="save it as PNG or JPEG bytes")
+    return BadRowError(
+        f"image is a list of {len(cell)}", remedy="give every row one picture, not a list: the one it is about"
+    )
+
+
 def _find_file(path: str | Path, root: Path | None) -> Path:
     """Return the file behind a path. Raises BadRowError, which says so where the text is no path at all."""
+    if not str(path).strip():
+        raise BadRowError("image is an empty text", remedy=f"{_EMBED}; null says that a row has no picture")
     try:
         return confine(path, root)
     except BadRowError as error:
@@ -143,9 +161,14 @@ def _find_file(path: str | Path, root: Path | None) -> Path:
                 f"image is base64 text of {len(text)} characters, which begins {text[:24]!r}",
                 remedy="store the bytes themselves: base64.b64decode(text) of Python gives them",
             ) from error
-        if text[:8].lower().startswith(("http://", "https://", "s3://", "gs://")):
+        if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
             raise BadRowError(
                 f"{error.reason}: it is an address", remedy="fetch the pictures first, and embed their bytes"
+            ) from error
+        if "\\" in text or re.match(r"[a-z]:/", text, re.IGNORECASE):
+            raise BadRowError(
+                f"{error.reason}: it is a path as Windows writes it",
+                remedy=f"write / for each backslash, and paths from the data folder on; or {_EMBED}",
             ) from error
         raise
 

@@ -19,12 +19,16 @@ from common.types import Example, Pixels
 
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
 
+NAMES_OF_NUMBERS = ": the names of a ClassLabel's numbers stand in the features of the data set, as its `names`"
+
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _UTF8 = "write it, or name the class folder, in UTF-8; under a locale that knows no UTF-8 set PYTHONUTF8=1"
 _TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
-# How other trainers mark the place of a picture in a text: `<image>`, `<|image_1|>`, Qwen's three tokens in a row.
+# How other trainers mark the place of a picture in a text: `<image>`, `<|image_1|>`, Qwen's three tokens in a row,
+# Qwen-VL's `Picture 1: <img>a.jpg</img>`, MiniCPM-V's `(<image>./</image>)`.
 _MARK = re.compile(
-    r"<\|vision_start\|>\s*<\|(?:image|video)_pad\|>\s*<\|vision_end\|>|<\|(?:vision_start|vision_end|vision_pad)\|>"
+    r"(?:picture\s*\d*\s*:\s*)?<img>[^<]*</img>|\(?<image>\./</image>\)?"
+    r"|<\|vision_start\|>\s*<\|(?:image|video)_pad\|>\s*<\|vision_end\|>|<\|(?:vision_start|vision_end|vision_pad)\|>"
     r"|<\|?(?:image|video)(?:[ _]?(?:pad|placeholder|token|soft_token|here|\d+))?\|?>"
     r"|<img_context>|<start_of_image>|\[IMG\]",
     re.IGNORECASE,
@@ -49,7 +53,7 @@ class _Question:
 
     text: str  # without the mark for its picture
     marks: tuple[str, ...]  # as they stood in the row
-    loose: bool  # a mark stands within the text, or there are several
+    loose: bool  # a mark stands within the text
     offered: frozenset[str] | None
     size: int  # of its list
 
@@ -105,7 +109,7 @@ def _read_question(problem: str) -> _Question:
     return _Question(
         text=text,
         marks=tuple(match[0] for match in found),
-        loose=bool(found) and (text is problem or len(found) > 1),
+        loose=bool(found) and text is problem,
         offered=None if offered is None else frozenset(offered),
         size=len(offered or ()),
     )
@@ -115,9 +119,14 @@ def _check_marks(question: _Question, *, with_image: bool) -> None:
     """Raise BadRowError where a mark is not the one at an end of the text, or the row has no picture to stand for."""
     if not question.marks:
         return
+    if len(question.marks) > 1:
+        raise BadRowError(
+            f"problem holds {len(question.marks)} marks for pictures: {', '.join(question.marks[:3])}",
+            remedy="leave one in column problem, or none: a row has one picture",
+        )
     if question.loose or "video" in question.marks[0].lower():
         raise BadRowError(
-            f"problem holds {', '.join(question.marks[:3])} within its text",
+            f"problem holds {question.marks[0]} within its text",
             remedy="take the marks out of column problem: the one picture of a row stands before its text",
         )
     if not with_image:
@@ -150,7 +159,7 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
     if not isinstance(solution, str):
         raise BadRowError(
             f"{column} is a {type(solution).__name__}: {clip(repr(solution))}",
-            remedy=f"store labels as text in column {column}",
+            remedy=f"store labels as text in column {column}" + (NAMES_OF_NUMBERS if isinstance(solution, int) else ""),
         )
     tagged = _ANSWER.fullmatch(solution)
     label = (tagged[1] if tagged else solution).strip()

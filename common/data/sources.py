@@ -18,7 +18,7 @@ from common.data.content.digests import NOTHING
 from common.data.faults import BadRowError, refuse
 from common.data.formats.split_names import pick_split
 from common.data.places import find_splits
-from common.data.row import OWN_COLUMNS, ReadRow, read_row
+from common.data.row import NAMES_OF_NUMBERS, OWN_COLUMNS, ReadRow, read_row
 from common.data.split import hold_out
 from common.data.table import UNNAMED, Table, reading_data
 from common.errors import DataError, clip
@@ -26,6 +26,14 @@ from common.lru import ByteLRU
 from common.types import Example
 
 _THREADS = min(8, os.cpu_count() or 1)
+_OFTEN = {  # what other people call our columns
+    "problem": {"question", "prompt", "instruction", "query"},
+    "image": {"img", "images", "picture", "photo", "file_name", "image_path"},
+    "solution": {
+        *("label", "labels", "answer", "class", "class_name", "target", "category"),
+        *("gt", "ground_truth", "reward_model", "text"),
+    },
+}
 _CHUNK = 16  # rows that a thread reads at a time
 
 
@@ -278,19 +286,26 @@ def _check_columns(table: Table) -> None:
     others = [name for name in table.columns if name not in OWN_COLUMNS]
     missing = [name for name in ("problem", "solution") if name not in table.columns]
     # A set without images is a text-only one, unless its images go by another name.
-    if "image" not in table.columns and (_close("image", others) or _image_like(table.rows[0])):
+    pictures = [found for found in _close("image", others) if found.casefold() != "file_name"]
+    if "image" not in table.columns and (pictures or _image_like(table.rows[0])):
         missing.append("image")
     if missing:
-        hints = [f"{found!r} for {name!r}" for name in missing for found in _close(name, others)]
+        close = {name: _close(name, others) for name in missing}
+        hints = [f"{found!r} for {name!r}" for name in missing for found in close[name]]
+        numbers = any(isinstance(table.rows[0].get(found), int) for found in close.get("solution", ()))
         raise DataError(
             f"{table.name} has no column {' and no column '.join(missing)}",
             got="columns: " + ", ".join(table.columns),
-            remedy="rename columns to problem, image, solution" + (f" (perhaps {', '.join(hints)})" if hints else ""),
+            remedy="rename columns to problem, image, solution"
+            + (f" (perhaps {', '.join(hints)})" if hints else "")
+            + (f"; labels are text{NAMES_OF_NUMBERS}" if numbers else ""),
         )
 
 
 def _close(name: str, others: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name, others, n=1, cutoff=0.7)
+    """Return the columns that may be meant: those that other people call so, else the one of nearest spelling."""
+    often = [other for other in others if other.casefold() in {name, *_OFTEN[name]}]
+    return often or difflib.get_close_matches(name, others, n=1, cutoff=0.7)
 
 
 def _image_like(row: Mapping[str, object]) -> bool:

@@ -95,6 +95,20 @@ TEXTS = {
     "address": ("https://example.org/a.png", "it is an address"),
     "long text": ("a. " * 500_000, "is no file inside"),
     "NUL": ("a\0b.png", "is no file inside"),
+    "empty text": ("", "image is an empty text"),
+    "blank path": ({"bytes": None, "path": " "}, "image is an empty text"),
+    "text for bytes": ({"bytes": "abc", "path": "x"}, "text for its bytes, which begins 'abc'"),
+    "base64 for bytes": ({"bytes": LONG, "path": "x"}, "base64 text of"),
+    "nested numbers": (np.zeros((8, 8, 3), np.uint8).tolist(), "an array of numbers"),
+    "flat numbers": (list(encoded()), "an array of numbers"),
+    "numbers for bytes": ({"bytes": list(encoded()), "path": None}, "an array of numbers"),
+    "fractions": ([[0.5, 0.25]], "an array of numbers"),
+    "empty list": ([], "a list of 0"),
+    "list of names": (["a.png"], "a list of 1"),
+    "Windows": (r"images\0.png", "as Windows writes it"),
+    "Windows drive": (r"C:\pics\0.jpg", "as Windows writes it"),
+    "drive with slashes": ("C:/pics/0.jpg", "as Windows writes it"),
+    "bucket": ("hf://datasets/a/b.png", "it is an address"),
     "list": ([{"bytes": encoded()}, {"bytes": encoded()}], "a list of 2"),
     "number": (7, "image is a int"),
 }
@@ -188,7 +202,14 @@ MARKS = [
     "<|vision_start|><|image_pad|><|vision_end|>",
     "<|image_1|>\n",
 ]
-MARKS += ["<image_1>", "<|image|>", "<start_of_image>"]
+MARKS += [
+    "<image_1>",
+    "<|image|>",
+    "<start_of_image>",
+    "Picture 1: <img>a.jpg</img>\n",
+    "<img>b.png</img>",
+    "(<image>./</image>)\n",
+]
 
 
 @pytest.mark.parametrize("at_end", [False, True])
@@ -205,7 +226,11 @@ def test_a_mark_for_the_picture_is_taken_out_with_a_note(tmp_path: Path, mark: s
     ("changes", "reason"),
     [
         ({"problem": f"Look at <image>: {ASKED}"}, "problem holds <image> within its text"),
-        ({"problem": f"<image><image>{ASKED}"}, "problem holds <image>, <image> within its text"),
+        ({"problem": f"<image><image>{ASKED}"}, "problem holds 2 marks for pictures: <image>, <image>"),
+        ({"problem": f"<image><image>\n{ASKED}"}, "problem holds 2 marks"),
+        ({"problem": f"<image>{ASKED}<image>"}, "problem holds 2 marks"),
+        ({"problem": f"Picture 1: <img>a.jpg</img>\nPicture 2: <img>b.jpg</img>\n{ASKED}"}, "problem holds 2 marks"),
+        ({"problem": f"See <img>a.jpg</img>: {ASKED}"}, "problem holds <img>a.jpg</img> within its text"),
         ({"problem": f"<video>{ASKED}"}, "problem holds <video>"),
         ({"problem": f"<image>{ASKED}", "image": None}, "and the row has no picture"),
         ({"problem": "<image>"}, "problem is <image> alone"),

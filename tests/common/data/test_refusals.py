@@ -85,6 +85,31 @@ def test_images_under_another_name_are_not_taken_for_a_text_only_set(tmp_path: P
         enter(tmp_path, [{"problem": QUESTION, "solution": "cat", "photo": encoded()}])
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        *((name, "solution") for name in ("label", "labels", "answer", "class", "target", "category", "gt", "text")),
+        *((name, "image") for name in ("img", "images", "Image", "picture", "photo", "image_path", "file_name")),
+        *((name, "problem") for name in ("question", "prompt", "instruction", "PROBLEM")),
+    ],
+)
+def test_a_column_by_another_usual_name_is_hinted_at(tmp_path: Path, name: str, own: str) -> None:
+    with pytest.raises(DataError, match=f"has no column .*{own}") as caught:
+        enter(tmp_path, [{name if key == own else key: value for key, value in row().items()}])
+    assert f"{name!r} for {own!r}" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["solution", "label"])
+def test_labels_as_numbers_are_named_as_such(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        enter(tmp_path, [{name if key == "solution" else key: value for key, value in row(solution=3).items()}])
+    assert "text" in caught.value.remedy and "names of a ClassLabel" in caught.value.remedy
+
+
+def test_a_text_only_set_may_name_files(tmp_path: Path) -> None:
+    assert enter(tmp_path, [{"problem": QUESTION, "solution": "cat", "file_name": "a.txt"}])[0].image is None
+
+
 def test_empty_set(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
