@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,15 @@ def parse_yaml(text: str | bytes) -> Any:
         loader.dispose()
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text stands for. Raises ValueError for anything else, and for values nested too deeply."""
+def parse_json(text: str | bytes, *, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Return what a JSON text stands for. Raises ValueError for anything else, and for values nested too deeply.
+
+    Args:
+        make_object: makes an object of its keys and values, as they stand there; without it a later key wins.
+    """
     text = text if isinstance(text, str) else text.decode()
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=make_object)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if text.count("[") + text.count("{") > _DEEPEST and not _is_shallow(value):

@@ -13,6 +13,7 @@ from typing import get_args
 
 from common.command import run_command, say
 from common.config.schema import DataConfig, ModelConfig
+from common.config.settings import Setting, resolve
 from common.data.content.survey import divide_by_name, survey
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load, say_notes
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 usable, perhaps with warnings; 2 refused."""
     with run_command() as command:
         options = _parser().parse_args(argv)
-        read = {place: _read_place(place, options) for place in options.places}
+        data = _read_options(options)
+        read = {place: _read_place(place, data) for place in options.places}
         parts = [part for place, (sources, _) in read.items() for part in divide_by_name(sources, place)]
         survey(parts, DataConfig(mode=options.mode), say=say)
         for place, (sources, data) in read.items():
@@ -45,17 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command.exit_code
 
 
-def _read_place(place: str, options: argparse.Namespace) -> tuple[list[ExampleSource], DataConfig]:
+def _read_options(options: argparse.Namespace) -> DataConfig:
+    """Return the options as the section of a configuration. Raises ConfigError for values that it does not take."""
+    names = ("mode", "question", "image_size", "max_prompt_tokens")
+    settings = [
+        Setting(key=f"data.{name}", value=getattr(options, name), origin=f"--{name.replace('_', '-')}")
+        for name in names
+    ]
+    return resolve(settings).data.model_copy(update={"cache_mb": 0})  # every picture is looked at once
+
+
+def _read_place(place: str, data: DataConfig) -> tuple[list[ExampleSource], DataConfig]:
     """Read one `PATH[@SPLIT]`, and print how much there is."""
     path, split = split_place(place)
-    data = DataConfig(
-        path=path,
-        mode=options.mode,
-        question=options.question,
-        image_size=options.image_size,
-        max_prompt_tokens=options.max_prompt_tokens,
-        cache_mb=0,  # every picture is looked at once
-    )
+    data = data.model_copy(update={"path": path})
     names = [split] if split else [name if name != UNNAMED else data.split for name in find_splits(path, data.question)]
     sources = [load(data, split=name) for name in names]
     say_notes(sources, say)

@@ -23,6 +23,12 @@ def find_splits(path: str, question: str) -> dict[str, Opener]:
 
     Raises DataError when nothing readable is there, within seconds when the hub cannot be reached.
     """
+    if not path.strip():
+        raise DataError(
+            f"{path!r} is no path: it is empty",
+            got=f"data.path = {path!r}",
+            remedy="name a data set; a split alone, as in @test, is one of data.path",
+        )
     if path == digits.NAME:
         return dict.fromkeys(digits.OFFERED, digits.digits)
     with reading_data(f"data.path = {path}", remedy="check the path, and who may read what lies there"):

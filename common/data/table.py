@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.data.content.kinds import HEAD, describe_foreign
 from common.errors import DataError, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
@@ -57,6 +58,14 @@ def refuse_twin_columns(place: object, columns: Sequence[str]) -> None:
             got="columns: " + ", ".join(columns),
             remedy="write the data set anew without one of them, or rename it",
         )
+
+
+def refuse_foreign(file: Path, *, remedy: str) -> None:
+    """Raise DataError for a file of rows that is another kind of file by its content: a workbook, a web page."""
+    with reading_data(file, remedy="check who may read it"), file.open("rb") as opened:
+        found = describe_foreign(opened.read(HEAD), remedy)
+    if found:
+        raise DataError(f"{file} is not what its name says", got=f"it is {found[0]}", remedy=found[1])
 
 
 def reading_data(place: object, *, remedy: str = "write the data set anew") -> AbstractContextManager[None]:

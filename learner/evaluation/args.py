@@ -179,6 +179,8 @@ def _name_sets(words: Sequence[str]) -> dict[str, str]:
     """Return {name: place} of every `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
     sets: dict[str, str] = {}
     for word in words:
+        if not word.strip():
+            raise ConfigError("--data is empty", got=repr(word), remedy="name a set, or leave --data out")
         given = re.fullmatch(r"([\w.:-]+)=(.+)", word)
         name, place = given.groups() if given else (_derive_name(word), word)
         if name in sets:

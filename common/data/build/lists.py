@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from common.data.build.collection import Picture
 from common.data.faults import BadRowError, refuse
 from common.data.formats.split_names import read_split_name
 from common.data.row import bare_label
-from common.data.table import UNNAMED, count_cases, reading_data
-from common.errors import DataError
+from common.data.table import UNNAMED, count_cases, reading_data, refuse_foreign
+from common.errors import DataError, clip, escape_unprintable
 
 LISTS = (".csv", ".tsv", ".jsonl")
 Splits = dict[str, list[Picture]]
 _AS_UTF8 = "save it as UTF-8"
+_CHECK = "check the path, and who may read what lies there"
+_SAVE = "save the list as CSV in UTF-8"
+_SEPARATOR = re.compile(r"sep=(.)(?:\r\n|\r|\n)", re.IGNORECASE)  # a first line for Excel
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 _MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32's, which begins with one
 _DELIMITERS = (",", ";", "\t", "|")
@@ -43,18 +47,28 @@ def read_list(place: Path) -> tuple[Splits, list[str]]:
     for number, row in _lines(place):
         count += 1
         try:
-            pictures[_text(row, "split") if row.get("split") else UNNAMED].append(_picture(place.parent, row))
+            split = UNNAMED if row.get("split") in (None, "") else _text(row, "split")
+            pictures[split].append(_picture(place.parent, row))
         except BadRowError as fault:
             faults.append((f"line {number}", fault))
     refuse(str(place), count, faults)
+    if not count:
+        raise DataError(f"{place} holds no rows", got="nothing below its columns", remedy="give a line a picture")
+    if UNNAMED in pictures and len(pictures) > 1:
+        raise DataError(
+            f"{len(pictures[UNNAMED])} of {count} lines of {place} have no split",
+            got="others are of " + ", ".join(sorted(filter(None, pictures))[:5]),
+            remedy="give every line its split, or leave column split out",
+        )
     return _join_splits(pictures)
 
 
 def _picture(root: Path, row: Mapping[str, Any]) -> Picture:
     """Return the picture of a line. Raises BadRowError for cells that cannot be used."""
-    if None in row:
+    surplus = row.get(None, ())  # type: ignore[call-overload]  # csv's key for the cells beyond the columns
+    if surplus := [cell for cell in surplus if cell.strip()]:
         raise BadRowError(
-            f"{len(row[None])} more cells than the first line",  # type: ignore[index]  # csv's key for them
+            f"{len(surplus)} more cells than the first line",
             remedy='put a cell with a comma in it in quotes, as in a.jpg,"cat, big"',
         )
     path, label = _text(row, "path"), bare_label(row.get("label"), column="label")
@@ -78,15 +92,34 @@ def _join_splits(pictures: Splits) -> tuple[Splits, list[str]]:
 
 def _lines(place: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the rows of a list with the numbers of their lines."""
-    with reading_data(place, remedy=_AS_UTF8):
+    with reading_data(place, remedy=_CHECK):
+        refuse_foreign(place, remedy=_SAVE)
         text = _decode(place)
-        if place.suffix.casefold() == ".jsonl":
-            yield from _json_lines(place, text)
-            return
-        columns, delimiter = _read_header(place, text)
-        reader = csv.DictReader(io.StringIO(text, newline=""), fieldnames=columns, delimiter=delimiter, strict=True)
+        yield from (_json_lines if place.suffix.casefold() == ".jsonl" else _csv_lines)(place, text)
+
+
+def _csv_lines(place: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield as `_lines` does. Lines of empty cells are left out, as Excel writes them below a table."""
+    said = _SEPARATOR.match(text)
+    text, skipped = (text[said.end() :], 1) if said else (text, 0)
+    line = 1
+    try:
+        columns, delimiter = _read_header(place, text, said[1] if said else _DELIMITERS)
+        with reading_data(place, remedy=_CHECK):
+            lines = io.StringIO(text, newline="")
+            reader = csv.DictReader(lines, columns, delimiter=delimiter, skipinitialspace=True, strict=True)
         next(reader, None)  # the first line
-        yield from ((reader.line_num, row) for row in reader)
+        line = reader.line_num + 1
+        for row in reader:
+            if any("".join(cell or "").strip() for cell in row.values()):  # the surplus cells are a list
+                yield reader.line_num + skipped, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{place} cannot be read from line {line + skipped} on",
+            got=f"{error}",
+            remedy='close the quote; a quote within a cell is written twice, as in a.jpg,"12"" disc"',
+        ) from error
 
 
 def _json_lines(place: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -94,14 +127,27 @@ def _json_lines(place: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, make_object=_make_row)
         except ValueError as error:
             raise DataError(
                 f"{place} cannot be read",
                 got=f"line {number}: {error}",
                 remedy='write one object a line, as in {"path": "a.jpg", "label": "cat"}',
             ) from error
-        yield number, {name.strip().casefold(): cell for name, cell in row.items()} if isinstance(row, dict) else {}
+        yield number, row if isinstance(row, dict) else {}
+
+
+def _make_row(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object by its keys in small letters. Raises ValueError where two of them are one of our columns."""
+    names = [name.strip().casefold() for name, _ in pairs]
+    if twice := _find_twice(names):
+        raise ValueError(f"it has {twice} twice: " + ", ".join(f"{name}: {cell!r}" for name, cell in pairs))
+    return dict(zip(names, (cell for _, cell in pairs), strict=True))
+
+
+def _find_twice(names: Sequence[str]) -> str | None:
+    """Return the first of our columns that is there twice."""
+    return next((name for name in ("path", "label", "split") if names.count(name) > 1), None)
 
 
 def _decode(place: Path) -> str:
@@ -128,28 +174,28 @@ def _decode(place: Path) -> str:
     return text
 
 
-def _read_header(place: Path, text: str) -> tuple[list[str], str]:
+def _read_header(place: Path, text: str, delimiters: Sequence[str]) -> tuple[list[str], str]:
     """Return the columns of the first line in small letters, and what stands between them.
 
     Raises DataError where path or label is missing.
     """
     first = io.StringIO(text, newline="")
     headers: dict[str, Sequence[str]] = {}
-    for delimiter in _DELIMITERS:
+    for delimiter in delimiters:
         first.seek(0)
-        headers[delimiter] = next(csv.reader(first, delimiter=delimiter), [])
-    delimiter = max(_DELIMITERS, key=lambda sign: len(headers[sign]))  # the first of equals: a comma
+        headers[delimiter] = next(csv.reader(first, delimiter=delimiter, skipinitialspace=True), [])
+    delimiter = max(delimiters, key=lambda sign: len(headers[sign]))  # the first of equals: a comma
     columns = [name.strip().casefold() for name in headers[delimiter]]
     if missing := [name for name in ("path", "label") if name not in columns]:
         hints = [f"{found} for {name}" for name in missing for found in columns if found in _OFTEN[name]]
         raise DataError(
             f"{place} has no column {' and no column '.join(missing)}",
-            got="first line: " + (", ".join(headers[delimiter]) or "empty"),
+            got="first line: " + (clip(escape_unprintable(", ".join(headers[delimiter]))) or "empty"),
             remedy="begin the file with the line path,label or path,label,split"
             + (f" (perhaps {', '.join(hints)})" if hints else ""),
         )
-    if twice := sorted({name for name in ("path", "label", "split") if columns.count(name) > 1}):
-        raise DataError(f"{place} has column {twice[0]} twice", got=", ".join(columns), remedy="leave one of them out")
+    if twice := _find_twice(columns):
+        raise DataError(f"{place} has column {twice} twice", got=", ".join(columns), remedy="leave one of them out")
     return columns, delimiter
 
 

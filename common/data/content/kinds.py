@@ -15,12 +15,9 @@ _BRANDS: Mapping[bytes, str] = {  # of ISO media files, at byte 8
     **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
     b"crx ": "a raw picture of a camera (CR3)",
 }
+_POINTER = b"version https://git-lfs"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the file itself",
-        "run `git lfs pull` where the data was cloned",
-    ),
+    (_POINTER, "a Git LFS pointer, not the file itself", "run `git lfs pull` where the data was cloned"),
     (b"%PDF", "a PDF document", "export its pages as PNG or JPEG"),
     (b"%!PS", "a PostScript document", _CONVERT),
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture", _CONVERT),
@@ -89,6 +86,23 @@ def describe_kind(head: bytes) -> tuple[str, str] | None:
     if form := name_format(head):
         return f"a damaged {form}", "fetch the picture again, or remove the row"
     return _describe_text(head)
+
+
+def describe_foreign(head: bytes, remedy: str) -> tuple[str, str] | None:
+    """Return what a file is that should hold rows, by how it begins, and the remedy; None where it may hold them.
+
+    A workbook gives ("a zip archive, as a workbook of a spreadsheet is", "unpack it, or " + `remedy`). Text may hold
+    rows, unless it is a web page or a pointer.
+    """
+    text = None if head.startswith(_POINTER) else _describe_text(head)  # its first letters may be those of a picture
+    found = text or describe_kind(head)
+    if not head or found is None or found[0].startswith("text") or head.startswith(b"PAR1"):
+        return None
+    what = "a zip archive, as a workbook of a spreadsheet is" if head.startswith(b"PK") else found[0]
+    if found[1] == _FETCH:
+        return what, "fetch the file again: this page came in its place"
+    # The other remedies are for pictures.
+    return what, f"{found[1]}, or {remedy}" if found[1].startswith(("run `git lfs", "unpack")) else remedy
 
 
 def name_format(head: bytes) -> str | None:

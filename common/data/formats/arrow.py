@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.foreign_text import parse_json
-from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_twin_columns
+from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_foreign, refuse_twin_columns
 from common.errors import DataError, describe_fault
 from common.models.hub import require_hub
 
@@ -44,7 +44,8 @@ def saved_folder(place: Path) -> dict[str, Opener]:
     from datasets import DatasetDict
 
     with reading_data(place, remedy=_REMEDY):
-        _confine(place)
+        for file in _confine(place):
+            refuse_foreign(file, remedy=_REMEDY)
         index = place / "dataset_dict.json"
         if not index.is_file():
             return _openers(_load_split(place), str(place), place)
@@ -65,6 +66,7 @@ def _load_split(folder: Path) -> Dataset:
 def _read_list(file: Path, key: str) -> list[Any]:
     """Return the list `key` of a file of `save_to_disk`. Raises DataError where there is none."""
     with reading_data(file, remedy=_REMEDY):
+        refuse_foreign(file, remedy=_REMEDY)
         held = parse_json(file.read_bytes())
     found = held.get(key) if isinstance(held, dict) else None
     if not isinstance(found, list):
@@ -72,8 +74,11 @@ def _read_list(file: Path, key: str) -> list[Any]:
     return found
 
 
-def _confine(place: Path) -> None:
-    """Raise DataError for a saved data set that names files outside its folder, itself or through links."""
+def _confine(place: Path) -> list[Path]:
+    """Return the files of a saved data set.
+
+    Raises DataError for one that names files outside its folder, itself or through links.
+    """
     folders = [place] if (place / "state.json").is_file() else []
     if (place / "dataset_dict.json").is_file():
         folders += [place / split for split in _read_list(place / "dataset_dict.json", "splits")]
@@ -89,6 +94,7 @@ def _confine(place: Path) -> None:
             got=", ".join(map(str, outside[:5])),
             remedy="save the data set anew with save_to_disk (links may not leave its folder)",
         )
+    return named
 
 
 def _openers(found: Dataset | DatasetDict, name: str, root: Path) -> dict[str, Opener]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.data.formats.split_names import OWN_SPLITS, answers, read_split_name, refuse_twins, word_of_split
 from common.data.formats.tree import Tree
-from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data, refuse_twin_columns
+from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data, refuse_foreign, refuse_twin_columns
 from common.errors import DataError
 
 LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
@@ -140,6 +140,7 @@ class _ParquetRows:
         schemas: dict[Path, Any] = {}
         for file in files:
             with reading_data(file):
+                refuse_foreign(file, remedy="write it anew as parquet")
                 self._footers[file] = pq.read_metadata(file)
                 schemas[file] = self._footers[file].schema.to_arrow_schema().remove_metadata()
             refuse_twin_columns(file, schemas[file].names)

@@ -98,6 +98,27 @@ def test_features_that_datasets_cannot_read_are_named(tmp_path: Path, features: 
         enter(place)
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
+        (b"<html>\n<title>Sign in</title>\n", "an HTML page.*fetch"),
+        (b"\x1f\x8b\x08\x00" + bytes(60), "a gzip archive.*unpack"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_foreign_files_of_rows_are_named_by_what_they_are(tmp_path: Path, kind: str, data: bytes, what: str) -> None:
+    if kind == "parquet":
+        (tmp_path / "train.parquet").write_bytes(data)
+    else:
+        from datasets import Dataset
+
+        Dataset.from_list([{"problem": "?", "solution": "cat"}]).save_to_disk(str(tmp_path / "train.parquet"))
+        next((tmp_path / "train.parquet").glob("*.arrow")).write_bytes(data)
+    with pytest.raises(DataError, match=f"(?s)not what its name says.*{what}"):
+        enter(tmp_path / "train.parquet")
+
+
 @pytest.mark.parametrize("text", ["[]", "3", '{"_data_files": 3}', '{"_data_files": [{}]}', "\xff", "{"])
 def test_foreign_json_of_a_saved_set_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "saved").mkdir()

@@ -50,3 +50,31 @@ def test_a_model_counts_tokens(digits_model: Path, capsys: pytest.CaptureFixture
     assert "tokens of a label: 1 ('eight') to 1 ('zero')" in capsys.readouterr().out
     assert main([*words, "--max-prompt-tokens", "16"]) == 2
     assert "prompt of 17 tokens is over 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "bounds"),
+    [
+        (("--image-size", "0"), ">= 4 and <= 4096"),
+        (("--image-size", "-4"), ">= 4 and <= 4096"),
+        (("--image-size", "100000"), ">= 4 and <= 4096"),
+        (("--max-prompt-tokens", "0"), "integer >= 1"),
+    ],
+)
+def test_an_option_out_of_bounds_is_named(
+    words: tuple[str, str], bounds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embedded:digits@test", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"= {words[1]} ({words[0]}): must be" in said and bounds in said
+
+
+@pytest.mark.parametrize("place", ["", "@test", " "])
+def test_an_empty_path_is_not_the_current_folder(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder(tmp_path, {"test/cat": 1, "test/dog": 1})
+    monkeypatch.chdir(tmp_path)
+    assert main([place]) == 2
+    assert "is no path: it is empty" in capsys.readouterr().err
+    assert main([".@test"]) == 0

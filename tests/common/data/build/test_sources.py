@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import re
 from pathlib import Path
 
@@ -65,9 +66,20 @@ def test_of_two_splits_to_test_on_one_is_left_out_and_said(tmp_path: Path) -> No
         ("a.jsonl", '{"path": "x.png", "label": 3}\n', "label is a int.*column label"),
         ("a.jsonl", '{"path": "x.png"\n', "cannot be read"),
         ("a.jsonl", '["x.png", "cat"]\n', "line 1: path is None"),
-        ("a.csv", "path,label,split\nx.png,cat,train\ny.png,cat,\n", "has no split to train on"),
+        ("a.csv", "path,label,split\nx.png,cat,train\ny.png,cat,\n", "1 of 2 lines of .* have no split.*are of train"),
         ("a.csv", "path,label,split\nx.png,cat,test\n", "has no split to train on"),
-        ("a.csv", "path,label\n", "has no split to train on"),
+        ("a.csv", "path,label\n", "holds no rows"),
+        ("a.csv", "path,label\n,\n,,\n", "holds no rows"),
+        ("a.jsonl", "", "holds no rows"),
+        ("a.jsonl", "\n\n", "holds no rows"),
+        ("a.jsonl", '{"path": "x.png", "label": "cat", "split": 0}\n', "line 1: split is 0"),
+        ("a.jsonl", '{"path": "x.png", "label": "cat", "split": false}\n', "line 1: split is False"),
+        ("a.jsonl", '{"path": "x.png", "label": "cat", "label": "dog"}\n', "line 1: it has label twice.*'cat'.*'dog'"),
+        ("a.jsonl", '{"path": "x.png", "label": "cat", "Label": "dog"}\n', "line 1: it has label twice.*Label: 'dog'"),
+        ("a.csv", 'path,label\nw.png,cat\n"x.png,cat\ny.png,dog\n', "from line 3 on.*close the quote"),
+        ("a.csv", 'path,label\n"x.png"x,dog\n', "from line 2 on.*close the quote"),
+        ("a.csv", f"path,label\nx.png,{'a' * 200_000}\n", "from line 2 on.*field limit"),
+        ("a.csv", 'sep=,\npath,label\n"x.png"x,dog\n', "from line 3 on"),
         ("a.txt", "x.png cat\n", "is no source of pictures"),
     ],
 )
@@ -111,10 +123,17 @@ def test_columns_are_known_in_any_case_and_paths_as_windows_writes_them(tmp_path
         ("path,label\na.png,cat\n".encode("utf-16-le"), "not in UTF-8.*perhaps UTF-16 without.*save it as UTF-8"),
         (codecs.BOM_UTF16_LE + b"a", "not in UTF-8.*a mark of UTF-16.*save it as UTF-8"),
         (b"file_name,Class\na.png,cat\n", r"no column path and no column label.*file_name for path, class for label"),
-        (b"path,label\na.png,cat, big\n", "line 2: 1 more cells than the first line.*in quotes"),
+        (b"path,label\na.png,cat, big,\n", "line 2: 1 more cells than the first line.*in quotes"),
         (b"path,label,label\na.png,cat,dog\n", "has column label twice"),
         (b"path,label\na.png\n", "line 2: label is a NoneType.*column label"),
-        (b'path,label\n"a.png,cat\n', "cannot be read"),
+        (
+            b"PK\x03\x04\x14\x00\x06\x00\x08\x00" + bytes(range(256)),
+            "not what its name says.*a zip archive.*save the list",
+        ),
+        (gzip.compress(b"path,label\na.png,cat\n"), "a gzip archive.*unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>\n<title>Sign in</title>\n", "an HTML page.*fetch the file again"),
+        (b"PAR1\x15\x04\x15\x00PAR1", "zero bytes|not in UTF-8"),
         (b"path,label,split\na.png,cat,holdout\n", "no split to train on.*splits: holdout"),
         (b"path,label,split\na.png,cat,train2014\nb.png,cat,train2017\n", "more than one split that train may mean"),
     ],
@@ -124,6 +143,29 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, data: bytes, message:
     with pytest.raises(DataError) as caught:
         open_source(tmp_path / "list.csv")
     assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,,\na.png,cat,,\nb.png,dog,,\n,,,\n",
+        "path,label\na.png,cat,,\nb.png,dog, \n,\n \n",
+        "sep=,\r\npath,label\r\na.png,cat\r\nb.png,dog\r\n",
+        "\ufeffsep=;\npath;label\na.png;cat\nb.png;dog\n",
+        'path, label\na.png, "cat"\n"b.png",dog\n',
+        '"path", "label"\n"a.png", "cat"\n"b.png", "dog"\n',
+        "BMI,path,label\n1,a.png,cat\n2,b.png,dog\n",
+        "path,label,ID\na.png,cat,\nb.png,dog,\n",
+    ],
+)
+def test_a_list_as_spreadsheets_and_people_leave_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text, newline="")
+    assert brief(open_source(tmp_path / "list.csv")) == [[("a.png", "cat"), ("b.png", "dog")], []]
+
+
+def test_keys_that_are_no_columns_may_be_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"path": "a.png", "label": "cat", "split": null, "x": 1, "X": {"x": 2}}\n')
+    assert brief(open_source(tmp_path / "a.jsonl")) == [[("a.png", "cat")], []]
 
 
 def test_keys_of_a_jsonl_are_known_in_any_case_and_others_named(tmp_path: Path) -> None:
