@@ -9,7 +9,8 @@ from pathlib import Path
 from common.data.formats import digits
 from common.data.formats.arrow import find_saved, hub_set, saved_folder
 from common.data.formats.class_folders import class_folders
-from common.data.formats.parquet import is_parquet, parquet_file, parquet_folder
+from common.data.formats.parquet import parquet_file, parquet_folder
+from common.data.formats.parquet_names import is_parquet
 from common.data.formats.tree import read_tree
 from common.data.table import Opener, reading_data
 from common.errors import DataError

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.data.formats.split_names import OWN_SPLITS, answers, read_split_name, refuse_twins, word_of_split
+from common.data.formats.parquet_names import find_notes, name_splits
 from common.data.formats.tree import Tree
-from common.data.table import UNNAMED, Opener, Table, count_cases, reading_data, refuse_foreign, refuse_twin_columns
+from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_foreign, refuse_twin_columns
 from common.errors import DataError
 
 LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
 KEPT = 1 << 29  # bytes of all row groups that are kept
 _FEW_ROWS = 16
-_OTHER_ROWS = (".csv", ".tsv", ".jsonl", ".arrow")  # files that may hold rows too
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 
 def parquet_file(place: Path) -> dict[str, Opener]:
@@ -32,92 +29,14 @@ def parquet_file(place: Path) -> dict[str, Opener]:
 def parquet_folder(tree: Tree) -> dict[str, Opener]:
     """Return the splits by the names of files or folders; none without parquet files.
 
-    Raises DataError when some names say a split and others do not, two of them say one split, or links lead to folders
-    outside.
+    Raises DataError as `name_splits` does, and when links lead to folders outside.
     """
-    place = tree.top.path
-    by_split = _group_by_split([file for file in tree.top.all_files(".parquet") if is_parquet(file)], place)
-    if UNNAMED in by_split and len(by_split) > 1:
-        raise DataError(
-            f"{place} mixes parquet files with and without the name of a split",
-            got=", ".join(file.name for file in by_split[UNNAMED][:5]),
-            remedy="name them train-00000-of-00001.parquet and so on, or set data.path to one file",
-        )
-    refuse_twins(str(place), by_split)
+    place, by_split = tree.top.path, name_splits(tree)
     if not by_split:
         return {}
     tree.refuse_leaving()
-    notes = _notes(tree, by_split)
+    notes = find_notes(tree, by_split)
     return {name: partial(_open, group, place, notes) for name, group in by_split.items()}
-
-
-def is_parquet(file: Path) -> bool:
-    """Whether it is a parquet file by its name, in any case."""
-    return file.suffix.casefold() == ".parquet" and file.is_file()
-
-
-def _notes(tree: Tree, by_split: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
-    """Return a line for each kind of thing that may be taken for rows and is none, or joins what may be apart."""
-    place = tree.top.path
-    lists = tree.top.all_files(*_OTHER_ROWS)
-    pictures = [folder.path for folder in tree.top.filled if not folder.all_files(".parquet")]
-    hidden = [path for path in tree.hidden if path.suffix.casefold() == ".parquet" or path.is_dir()]
-    kinds = {
-        "hidden files and folders are left out": hidden,
-        "links to folders that are read already are left out": tree.again,
-        "lists beside the parquet files are left out": lists,
-        "folders beside the parquet files are read only where rows name their files": pictures,
-    }
-    lines = [
-        count_cases(what, sorted(str(path.relative_to(place)) for path in paths))
-        for what, paths in kinds.items()
-        if paths
-    ]
-    for split, files in by_split.items():
-        names = sorted({_naming_part(file.relative_to(place)) for file in files})
-        if split != UNNAMED and len(names) > 1:
-            lines.append(count_cases(f"files of several names are one split, {split}", names))
-    if own := sorted(name for name in by_split if read_split_name(name) and not answers(name, by_split)):
-        lines.append(count_cases(OWN_SPLITS, own))
-    return tuple(lines)
-
-
-def _group_by_split(files: Iterable[Path], place: Path) -> dict[str, list[Path]]:
-    """Return the files by what their names say of the split, as the names say it; UNNAMED where they say nothing.
-
-    `Test/7.parquet` is of Test, `base_test.parquet` of base_test. `cars_train.parquet` is of train: unless that is
-    there as such, then it is a split of its own name.
-    """
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        by_name[_naming_part(file.relative_to(place))].append(file)
-    words = {name: word_of_split(name) for name in by_name}
-    sure = {words[name] for name in by_name if (read := read_split_name(name)) is not None and read.is_sure}
-    by_split: dict[str, list[Path]] = defaultdict(list)
-    for name, found in by_name.items():
-        read = read_split_name(name)
-        apart = words[name] in sure and read is not None and not read.is_sure
-        whole = apart or any(
-            _SHARD.fullmatch(file.stem) for file in found
-        )  # what others name with care is a split of its own
-        by_split[name if whole else words[name]] += found
-    return dict(by_split)
-
-
-def _naming_part(file: Path) -> str:
-    """Return the part of a path that says the split: a folder, or the name of the file without the number of its part.
-
-    `data/train-00000-of-00001.parquet` -> train, `test/data-00000-of-00001.parquet` -> test, `a_7.parquet` -> a.
-    """
-    shard = _SHARD.fullmatch(file.stem)
-    if shard and word_of_split(shard[1]):
-        return shard[1]
-    return next(filter(word_of_split, file.parts[:-1]), shard[1] if shard else _without_numbers(file.stem))
-
-
-def _without_numbers(stem: str) -> str:
-    """Return the name of a file without the number of its part: `train-0003` and `train_part2` are `train`."""
-    return re.sub(r"([\W_]*(part|shard)?[\W_]*\d+)+$", "", stem) or stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

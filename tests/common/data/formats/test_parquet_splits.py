@@ -55,7 +55,7 @@ def test_names_say_the_splits(tmp_path: Path, names: list[str], splits: dict[str
 
 
 MEANT = {"train": ["train", "Train", "TRAINING"], "test": ["test", "Testing"], "val": ["val", "Validation"]}
-FORMS = ["{}.parquet", "{}-0000{n}-of-00009.parquet", "{}_{n}.PARQUET", "{}/{n}.parquet", "data/{}/part-{n}.parquet"]
+FORMS = ["{}.parquet", "{}-0000{n}-of-00004.parquet", "{}_{n}.PARQUET", "{}/{n}.parquet", "data/{}/part-{n}.parquet"]
 
 
 @settings(deadline=None, max_examples=100)
@@ -67,7 +67,8 @@ def test_every_file_is_in_the_split_that_its_name_says_and_in_no_other(data: st.
     for split in data.draw(st.sets(st.sampled_from(sorted(MEANT)), min_size=1)):
         word = around.format(data.draw(st.sampled_from(MEANT[split])))
         parts = data.draw(st.sets(st.tuples(st.sampled_from(FORMS), st.integers(0, 3)), min_size=1, max_size=4))
-        meant[split] = {form.format(word, n=number) for form, number in parts}
+        whole = {(form, other) for form, number in parts for other in (range(4) if "-of-" in form else [number])}
+        meant[split] = {form.format(word, n=number) for form, number in whole}
     with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         root = Path(folder)
         for name in set().union(*meant.values()):
@@ -104,10 +105,125 @@ def test_what_is_joined_or_left_out_is_said(tmp_path: Path) -> None:
     notes = parquet_folder(read_tree(tmp_path))["train"]("train").notes
     assert notes == (
         "hidden files and folders are left out (2): ._test.parquet, .cache",
-        "lists beside the parquet files are left out (1): more.csv",
+        "files beside the parquet files are left out (1): more.csv",
         "folders beside the parquet files are read only where rows name their files (1): pictures",
-        "files of several names are one split, train (2): birds_train, cars_train",
+        "files of several names or folders are one split, train (2): birds_train, cars_train",
     )
+
+
+def notes_of(root: Path, names: str) -> tuple[str, ...]:
+    write(root, names.split())
+    return next(iter(parquet_folder(read_tree(root)).values()))("train").notes  # those of the folder
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("cars.parquet birds.parquet", "(2): birds, cars"),
+        ("cats.parquet metadata.parquet", "(2): cats, metadata"),
+        ("fold0.parquet fold1.parquet fold2.parquet", "(3): fold0, fold1, fold2"),
+        ("v1/data.parquet v2/data.parquet", "(2): v1/data, v2/data"),
+        ("train.parquet data/train-00000-of-00001.parquet", "train (2): data/train, train"),
+        ("en/0000.parquet fr/0000.parquet", "(2): en/part, fr/part"),
+        ("en/train.parquet fr/train.parquet", "train (2): en/train, fr/train"),
+    ],
+)
+def test_files_that_may_be_of_several_sets_are_said(tmp_path: Path, names: str, said: str) -> None:
+    (note,) = notes_of(tmp_path, names)
+    assert note.startswith("files of several names or folders are one split") and note.endswith(said)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "part-1.parquet part-2.parquet",
+        "0000.parquet 0001.parquet",
+        "train_1.parquet train_2.parquet",
+        "cars.parquet",
+        "default/train/0000.parquet default/train/0001.parquet default/test/0000.parquet",
+        "train-00001-of-00002.parquet train-00002-of-00002.parquet",
+        "train-00000-of-00002-ab.parquet train-00001-of-00002-cd.parquet test-00000-of-00001-ef.parquet",
+        "train/00000-of-00002.parquet train/00001-of-00002.parquet",
+        "part-00000-3f2a.snappy.parquet",
+        "train/chunk-000/0.parquet train/chunk-001/0.parquet",
+        "train/chunk-000/x-00000-of-00002.parquet train/chunk-001/x-00001-of-00002.parquet",
+    ],
+)
+def test_parts_of_one_set_are_read_without_a_word(tmp_path: Path, names: str) -> None:
+    assert notes_of(tmp_path, names) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "what", "missing"),
+    [
+        ("train-00000-of-00003-x train-00002-of-00003-x", "1 of 3 shards of train is missing", "00001"),
+        ("train-00000-of-00003", "2 of 3 shards of train are missing", "00001, 00002"),
+        ("train-00000-of-00001 test/data-00001-of-00002", "1 of 2 shards of test is missing", "00000"),
+        ("a_1_of_3 a_3_of_3", "1 of 3 shards of a is missing", "00002"),
+        ("train/1-of-4 train/2-of-4", "2 of 4 shards of train are missing", "00000, 00003"),
+    ],
+)
+def test_missing_shards_are_counted_and_named(tmp_path: Path, names: str, what: str, missing: str) -> None:
+    with pytest.raises(DataError, match=what) as caught:
+        write(tmp_path, [f"{name}.parquet" for name in names.split()])
+    assert str(caught.value.got).endswith(missing)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.data(), st.sampled_from([0, 1]))
+def test_whichever_shards_are_missing_each_is_named(count: int, data: st.DataObject, first: int) -> None:
+    numbers = set(range(first, first + count))
+    there = data.draw(st.sets(st.sampled_from(sorted(numbers)), min_size=1)) | {first, first + count - 1}
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for number in there:
+            (Path(folder) / f"train-{number:05}-of-{count:05}.parquet").touch()
+        if there == numbers:
+            assert len(parquet_folder(read_tree(Path(folder)))) == 1
+            return
+        with pytest.raises(DataError, match=f"{len(numbers - there)} of {count} shards of train") as caught:
+            parquet_folder(read_tree(Path(folder)))
+    assert all(f"{number:05}" in str(caught.value.got) for number in sorted(numbers - there)[:3])
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        ("train-00000-of-00001-ab train-00000-of-00001-cd", "another download"),
+        ("train-00000-of-00001 train-00000-of-00002 train-00001-of-00002", "another download"),
+        ("en/train-00000-of-00001 fr/train-00000-of-00001", "let data.path be one of them, as {}/en"),
+        ("en/train-00000-of-00001-ab fr/train-00000-of-00002-cd fr/train-00001-of-00002-ef", "as {}/en"),
+        ("default/train/0000 extra/train/0000", "let data.path be one of them, as {}/default"),
+        ("train-00000-of-00001 data/train-00000-of-00001", "let data.path be one of them, as {}/data"),
+    ],
+)
+def test_a_shard_that_is_there_twice_is_refused(tmp_path: Path, names: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=r"has shard 0 of train more than once") as caught:
+        write(tmp_path, [f"{name}.parquet" for name in names.split()])
+    assert caught.value.remedy.endswith(remedy.format(tmp_path))
+
+
+LEFT = ["test.pq", "test.parquet.gz", "test.parquet.zst", "test.parquet.incomplete", "test.PARQUET.crdownload"]
+LEFT += ["test.json", "test.jsonl.gz", "test.feather", "test.zip", "test.tar", "test.pkl", "test.csv", "data/test.orc"]
+
+
+def test_whatever_may_hold_rows_and_is_not_read_is_said(tmp_path: Path) -> None:
+    for name in ["README.md", ".gitattributes", "dataset_info.json", "LICENSE", "1.jpg", *LEFT]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "nowhere.parquet").symlink_to("gone")
+    (tmp_path / "test/more").mkdir(parents=True)
+    beside, empty = notes_of(tmp_path, "train.parquet")
+    what, _, named = beside.partition(": ")
+    assert what == f"files beside the parquet files are left out ({len(LEFT) + 1})"
+    assert named == f"data/test.orc, nowhere.parquet, test.PARQUET.crdownload and {len(LEFT) - 2} more"
+    assert empty == "folders without a file are left out (1): test"
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_each_of_them_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert name in str(notes_of(tmp_path, "train.parquet"))
 
 
 def test_a_split_that_only_its_own_name_finds_is_said(tmp_path: Path) -> None:
