@@ -8,9 +8,9 @@ from pathlib import Path
 from common.data.build.collection import Collection, Picture, collect
 from common.data.build.lists import LISTS, Splits, read_list
 from common.data.formats.arrow import find_saved
-from common.data.formats.layout import classes, read_layout
+from common.data.formats.layout import read_layout
 from common.data.formats.parquet_names import is_parquet
-from common.data.formats.tree import Tree, read_tree
+from common.data.formats.tree import Tree, classes, read_tree
 from common.data.table import reading_data
 from common.errors import DataError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from common.data.formats.layout import Layout, classes, read_layout
+from common.data.formats.layout import Layout, read_layout
 from common.data.formats.split_names import OWN_SPLITS
-from common.data.formats.tree import Tree
+from common.data.formats.tree import Tree, classes
 from common.data.table import Opener, Table, count_cases
 from common.labels.candidates import check_question, with_candidates
 

@@ -6,14 +6,26 @@ Where pictures lie directly in it, as in `bus`, `car` and `train`, it is a class
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.formats.split_names import TRAIN, answers, find_split, read_split_name, refuse_twins, says_pictures
-from common.data.formats.tree import Folder, Tree
+from common.data.formats.layout_notes import LayoutNotes
+from common.data.formats.split_names import (
+    TRAIN,
+    answers,
+    find_split,
+    read_split_name,
+    refuse_twins,
+    says_paired,
+    says_pictures,
+)
+from common.data.formats.tree import Folder, Tree, classes
 from common.data.table import UNNAMED, count_cases
 from common.errors import DataError
+
+_YEAR = re.compile(r"(19|20)\d\d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +53,6 @@ class Layout:
         ]
 
 
-def classes(split: Folder) -> dict[str, Folder]:
-    """Return the class folders of a split by label."""
-    return {folder.name: folder for folder in split.filled}
-
-
 def read_layout(tree: Tree) -> Layout:
     """Find splits and classes in a folder.
 
@@ -59,12 +66,15 @@ def read_layout(tree: Tree) -> Layout:
     layout = Layout(
         splits=splits,
         offered=tuple(name for name in folders if not answers(name, folders)),
-        notes=tuple(_Notes(place, tree, top, folders, splits).lines()),
+        notes=tuple(LayoutNotes(place, tree, top, folders, splits).lines()),
     )
     if not layout.labels:
         raise _nothing(place, top)
     for split in splits.values():
+        _refuse_one_label(place, split)
         _refuse_classes_in_classes(place, split)
+    if not folders:
+        _refuse_same_folders(top)
     return layout
 
 
@@ -132,7 +142,8 @@ def _find_splits(top: Folder, place: Path) -> dict[str, Folder]:
     aside = [name for name in names if name not in splits and name not in sure]
     fitting = [name for name in aside if name in deep and known & classes(_enter_split(deep[name])).keys()]
     alone = len(splits) == 1
-    if alone and len(known) == 1 and len(aside) > 1 and fitting == aside:
+    no_classes = len(known) == 1 or all(map(_YEAR.fullmatch, known))
+    if alone and no_classes and len(aside) > 1 and fitting == aside:
         return {}  # bus/2019, car/2019, train/2019
     doubtful = aside and alone and (len(known) == 1 or (not fitting and not _says(splits[0], TRAIN)))
     if doubtful or known & set(aside):
@@ -153,7 +164,8 @@ def _loose_splits(deep: Mapping[str, Folder]) -> list[str]:
     if TRAIN not in read.values() or len(set(read.values())) < 2:
         return []
     inside = [set(classes(_enter_split(deep[name]))) for name in read]
-    return list(read) if len(read) == len(deep) or set.intersection(*inside) else []
+    alike = set.intersection(*inside) and not any(map(says_paired, read))  # en, te and tr are languages
+    return list(read) if len(read) == len(deep) or alike else []
 
 
 def _says(name: str, split: str) -> bool:
@@ -220,65 +232,35 @@ def _refuse_classes_in_classes(place: Path, split: Folder) -> None:
         raise DataError(f"{place} has {what}", got=count_cases(f"folders in {found}", inside), remedy=remedy)
 
 
-@dataclass(frozen=True, slots=True, kw_only=False)
-class _Notes:
-    """Says what of a tree is in no row, or elsewhere than one may think: a line for each kind of thing."""
-
-    place: Path
-    tree: Tree
-    top: Folder  # holds the folders of splits or classes
-    folders: Mapping[str, Folder]  # of splits, by name
-    splits: Mapping[str, Folder]  # what holds the classes of each
-    _lines: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """Return the lines."""
-        self._say("hidden files and those of systems are left out", self._relative(self.tree.hidden))
-        self._say("links to folders that are read already are left out", self._relative(self.tree.again))
-        usual = {self.place, *(folder.path for folder in self.folders.values())}
-        entered = {folder.path for folder in (self.top, *self.splits.values())} - usual
-        self._say("folders around those of classes are entered", self._relative(entered))
-
-        holders = list(self._holders())
-        loose = [folder.path / name for folder in holders for name in folder.files]
-        self._say("files beside the folders of classes are left out", self._relative(loose))
-        empty = [below for folder in holders for below in folder.folders if not below.picture_count]
-        self._say("folders without a picture are left out", map(self._sized, empty))
-        if self.folders:
-            aside = [folder for folder in self.top.filled if folder.name not in self.folders]
-            self._say("folders beside the splits are left out, for they hold no class of them", map(self._sized, aside))
-
-        self._say_nested([label for split in self.splits.values() for label in split.filled])
-        return self._lines
-
-    def _say_nested(self, labels: Sequence[Folder]) -> None:
-        """Say which folders lie in those of classes; where no class holds a picture itself, they may be the classes."""
-        inside = [below for label in labels for below in label.filled]
-        shared = set.intersection(*(set(classes(label)) for label in labels)) if labels else set()
-        if len(labels) > 1 and len(shared) > 1 and not any(label.is_flat for label in labels):
-            remedy = f"if these are the classes, let data.path be {labels[0].path}"
-            self._say(f"every class folder holds the same folders; {remedy}", sorted(shared))
-        self._say("folders inside class folders are no classes of their own", self._relative(f.path for f in inside))
-
-    def _say(self, what: str, names: Iterable[str]) -> None:
-        if names := list(names):
-            self._lines.append(count_cases(what, names))
-
-    def _relative(self, paths: Iterable[Path]) -> list[str]:
-        return _paths(paths, self.place)
-
-    def _sized(self, folder: Folder) -> str:
-        files = f" ({folder.file_count} file{'s' * (folder.file_count > 1)})" if folder.file_count else ""
-        return _paths([folder.path], self.place)[0] + files
-
-    def _holders(self) -> Iterator[Folder]:
-        """Yield the folders that hold folders: from the place down to those that hold the classes."""
-        ends = [folder.path for folder in (self.top, *self.splits.values())]
-        on_the_way = {above for end in ends for above in (end, *end.parents)}
-        for folder in self.tree.top.walk():
-            if folder.path in on_the_way:
-                yield folder
+def _refuse_one_label(place: Path, split: Folder) -> None:
+    """Raise DataError where class folders have one label but for white space, or none."""
+    by_label: dict[str, list[Path]] = {}
+    for folder in split.filled:
+        by_label.setdefault(folder.name.strip(), []).append(folder.path)
+    for label, paths in by_label.items():
+        if len(paths) > 1 or not label:
+            raise DataError(
+                f"{place} has class folders whose names differ by white space alone"
+                if label
+                else f"{place} has a class folder whose name is white space",
+                got=", ".join(repr(str(path.relative_to(place))) for path in paths),
+                remedy="rename them, or join them in one",
+            )
 
 
-def _paths(paths: Iterable[Path], place: Path) -> list[str]:
-    return sorted(str(path.relative_to(place)) for path in paths)
+def _refuse_same_folders(top: Folder) -> None:
+    """Raise DataError where each class folder holds the same folders and no picture: those may be the classes.
+
+    `cat/{images,masks}` and `dog/{images,masks}` are classes, and so are `bus/{2019,2020}` and `car/{2019,2020}`.
+    """
+    labels = top.filled
+    shared = set.intersection(*(set(classes(label)) for label in labels))
+    doubtful = len(labels) > 1 and len(shared) > 1 and not any(label.is_flat for label in labels)
+    if doubtful and not any(says_pictures(name) or _YEAR.fullmatch(name) for name in shared):
+        raise DataError(
+            f"{top.path}: every folder holds the same folders, so classes cannot be told from what they are in",
+            got=f"{count_cases('the same folders', sorted(shared))}; in "
+            + ", ".join(label.name for label in labels[:3]),
+            remedy=f"let data.path, or what is built, be one of them; or rename them {TRAIN}, test and so on; "
+            "or put the pictures of a class directly into its folder",
+        )

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.formats.split_names import OWN_SPLITS, answers, read_split_name, refuse_twins, word_of_split
+from common.data.formats.split_names import (
+    OWN_SPLITS,
+    answers,
+    are_pair,
+    read_split_name,
+    refuse_twins,
+    says_paired,
+    word_of_split,
+)
 from common.data.formats.tree import Folder, Tree
 from common.data.table import UNNAMED, count_cases
 from common.errors import DataError
@@ -32,7 +40,8 @@ def name_splits(tree: Tree) -> dict[str, list[Path]]:
     missing or there twice.
     """
     place = tree.top.path
-    by_split = _group_by_split([file for file in tree.top.all_files(".parquet") if is_parquet(file)], place)
+    files = [file for file in tree.top.all_files(".parquet") if is_parquet(file)]
+    by_split = _find_pair(files, place) or _group_by_split(files, place)
     if UNNAMED in by_split and len(by_split) > 1:
         raise DataError(
             f"{place} mixes parquet files with and without the name of a split",
@@ -180,6 +189,15 @@ def _group_by_split(files: Iterable[Path], place: Path) -> dict[str, list[Path]]
         )  # what others name with care is a split of its own
         by_split[name if whole else words[name]] += found
     return dict(by_split)
+
+
+def _find_pair(files: Iterable[Path], place: Path) -> dict[str, list[Path]]:
+    """Return the files by names that say a split only together, as tr.parquet and te.parquet; none for other names."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        names = (*file.relative_to(place).parts[:-1], _without_numbers(file.stem))
+        by_name[next(filter(says_paired, names), UNNAMED)].append(file)
+    return dict(by_name) if are_pair(by_name) else {}
 
 
 def _naming_part(file: Path) -> str:

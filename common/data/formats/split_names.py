@@ -13,7 +13,10 @@ from common.errors import DataError
 
 TRAIN, TESTS = "train", ("test", "val", "dev", "eval")  # the latter in the order in which one is taken to test on
 _WORDS = {"train": TRAIN, "training": TRAIN, "test": "test", "testing": "test", "dev": "dev", "development": "dev"}
-_WORDS |= {"val": "val", "valid": "val", "validation": "val", "eval": "eval", "evaluation": "eval"}
+_WORDS |= {"trn": TRAIN, "tst": "test", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
+_WORDS |= {"eval": "eval", "evaluation": "eval"}
+# Names that say a split only beside another: planes and trains are classes, en and tr are languages.
+_PAIRED = {"trains": TRAIN, "tests": "test", "tr": TRAIN, "te": "test"}
 # Words that say nothing of a split: `test_images` is `test`.
 _PICTURES = {"image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "data", "jpg"}
 _PICTURES |= {"jpeg", "jpegs", "jpegimages", "png", "crops", "frames"}
@@ -23,7 +26,7 @@ _PLAIN |= {"class", "classes", "cls", "classification"}
 # Words that make another split of it, to be asked for by its own name: `base_test` beside `new_test`.
 _OTHER = {"base", "new", "novel", "old", "seen", "unseen", "extra", "ood", "holdout", "backup", "copy"}
 _OTHER |= {"unlabeled", "unlabelled", "unsupervised"}
-_GLUED = re.compile(rf"({'|'.join(_WORDS)})(set|sets|split|data|images|imgs)")
+_GLUED = re.compile(rf"({'|'.join(_WORDS)})(set|sets|split|data|images|imgs|dir|folder|files)")
 OWN_SPLITS = "splits of their own names, which data.split and data.eval_split may name"  # a note
 _EXACT, _NUMBERED, _LOOSE = range(3)
 
@@ -44,6 +47,8 @@ class SplitName:
 
 def read_split_name(name: str) -> SplitName | None:
     """Return the split that a name says; None where it says none, two, or one of its own as `base_test` does."""
+    if says_paired(name):
+        return SplitName(_PAIRED[name.casefold()], _LOOSE)
     words = _words(name)
     said = {_WORDS[word] for word in words if word in _WORDS}
     others = [word for word in words if word not in _WORDS and word not in _PLAIN and not word.isdecimal()]
@@ -53,6 +58,16 @@ def read_split_name(name: str) -> SplitName | None:
         return None
     rank = _LOOSE if others else _NUMBERED if any(map(str.isdecimal, words)) else _EXACT
     return SplitName(said.pop(), rank, tuple(others))
+
+
+def says_paired(name: str) -> bool:
+    """Whether a name says a split only where another says the other: tr beside te."""
+    return name.casefold() in _PAIRED
+
+
+def are_pair(names: Iterable[str]) -> bool:
+    """Whether names say splits only together, and do so: tr and te, trains and tests."""
+    return {_PAIRED.get(name.casefold()) for name in names} == {TRAIN, "test"}
 
 
 def says_train(name: str) -> bool | None:
@@ -90,7 +105,9 @@ def find_split(names: Iterable[str], asked: str) -> list[str]:
     wanted = read_split_name(asked)
     if wanted is None or wanted.rank != _EXACT:
         return []
-    said = {name: read for name in names if (read := read_split_name(name)) and read.split == wanted.split}
+    paired = are_pair(name for name in names if says_paired(name))
+    readable = [name for name in names if paired or not says_paired(name)]
+    said = {name: read for name in readable if (read := read_split_name(name)) and read.split == wanted.split}
     best = min((read.rank for read in said.values()), default=_EXACT)
     return [name for name, read in said.items() if read.rank == best]
 

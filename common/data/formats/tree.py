@@ -91,6 +91,11 @@ class Tree:
             )
 
 
+def classes(split: Folder) -> dict[str, Folder]:
+    """Return the class folders of a split by label: their names without white space around them."""
+    return {folder.name.strip(): folder for folder in split.filled}
+
+
 def is_litter(name: str) -> bool:
     """Whether a file or folder is hidden, or one that systems leave everywhere: .DS_Store, Thumbs.db, __MACOSX."""
     return name.startswith((".", "~$")) or name.casefold() in _LITTER

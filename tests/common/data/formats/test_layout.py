@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.formats.layout import Layout, classes, read_layout
-from common.data.formats.tree import is_document, is_litter, read_tree
+from common.data.build.sources import open_source
+from common.data.formats.layout import Layout, read_layout
+from common.data.formats.tree import classes, is_document, is_litter, read_tree
 from common.errors import DataError
 
 
@@ -129,9 +130,29 @@ READ: dict[str, tuple[dict[str, int], list[str]]] = {
         ["no classes of their own (2): test/class1/x, test/class1/y"],
     ),
     "{a,b}/1.jpg a/x/2.jpg a/x/y/3.jpg": ({":a": 3, ":b": 1}, ["no classes of their own (1): a/x"]),
-    "{fold1,fold2}/{a,b}/1.jpg": (
-        {":fold1": 2, ":fold2": 2},
-        ["no classes of their own (4): fold1/a, fold1/b", "every class folder holds the same folders; if these are"],
+    # Names that say a split only together, or glued.
+    "traindir/{a,b}/1.jpg testdir/{a,b}/1.jpg": (named("traindir", "testdir"), []),
+    "trains/{a,b}/1.jpg tests/{a,b}/1.jpg": (named("trains", "tests"), []),
+    "tr/{a,b}/1.jpg te/{a,b}/1.jpg": (named("tr", "te"), []),
+    "trn/{a,b}/1.jpg tst/{a,b}/1.jpg": (named("trn", "tst"), []),
+    "train/{a,b}/1.jpg validate/{a,b}/1.jpg": (named("train", "validate"), []),
+    "{planes,trains}/{x,y}{1,2}/1.jpg planes/2.jpg": ({":planes": 5, ":trains": 4}, ["(8): planes/x1, planes/x2"]),
+    "{planes,trains,tests}/1.jpg": ({":planes": 1, ":trains": 1, ":tests": 1}, []),
+    "{en,te,tr}/1.jpg": ({":en": 1, ":te": 1, ":tr": 1}, []),
+    # Folders that each class has, and that are none.
+    "{a,b}/{images,masks}/1.jpg": (
+        {":a": 2, ":b": 2},
+        ["no classes of their own (4): a/images", "every class folder holds the same folders"],
+    ),
+    "{bus,car,train}/{2019,2020}/1.jpg": (
+        {":bus": 2, ":car": 2, ":train": 2},
+        ["no classes of their own (6): bus/2019", "every class folder holds the same folders"],
+    ),
+    "{bus,car}/{front,side}/1.jpg bus/2.jpg": ({":bus": 3, ":car": 2}, ["no classes of their own (4): bus/front"]),
+    "{bus,car}/more/1.jpg": ({":bus": 1, ":car": 1}, ["no classes of their own (2): bus/more, car/more"]),
+    "train/{day,night}/{a,b}/1.jpg": (
+        {"train:day": 2, "train:night": 2},
+        ["no classes of their own (4): train/day/a", "every class folder holds the same folders"],
     ),
 }
 
@@ -163,6 +184,11 @@ REFUSED = {
     "{a,b}/{train,test}/1.jpg": ("splits inside its class folders", r"folders in a (2): test, train"),
     "data/{train,test}/{a,b}/1.jpg previews/{1,2}.png": ("beside one that holds splits", "folders in data (2)"),
     "fold_{1,2}/{train,test}/{a,b}/1.jpg": ("beside one that holds splits", "folders in fold_1 (2): test, train"),
+    "fold{1,2,3}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in fold1, fold2, fold3"),
+    "{images,masks}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in images, masks"),
+    "x/{color,grayscale}/{cat,dog}/1.jpg color/README.md": ("cannot be told", "cat, dog; in color, grayscale"),
+    "{en,te,tr}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in en, te, tr"),
+    "{tr,te}/1.jpg": ("pictures without class folders", "te, tr"),
     # Kaggle's flowers: the whole set again in a folder beside its classes.
     "{daisy,rose}/1.jpg flowers/{daisy,rose}/1.jpg": (
         "once more in one of them",
@@ -212,6 +238,31 @@ def test_splits_that_are_not_found_by_their_meaning_are_offered(tmp_path: Path) 
 def test_classes_that_cannot_be_learned_are_named(tmp_path: Path) -> None:
     lay_out(tmp_path, "Train/{a,b}/1.jpg Test/{a,c}/1.jpg")
     assert read_layout(read_tree(tmp_path)).untrained == ["Test/c"]
+
+
+SPACES = ["", " ", "  ", "\t", "\u00a0"]
+
+
+@pytest.mark.parametrize("before", SPACES)
+@pytest.mark.parametrize("after", SPACES)
+def test_white_space_around_a_class_is_no_part_of_it(tmp_path: Path, before: str, after: str) -> None:
+    write(tmp_path, [f"train/{before}cat{after}/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg"])
+    layout = read_layout(read_tree(tmp_path))
+    assert layout.labels == ["cat", "dog"] and layout.untrained == []
+    assert counted(layout, tmp_path) == {"train:cat": 1, "train:dog": 1, "test:cat": 1}
+    assert {one.label for one in open_source(tmp_path).train} == {"cat", "dog"}
+    if before or after:
+        write(tmp_path, ["train/cat/2.jpg"])
+        for read in (lambda: read_layout(read_tree(tmp_path)), lambda: open_source(tmp_path)):
+            with pytest.raises(DataError, match="differ by white space alone") as caught:
+                read()
+            assert repr(f"train/{before}cat{after}") in str(caught.value.got) and "'train/cat'" in str(caught.value.got)
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [" /1.jpg", "dog/1.jpg"])
+    with pytest.raises(DataError, match="whose name is white space"):
+        read_layout(read_tree(tmp_path))
 
 
 def link(path: Path, target: Path) -> None:

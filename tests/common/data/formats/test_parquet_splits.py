@@ -47,6 +47,12 @@ def write(root: Path, names: list[str]) -> dict[str, int]:
         (["base_train/1.parquet", "base_train/2.parquet", "new_test/1.parquet"], {"base_train": 2, "new_test": 1}),
         (["base-00000-of-00001.parquet", "new-00000-of-00001.parquet"], {"base": 1, "new": 1}),
         (["dtd_4shot_train.parquet", "dtd_test.parquet"], {"train": 1, "test": 1}),
+        (["tr.parquet", "te.parquet"], {"tr": 1, "te": 1}),
+        (["Trains/1.parquet", "Trains/2.parquet", "tests/1.parquet"], {"Trains": 2, "tests": 1}),
+        (["data/trn_1.parquet", "data/trn_2.parquet", "data/tst.parquet"], {"trn": 2, "tst": 1}),
+        (["en.parquet", "tr.parquet", "te.parquet"], {"": 3}),
+        (["planes.parquet", "trains.parquet"], {"": 2}),
+        (["traindir/1.parquet", "testdir/1.parquet"], {"traindir": 1, "testdir": 1}),
         (["trainset.parquet", "testset.parquet"], {"trainset": 1, "testset": 1}),
     ],
 )

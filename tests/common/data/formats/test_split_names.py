@@ -11,13 +11,26 @@ from common.data.formats.split_names import find_split, pick_split, read_split_n
 from common.errors import DataError
 
 WORDS = {
-    "train": ["train", "training"],
-    "test": ["test", "testing"],
-    "val": ["val", "valid", "validation"],
+    "train": ["train", "training", "trn"],
+    "test": ["test", "testing", "tst"],
+    "val": ["val", "valid", "validate", "validation"],
     "dev": ["dev"],
     "eval": ["eval", "evaluation"],
 }
-SHAPES = ["{}", "{}_set", "{}-set", "{}set", "seg_{}", "{}_images", "images_{}", "{} images", "{}.split", "{}_data"]
+SHAPES = [
+    "{}",
+    "{}_set",
+    "{}-set",
+    "{}set",
+    "{}dir",
+    "{}folder",
+    "seg_{}",
+    "{}_images",
+    "images_{}",
+    "{} images",
+    "{}.split",
+    "{}_data",
+]
 CASES: list[Callable[[str], str]] = [str, str.upper, str.title]
 
 
@@ -48,7 +61,20 @@ def test_a_number_or_another_word_makes_it_less_sure(name: str, split: str, rank
 
 @pytest.mark.parametrize(
     "name",
-    ["", "holdout", "base_test", "new_test", "train_extra", "unlabeled_train", "trains", "attest", "train_test", "cat"],
+    [
+        "",
+        "holdout",
+        "base_test",
+        "new_test",
+        "train_extra",
+        "unlabeled_train",
+        "strains",
+        "tr_te",
+        "track",
+        "attest",
+        "train_test",
+        "cat",
+    ],
 )
 def test_names_of_their_own(name: str) -> None:
     assert read_split_name(name) is None
@@ -74,6 +100,12 @@ def test_names_of_their_own(name: str) -> None:
         (["holdout", "train"], "Holdout", ["holdout"]),
         ([""], "train", []),
         (["dev", "eval"], "test", []),
+        (["tr", "te"], "train", ["tr"]),
+        (["Trains", "Tests"], "test", ["Tests"]),
+        (["tr", "val", "te"], "train", ["tr"]),
+        (["en", "tr"], "train", []),
+        (["planes", "trains"], "train", []),
+        (["train", "tr", "te"], "train", ["train"]),
     ],
 )
 def test_what_is_asked_for_is_found(names: list[str], asked: str, found: list[str]) -> None:
