@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from common.data.content.digests import digest_pixels
 from common.data.content.kinds import HEAD, describe_kind, is_base64, name_format
 from common.data.faults import BadRowError
-from common.errors import clip, describe_fault
+from common.errors import clip, describe_fault, escape_unprintable
 from common.types import Pixels
 
 FORMATS = (
@@ -102,7 +102,7 @@ def _name(cell: object, root: Path | None) -> str:
     if not isinstance(path, str | Path) or is_base64(str(path)):
         return ""
     inside = root is not None and Path(path).is_absolute()
-    return f"{clip(os.path.relpath(path, root) if inside else str(path))}: "
+    return f"{escape_unprintable(clip(os.path.relpath(path, root) if inside else str(path)))}: "
 
 
 def _find(cell: object, root: Path | None) -> Image.Image | bytes | Path:
@@ -154,23 +154,27 @@ def _find_file(path: str | Path, root: Path | None) -> Path:
         raise BadRowError("image is an empty text", remedy=f"{_EMBED}; null says that a row has no picture")
     try:
         return confine(path, root)
-    except BadRowError as error:
-        text = str(path)
-        if is_base64(text):
-            raise BadRowError(
-                f"image is base64 text of {len(text)} characters, which begins {text[:24]!r}",
-                remedy="store the bytes themselves: base64.b64decode(text) of Python gives them",
-            ) from error
-        if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-            raise BadRowError(
-                f"{error.reason}: it is an address", remedy="fetch the pictures first, and embed their bytes"
-            ) from error
-        if "\\" in text or re.match(r"[a-z]:/", text, re.IGNORECASE):
-            raise BadRowError(
-                f"{error.reason}: it is a path as Windows writes it",
-                remedy=f"write / for each backslash, and paths from the data folder on; or {_EMBED}",
-            ) from error
-        raise
+    except BadRowError as fault:
+        raise explain_path(str(path), fault) from fault
+
+
+def explain_path(text: str, fault: BadRowError) -> BadRowError:
+    """Return the fault of a text behind which no file is found; it says so where the text is no path at all."""
+    if is_base64(text):
+        return BadRowError(
+            f"image is base64 text of {len(text)} characters, which begins {text[:24]!r}",
+            remedy="store the bytes themselves: base64.b64decode(text) of Python gives them",
+        )
+    if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        return BadRowError(
+            f"{fault.reason}: it is an address", remedy="fetch the pictures first, and embed their bytes"
+        )
+    if "\\" in text or re.match(r"[a-z]:/", text, re.IGNORECASE):
+        return BadRowError(
+            f"{fault.reason}: it is a path as Windows writes it",
+            remedy=f"write / for each backslash, and paths from the data folder on; or {_EMBED}",
+        )
+    return fault
 
 
 def _open(found: Image.Image | bytes | Path) -> Image.Image:

@@ -23,6 +23,7 @@ NAMES_OF_NUMBERS = ": the names of a ClassLabel's numbers stand in the features 
 
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _UTF8 = "write it, or name the class folder, in UTF-8; under a locale that knows no UTF-8 set PYTHONUTF8=1"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _TAG = re.compile(r"</?(?:think|answer|reason)\s*>", re.IGNORECASE)
 # How other trainers mark the place of a picture in a text: `<image>`, `<|image_1|>`, Qwen's three tokens in a row,
 # Qwen-VL's `Picture 1: <img>a.jpg</img>`, MiniCPM-V's `(<image>./</image>)`.
@@ -154,7 +155,7 @@ def _read_cell(cell: object, root: Path | None, data: DataConfig, size: int | No
 def bare_label(solution: object, *, column: str = "solution") -> str:
     """Return the label of a cell of `column`, out of its `<answer>` tags and without the white space around it.
 
-    Raises BadRowError when it is no text, empty, or holds tags of its own.
+    Raises BadRowError when it is no text, empty, or holds tags of its own or control characters.
     """
     if not isinstance(solution, str):
         raise BadRowError(
@@ -166,6 +167,11 @@ def bare_label(solution: object, *, column: str = "solution") -> str:
     if not label:
         raise BadRowError("label is empty", remedy=f"give every row its label in column {column}")
     _check_unicode("label", label)
+    if _CONTROL.search(label):
+        raise BadRowError(
+            f"label {clip(repr(label))} holds a line break or another control character",
+            remedy="write it, or name the class folder, as one line of plain text",
+        )
     if _TAG.search(label):
         raise BadRowError(
             f"label {clip(repr(label))} holds tag text",

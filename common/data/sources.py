@@ -21,7 +21,7 @@ from common.data.places import find_splits
 from common.data.row import NAMES_OF_NUMBERS, OWN_COLUMNS, ReadRow, read_row
 from common.data.split import hold_out
 from common.data.table import UNNAMED, Table, reading_data
-from common.errors import DataError, clip
+from common.errors import DataError, clip, escape_unprintable
 from common.lru import ByteLRU
 from common.types import Example
 
@@ -103,7 +103,7 @@ class ExampleSource:
             return self._id(index)
         root = self._table.root
         shown = os.path.relpath(path, root) if root is not None and Path(path).is_absolute() else str(path)
-        return f"{self._id(index)} ({clip(shown, 80)})"
+        return f"{self._id(index)} ({escape_unprintable(clip(shown, 80))})"
 
     def _check_all(self) -> _Checked:
         """Read every row once, in threads. Raises one DataError with every bad row."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.data.content.kinds import HEAD, describe_foreign
-from common.errors import DataError, raise_as
+from common.errors import DataError, escape_unprintable, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
 _NAMED = 3  # cases named in a note; the rest are counted
@@ -47,7 +47,7 @@ Opener = Callable[[str], Table]  # takes the name the split goes by in row ids
 def count_cases(what: str, cases: Sequence[str]) -> str:
     """Return a line that counts cases and names the first: `links (5): a, b, c and 2 more`."""
     more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
-    return f"{what} ({len(cases)}): {', '.join(cases[:_NAMED])}{more}"
+    return f"{what} ({len(cases)}): {', '.join(map(escape_unprintable, cases[:_NAMED]))}{more}"
 
 
 def refuse_twin_columns(place: object, columns: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "set" / label).mkdir(parents=True)
         (tmp_path / "set" / label / f"{HOSTILE}.png").write_bytes(encoded())
     (tmp_path / "set" / HOSTILE / f"{HOSTILE}2.png").write_bytes(b"no picture")
-    for label in ("a\x1bc", "b\x9bm\u202ed"):  # these can be listed in a question
+    for label in ("a\u200fc", "b\u2066m\u202ed"):  # these can be listed in a question
         (tmp_path / "good" / label).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "good" / label / f"{number}.png").write_bytes(encoded())

@@ -16,7 +16,7 @@ from common.config.renamed import explain_renamed
 from common.config.schema import DataConfig
 from common.data.build.collection import Collection
 from common.data.build.coop import LAYOUTS, open_layout
-from common.data.build.make import Built, Plan, build
+from common.data.build.make import TEST_FRACTION, Built, Plan, build
 from common.data.build.questions import Policy, chooser, read_confusions
 from common.data.build.sources import open_source
 from common.data.faults import BadRowError, refuse
@@ -98,7 +98,7 @@ def _plan(options: argparse.Namespace, collection: Collection, question: str) ->
         seed=options.seed,
         policy=options.candidates,
         choose=chooser(options.candidates, confusions=confusions, length=options.list_length),
-        test_fraction=0.2 if options.test_fraction is None else options.test_fraction,
+        test_fraction=options.test_fraction,
         base_new=options.base_new,
         max_side=options.max_side,
         max_megapixels=options.max_megapixels,
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--test-fraction",
         type=_share,
-        help="share held out for test where the source has no test split (default 0.2; 0: none)",
+        help=f"share held out for test where the source has no test split (default {TEST_FRACTION:g}; 0: none)",
     )
     add("--keep-two-labels", action="store_true", help="write a picture that stands under two labels, with a warning")
     add("--question", help="question about every picture; the class list follows")

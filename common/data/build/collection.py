@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.data.formats.split_names import TESTS, TRAIN, pick_split
 from common.data.table import UNNAMED
-from common.errors import DataError
+from common.errors import DataError, clip, escape_unprintable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Picture:
     @property
     def name(self) -> str:
         """The name for messages: train/cats/3.jpg."""
-        return str(Path(self.root.name) / self.path)
+        return escape_unprintable(clip(os.path.join(self.root.name, self.path)))  # noqa: PTH118  # Path eats slashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

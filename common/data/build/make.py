@@ -21,6 +21,8 @@ from common.data.split import base_and_new
 from common.errors import DataError, clip
 from common.labels.candidates import with_candidates
 
+TEST_FRACTION = 0.2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -32,7 +34,7 @@ class Plan:
     seed: int
     policy: Policy
     choose: Choose
-    test_fraction: float  # where the source has no test split
+    test_fraction: float | None  # where the source has no test split; None: TEST_FRACTION, or none where it is no row
     base_new: bool
     max_side: int | None  # of stored pictures; None: any
     max_megapixels: float
@@ -113,9 +115,19 @@ def _refuse_one_class(collection: Collection, name: str) -> None:
 
 
 def _draw(collection: Collection, plan: Plan, read: Reader) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits by name, and notes."""
-    train, test = train_and_test(collection, plan.test_fraction, read.look)
+    """Return the splits by name, and notes. Raises DataError where the share asked for is no picture."""
+    fraction = TEST_FRACTION if plan.test_fraction is None else plan.test_fraction
+    train, test = train_and_test(collection, fraction, read.look)
     notes: list[str] = []
+    if fraction and not test:
+        held = f"{len(train)} pictures of {len(collection.labels)} classes, of which each keeps one to train on"
+        if plan.test_fraction is not None:
+            raise DataError(
+                f"--test-fraction {fraction:g} holds out no picture",
+                got=held,
+                remedy="raise it, give more pictures, or pass --test-fraction 0",
+            )
+        notes.append(f"no picture is held out for test, a share of {fraction:g} of {held}")
     if lacking := sorted(set(collection.labels) - {picture.label for picture in train}):
         notes.append(f"{len(lacking)} classes have no picture to train on: {', '.join(lacking[:3])}")
     if plan.shots is not None:
@@ -142,8 +154,11 @@ def _write(folder: Path, splits: dict[str, Split], plan: Plan, read: Reader) -> 
     faults = sorted(((picture.name, fault) for picture, fault in read.faults.items()), key=itemgetter(0))
     refuse(plan.name, len(pictures), faults)
     how = f"scaled down to {plan.max_side} pixels or " if plan.max_side else ""
-    count = len(read.rewritten)
-    return written, [f"{count} of {len(pictures)} pictures were {how}written anew as PNG or JPEG"] if count else []
+    kinds = [
+        (read.moving & pictures, "pictures have several frames or pages: the first is taken"),
+        (read.rewritten, f"pictures were {how}written anew as PNG or JPEG"),
+    ]
+    return written, [f"{len(found)} of {len(pictures)} {what}" for found, what in kinds if found]
 
 
 def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:

@@ -13,11 +13,15 @@ from PIL import Image
 
 from common.data.build.collection import Picture
 from common.data.faults import BadRowError
-from common.data.image import FORMATS, confine, read_image
+from common.data.image import FORMATS, confine, explain_path, read_image
 from common.errors import describe_fault
 from common.types import Pixels
 
 _KEPT = {"PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}  # MPO: a JPEG with another behind it, as phones write them
+_NAME_A_FILE = (
+    "name picture files inside the folder of the list or the set (links may not leave it): fetch what lies at an "
+    "address, decode base64 text into files"
+)
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -37,6 +41,7 @@ class Reader:
         """Scale pictures over `max_side` down to it, and take those over `max_megapixels` for faults."""
         self._max_side, self._max_megapixels = max_side, max_megapixels
         self.rewritten: set[Picture] = set()
+        self.moving: set[Picture] = set()  # of several frames or pages
         self.faults: dict[Picture, BadRowError] = {}
         self.digests: dict[Picture, bytes] = {}  # of the pixels of each picture that was read
         self._sizes: dict[Picture, tuple[int, int]] = {}  # (width, height) of those whose own bytes are kept
@@ -82,7 +87,10 @@ class Reader:
 
     def _fetch(self, picture: Picture) -> bytes:
         """Return the bytes of a file. Raises BadRowError."""
-        file = confine((picture.root / picture.path).absolute(), picture.home or picture.root)
+        try:
+            file = confine((picture.root / picture.path).absolute(), picture.home or picture.root)
+        except BadRowError as fault:
+            raise BadRowError(explain_path(picture.path, fault).reason, remedy=_NAME_A_FILE) from fault
         try:
             return file.read_bytes()
         except Exception as error:
@@ -95,6 +103,8 @@ class Reader:
             form = _KEPT.get(image.format or "")
         height, width = found.pixels.shape[:2]
         self.digests[picture] = found.digest
+        if found.moves:
+            self.moving.add(picture)
         if form and (self._max_side is None or max(width, height) <= self._max_side):
             self._sizes[picture] = (width, height)
         return found.pixels, form

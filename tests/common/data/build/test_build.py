@@ -17,9 +17,10 @@ from PIL import Image
 from common.config.schema import DataConfig
 from common.data.build.__main__ import main
 from common.data.lint import main as lint_main
+from common.data.row import bare_label
 from common.data.sources import load, load_held_out
 from common.labels.candidates import candidates
-from tests.helpers.makers import encoded, image_folder, noise, unlike
+from tests.helpers.makers import encoded, image_folder, noise, parquet, row, unlike
 from tests.helpers.sets import TEXTURES, write_digits, write_mnist, write_textures
 
 SPLITS = ("train", "test", "base_train", "base_test", "new_test")
@@ -277,6 +278,75 @@ def test_files_that_a_list_names_wrongly(tmp_path: Path, capsys: pytest.CaptureF
     assert re.search(r"cat/9.png: image path is no file inside .*\(no such file\)", printed)
     assert re.search(r"/etc/passwd: image path is no file inside .*\(it lies outside\)", printed)
     assert re.search(r"../secret.png: image path is no file inside .*\(it lies outside\)", printed)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("https://ex.com/a.png", "in/https://ex.com/a.png: .*: it is an address"),
+        ("s3://bucket/a.png", "in/s3://bucket/a.png: .*: it is an address"),
+        ("file:///data/a.png", "in/file:///data/a.png: .*: it is an address"),
+        ("iVBORw0KGgo" * 200, "image is base64 text of 2200 characters"),
+        ('"a\nb.png"', r"in/a\\nb.png: image path is no file"),
+    ],
+    ids=["https", "s3", "file", "base64", "newline"],
+)
+def test_what_a_list_names_may_be_no_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, message: str
+) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    (tmp_path / "in/list.csv").write_text(f"path,label\ncat/0.png,cat\ndog/0.png,dog\n{path},cat\n")
+    printed = refused(capsys, tmp_path / "in/list.csv", tmp_path / "out", "--shots", "all", "--test-fraction", "0")
+    assert re.search(message, printed), printed
+    assert "name picture files inside the folder" in printed and "embed" not in printed and len(printed) < 1000
+
+
+def test_a_file_may_look_like_encoded_text(tmp_path: Path) -> None:
+    folder = Path(image_folder(tmp_path / "in", {"cat": 1, "dog": 1}))
+    name = hashlib.sha256(b"cat").hexdigest()
+    (folder / "cat/0.png").rename(folder / name)
+    (folder / "list.csv").write_text(f"path,label\n{name},cat\ndog/0.png,dog\n")
+    made(folder / "list.csv", tmp_path / "out", "--shots", "all")
+
+
+@pytest.mark.parametrize("sign", ["\n", "\x1b", "\t", "\x7f", "\x85", "\u2028", "\0"], ids=ascii)
+def test_a_label_with_a_control_character_is_refused_by_build_and_lint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sign: str
+) -> None:
+    label = f"a{sign}b"
+    lint_main([parquet(tmp_path / "set.parquet", [row(solution=label), row(solution="cat")])])
+    assert f"label {label!r} holds a line break or another control" in capsys.readouterr().err
+    if sign == "\0":
+        return  # no file system and no CSV takes it
+    image_folder(tmp_path / "in", {label: 1, "dog": 1})
+    assert "holds a line break or" in refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1")
+    (tmp_path / "in/list.csv").write_text(f'path,label\nx.png,"{label}"\ndog/0.png,dog\n')
+    assert "holds a line break or" in refused(capsys, tmp_path / "in/list.csv", tmp_path / "out", "--shots", "1")
+
+
+@pytest.mark.parametrize("label", ["crème brûlée", "می\u200cروم", "👨\u200d👩", "a\u00a0b", "  cat \n"])
+def test_other_labels_pass(label: str) -> None:
+    assert bare_label(label) == label.strip()
+
+
+def test_a_share_for_test_that_is_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image_folder(tmp_path / "in", {"cat": 1, "dog": 1})
+    said = refused(capsys, tmp_path / "in", tmp_path / "out", "--shots", "1", "--test-fraction", "0.2")
+    assert "--test-fraction 0.2 holds out no picture" in said
+    made(tmp_path / "in", tmp_path / "out", "--shots", "1")
+    assert "note: no picture is held out for test" in capsys.readouterr().out
+    made(tmp_path / "in", tmp_path / "none", "--shots", "1", "--test-fraction", "0")
+    assert "held out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_frames_that_are_dropped_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    folder = Path(image_folder(tmp_path / "in", {"cat": 2, "dog": 1}))
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    first.save(folder / f"dog/1.{form.lower()}", form, save_all=True, append_images=[second])
+    made(folder, tmp_path / "out", "--shots", "all")
+    said = "note: 1 of 4 pictures have several frames or pages: the first is taken"
+    assert said in capsys.readouterr().out and said[6:] in (tmp_path / "out/README.md").read_text()
 
 
 def test_links_of_a_source_may_lead_to_another_of_its_splits(tmp_path: Path) -> None:
