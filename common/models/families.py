@@ -16,6 +16,7 @@ class Family:
     pixel_limits: tuple[int, int] | None = None  # defaults of model.min_pixels and max_pixels; None: it has neither
     tile_axis: int = 0  # axis of its image inputs along which those of several prompts are joined
     fewest_image_tokens: int = 1  # a smaller picture breaks its forward
+    needs_sections: bool = False  # its rotary positions are of time, height and width: `mrope_section`
     square: bool = False  # transformers and vLLM read any other picture differently
     # The likeliest reason when engine and learner disagree, for the message of the parity probe.
     suspect: str = "vLLM and transformers process this model's pictures, or name its weights, differently"
@@ -25,6 +26,7 @@ class Family:
 _QWEN = Family(
     marks=("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     pixel_limits=(3136, 401408),  # CLS-RL's recipe
+    needs_sections=True,
 )
 _IDEFICS = Family(
     marks=(

@@ -28,10 +28,17 @@ def check_vocabulary(path: str, config: Any, processor: Any, ends: Collection[ob
             got=f"a vocabulary of {len(tokenizer)} tokens, in which the letter a has none",
             remedy="give a complete model folder: tokenizer.json, or vocab.json with merges.txt, is missing or empty",
         )
-    if strange := [end for end in ends if not isinstance(end, int) or not 0 <= end < rows]:
+    if strange := [end for end in ends if type(end) is not int or not 0 <= end < rows]:
         raise ModelError(
             f"the generation config of {path} ends answers with a token that the model does not have",
             got=f"eos_token_id {strange[0]!r}, where the model has ids 0 to {rows - 1}",
+            remedy="correct eos_token_id in generation_config.json",
+        )
+    pictures = {getattr(config, f"{name}_token_id", None) for name in ("image", "video")}
+    if inside := [end for end in ends if end in pictures]:
+        raise ModelError(
+            f"the generation config of {path} ends answers with a token that stands for pictures",
+            got=f"eos_token_id {inside[0]}, {tokenizer.convert_ids_to_tokens(inside[0])!r}",
             remedy="correct eos_token_id in generation_config.json",
         )
     if not ends and tokenizer.eos_token_id is None:

@@ -12,6 +12,7 @@ from common.config.schema import EMBEDDED_MODEL, LOCAL_CLUSTER, Config, ModelCon
 from common.errors import ModelError, raise_as
 from common.labels.closed_set import ClosedSet
 from common.lean_imports import pause_collector, without_compiler
+from common.models.consistency import check_architecture, check_image_processor, check_rope
 from common.models.families import Family, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -78,6 +79,9 @@ def read_model(config: Config) -> ModelFiles:
         if local:
             check_folder(Path(model.path).expanduser())
         model_config, processor = load_model_config(model), load_processor(model)
+        check_architecture(model.path, model_config)
+        check_rope(model.path, model_config)
+        check_image_processor(model.path, model_config, processor.image_processor)
         if model is config.model:  # the embedded one is compared with what was built
             check_weights(model, model_config, here=config.cluster.resolve_address() == LOCAL_CLUSTER)
     check_lengths_fit(config, model_config)

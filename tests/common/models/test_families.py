@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.config.schema import DataConfig, ModelConfig
 from common.errors import DataError, ModelError
+from common.models.consistency import check_architecture, check_image_processor, check_rope
 from common.models.families import FAMILIES, OTHER, engine_name, family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -25,6 +26,34 @@ DEFAULT_SIZES = [(56, 56), (28, 28), (33, 71), (200, 90)]
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a random model, named after its family."""
     return build_random_model(tmp_path_factory.mktemp("model") / request.param, seed=1, architecture=request.param)
+
+
+def test_the_parts_of_every_family_fit(folder: Path) -> None:
+    model = ModelConfig(path=str(folder))
+    config, processor = load_model_config(model), load_processor(model)
+    check_architecture(folder.name, config)
+    check_rope(folder.name, config)
+    check_image_processor(folder.name, config, processor.image_processor)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [  # as published, in the words of their time
+        ("Qwen2VL", {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}),
+        ("Qwen2_5_VL", {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}),
+        ("Qwen3VL", {"rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]}, "head_dim": 128}),
+        ("Glm4v", {"rope_scaling": {"mrope_section": [8, 12, 12]}, "head_dim": 128, "partial_rotary_factor": 0.5}),
+    ],
+)
+def test_published_sections_fit(kind: str, text: dict[str, Any]) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(text_config={**sizes, **text})
+    check_rope(kind, config)
+    config.get_text_config().rope_parameters["mrope_section"][0] += 1
+    with pytest.raises(ModelError, match="do not fit its heads"):
+        check_rope(kind, config)
 
 
 def example(size: tuple[int, int] | None) -> Example:

@@ -97,6 +97,19 @@ def take_pictures_for(token: int) -> Change:
     return edit("config.json", lambda found: found.update(image_token_id=token))
 
 
+def set_config(**new: Any) -> Change:
+    return edit("config.json", lambda found: found.update(new))
+
+
+def set_images(**new: Any) -> Change:
+    return edit("processor_config.json", lambda found: found["image_processor"].update(new))
+
+
+def set_rope(**new: Any) -> Change:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **new}
+    return edit("config.json", lambda found: found["text_config"].update(rope_parameters=rope))
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "LFS pointers": (
         lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"),
@@ -111,12 +124,33 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a token without a row": (with_a_longer_tokenizer(used=True), "'<extra>', token 359 of a model"),
     "an end beyond the vocabulary": (end_with([99999]), "ends answers with a token that the model does not have"),
     "a negative end": (end_with(-1), "eos_token_id -1"),
+    "an end that is true": (end_with(True), "eos_token_id True"),
+    "the token of pictures as an end": (end_with([2, 6]), "eos_token_id 6, '<|image_pad|>'"),
     "an end in words": (end_with("<|im_end|>"), "eos_token_id '<|im_end|>'"),
     "a generation config that is no JSON": (lambda f: (f / "generation_config.json").write_text("{"), "cannot be read"),
     "a generation config that is a list": (lambda f: (f / "generation_config.json").write_text("[]"), "cannot be read"),
     "an image token beyond the vocabulary": (take_pictures_for(99999), "does not find the pictures"),
     "another image token": (take_pictures_for(3), "does not find the pictures"),
     "the mark before a picture": (take_pictures_for(4), "does not find the pictures"),
+    "another architecture": (set_config(architectures=["LlamaForCausalLM"]), "architectures ['LlamaForCausalLM']"),
+    "another family's architecture": (
+        set_config(architectures=["Qwen2_5_VLForConditionalGeneration"]),
+        "model_type qwen2_vl, which is Qwen2VLForConditionalGeneration",
+    ),
+    "no architecture": (edit("config.json", lambda found: found.pop("architectures")), "architectures []"),
+    "an empty list of architectures": (set_config(architectures=[]), "architectures []"),
+    "no sections of positions": (set_rope(), "mrope_section None, where three numbers must add up to 16"),
+    "sections too short": (set_rope(mrope_section=[1, 1, 1]), "must add up to 16"),
+    "sections too long": (set_rope(mrope_section=[16, 24, 24]), "must add up to 16"),
+    "two sections": (set_rope(mrope_section=[8, 8]), "must add up to 16"),
+    "sections in words": (set_rope(mrope_section="4, 6, 6"), "must add up to 16"),
+    "patches of another size": (set_images(patch_size=28), "patch_size 28, where vision_config has patch_size 14"),
+    "more patches a token": (set_images(merge_size=4), "merge_size 4, where vision_config has spatial_merge_size 2"),
+    "patches of one frame": (set_images(temporal_patch_size=1), "temporal_patch_size 1"),
+    "a mean of one number": (set_images(image_mean=[0.5]), "image_mean [0.5], where a picture has 3 channels"),
+    "a deviation of zero": (set_images(image_std=[0.0, 0.0, 0.0]), "image_std [0.0, 0.0, 0.0]"),
+    "a mean of NaN": (set_images(image_mean=[float("nan")] * 3), "image_mean [nan, nan, nan]"),
+    "a factor in words": (set_images(rescale_factor="x"), "rescale_factor 'x'"),
     "a pad token beyond the vocabulary": (
         edit("config.json", lambda found: found["text_config"].update(pad_token_id=99999)),
         "no model can be made of",
@@ -142,6 +176,14 @@ ACCEPTED: dict[str, Change] = {
         "generation_config.json", lambda found: found.update(temperature=0.01, top_k=1, repetition_penalty=1.05)
     ),
     "several ends": end_with([2, 0]),
+    "sections under their old name": edit(
+        "config.json",
+        lambda found: (
+            found["text_config"].pop("rope_parameters"),
+            found["text_config"].update(rope_theta=1e4, rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]}),
+        ),
+    ),
+    "an architecture of ours beside it": set_config(architectures=["Qwen2VLForConditionalGeneration", "Mine"]),
     "a longer tokenizer": with_a_longer_tokenizer(used=False),
 }
 
