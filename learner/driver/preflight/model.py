@@ -79,10 +79,10 @@ def read_model(config: Config) -> ModelFiles:
         if local:
             check_folder(Path(model.path).expanduser())
         model_config, processor = load_model_config(model), load_processor(model)
-        check_architecture(model.path, model_config)
         check_rope(model.path, model_config)
         check_image_processor(model.path, model_config, processor.image_processor)
         if model is config.model:  # the embedded one is compared with what was built
+            check_architecture(model.path, model_config)
             check_weights(model, model_config, here=config.cluster.resolve_address() == LOCAL_CLUSTER)
     check_lengths_fit(config, model_config)
     family, ends = family_of(model_config), eos_token_ids(model)
