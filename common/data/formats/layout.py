@@ -253,14 +253,14 @@ def _refuse_same_folders(top: Folder) -> None:
 
     `cat/{images,masks}` and `dog/{images,masks}` are classes, and so are `bus/{2019,2020}` and `car/{2019,2020}`.
     """
-    labels = top.filled
+    labels = [_enter_split(folder) for folder in top.filled]  # fold1/images/{cat,dog}
     shared = set.intersection(*(set(classes(label)) for label in labels))
     doubtful = len(labels) > 1 and len(shared) > 1 and not any(label.is_flat for label in labels)
     if doubtful and not any(says_pictures(name) or _YEAR.fullmatch(name) for name in shared):
         raise DataError(
             f"{top.path}: every folder holds the same folders, so classes cannot be told from what they are in",
             got=f"{count_cases('the same folders', sorted(shared))}; in "
-            + ", ".join(label.name for label in labels[:3]),
+            + ", ".join(folder.name for folder in top.filled[:3]),
             remedy=f"let data.path, or what is built, be one of them; or rename them {TRAIN}, test and so on; "
             "or put the pictures of a class directly into its folder",
         )

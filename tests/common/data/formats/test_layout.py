@@ -185,6 +185,7 @@ REFUSED = {
     "data/{train,test}/{a,b}/1.jpg previews/{1,2}.png": ("beside one that holds splits", "folders in data (2)"),
     "fold_{1,2}/{train,test}/{a,b}/1.jpg": ("beside one that holds splits", "folders in fold_1 (2): test, train"),
     "fold{1,2,3}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in fold1, fold2, fold3"),
+    "fold{1,2}/images/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in fold1, fold2"),
     "{images,masks}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in images, masks"),
     "x/{color,grayscale}/{cat,dog}/1.jpg color/README.md": ("cannot be told", "cat, dog; in color, grayscale"),
     "{en,te,tr}/{cat,dog}/1.jpg": ("cannot be told", "the same folders (2): cat, dog; in en, te, tr"),
