@@ -14,6 +14,7 @@ from typing import get_args
 from common.command import run_command, say
 from common.config.schema import DataConfig, ModelConfig
 from common.config.settings import Setting, resolve
+from common.data.content.columns import doubt_columns
 from common.data.content.survey import divide_by_name, survey
 from common.data.places import find_splits, split_place
 from common.data.sources import ExampleSource, load, say_notes
@@ -65,6 +66,8 @@ def _read_place(place: str, data: DataConfig) -> tuple[list[ExampleSource], Data
     sources = [load(data, split=name) for name in names]
     say_notes(sources, say)
     for source in sources:
+        for line in doubt_columns(source.name, source.columns):
+            say(line)
         say(f"{source.name}: {len(source)} rows, {len(source.labels)} labels")
     return sources, data
 

@@ -13,6 +13,7 @@ from common.config.schema import DataConfig
 from common.data.content.digests import NOTHING, digest_columns
 from common.data.faults import BadRowError
 from common.data.image import Decoded, read_image
+from common.data.table import Unreadable
 from common.errors import as_utf8, clip
 from common.labels.candidates import breaks_list, candidates
 from common.types import Example, Pixels
@@ -44,6 +45,7 @@ class ReadRow:
     image_size: tuple[int, int] | None  # (height, width) as the model gets it; None for a text-only row
     picture: bytes  # digest of its picture; NOTHING without one
     columns: bytes  # digest of its other columns
+    unreadable: Mapping[str, str]  # why its cell cannot be read, by column; none of these is in the example
     moves: bool  # its picture has more frames or pages than the one that is read
     marked: bool  # a mark for the picture was taken out of its question
 
@@ -69,6 +71,9 @@ def read_row(
 
     Raises BadRowError for the first thing wrong with it.
     """
+    unreadable = {name: cell.why for name, cell in row.items() if isinstance(cell, Unreadable)}
+    for name in sorted(OWN_COLUMNS & unreadable.keys()):
+        raise BadRowError(f"{name} cannot be read: {unreadable[name]}", remedy="write the data set anew")
     problem, cell = row["problem"], row.get("image")
     if not isinstance(problem, str) or not problem.strip():
         raise BadRowError("problem is empty or no text", remedy="give every row a question in column problem")
@@ -82,13 +87,14 @@ def read_row(
         )
     decoded = _read_cell(cell, root, data, data.image_size if resize else None)
     _check_marks(question, with_image=decoded is not None)
-    columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+    columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS | unreadable.keys()}
     image = decoded.pixels if decoded else None
     return ReadRow(
         example=Example(id=row_id, problem=question.text, image=image, label=label, columns=columns),
         image_size=_size_for_model(image, data.image_size),
         picture=decoded.digest if decoded else NOTHING,
         columns=digest_columns(columns),
+        unreadable=unreadable,
         moves=decoded is not None and decoded.moves,
         marked=bool(question.marks),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +13,12 @@ from pathlib import Path
 from PIL import Image
 
 from common.config.schema import DataConfig
+from common.data.content.columns import check_columns
 from common.data.content.digests import NOTHING
 from common.data.faults import BadRowError, refuse
 from common.data.formats.split_names import pick_split
 from common.data.places import find_splits
-from common.data.row import NAMES_OF_NUMBERS, OWN_COLUMNS, ReadRow, read_row
+from common.data.row import ReadRow, read_row
 from common.data.split import hold_out
 from common.data.table import UNNAMED, Table, reading_data
 from common.errors import DataError, clip, escape_unprintable
@@ -26,14 +26,6 @@ from common.lru import ByteLRU
 from common.types import Example
 
 _THREADS = min(8, os.cpu_count() or 1)
-_OFTEN = {  # what other people call our columns
-    "problem": {"question", "prompt", "instruction", "query"},
-    "image": {"img", "images", "picture", "photo", "file_name", "image_path"},
-    "solution": {
-        *("label", "labels", "answer", "class", "class_name", "target", "category"),
-        *("gt", "ground_truth", "reward_model", "text"),
-    },
-}
 _CHUNK = 16  # rows that a thread reads at a time
 
 
@@ -55,6 +47,7 @@ class _Checked:
 
     outlines: tuple[Outline, ...]
     notes: tuple[str, ...]  # a line for each thing in the rows that is not used
+    left_out: Mapping[str, str]  # the first cell that cannot be read and why, by column
 
 
 class ExampleSource:
@@ -66,12 +59,13 @@ class ExampleSource:
         Raises DataError naming the rows that cannot be used, or where a column of pictures holds none.
         """
         self.name, self.split = table.name, table.split
-        self.columns = table.columns
         self._table, self._rows, self._data = table, rows, data
         self._cache: ByteLRU[int, Example] = ByteLRU(data.cache_mb * 2**20)
         checked = checked or self._check_all()
         self.outlines, self.notes = checked.outlines, (*table.notes, *checked.notes)
         self.labels: tuple[str, ...] = tuple(sorted({outline.label for outline in self.outlines}))
+        self.left_out = checked.left_out
+        self.columns = tuple(name for name in table.columns if name not in checked.left_out)
         self._checked_notes = checked.notes
 
     def __len__(self) -> int:
@@ -83,12 +77,15 @@ class ExampleSource:
         example = self._cache.get(index)
         if example is None:
             example = self.keep(index, self._read(index))
+        if self.left_out:
+            columns = {name: cell for name, cell in example.columns.items() if name not in self.left_out}
+            example = replace(example, columns=columns)
         return example
 
     def select(self, indices: Sequence[int]) -> ExampleSource:
         """Return the examples of these numbers as a source of their own. Nothing is read again."""
         outlines = tuple(self.outlines[index] for index in indices)
-        checked = _Checked(outlines=outlines, notes=self._checked_notes)
+        checked = _Checked(outlines=outlines, notes=self._checked_notes, left_out=self.left_out)
         part = ExampleSource(self._table, [self._rows[index] for index in indices], self._data, checked=checked)
         for number, index in enumerate(indices):
             if example := self._cache.get(index):
@@ -109,6 +106,7 @@ class ExampleSource:
         """Read every row once, in threads. Raises one DataError with every bad row."""
         outlines: list[Outline] = []
         faults: list[tuple[str, BadRowError]] = []
+        left_out: dict[str, str] = {}
         marked = moving = 0
         starts = range(0, len(self._rows), _CHUNK)
         with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS, "decode") as pool:
@@ -121,9 +119,11 @@ class ExampleSource:
                 if self._is_kept(index):
                     self.keep(index, outcome.example)
                 outlines.append(_outline(outcome))
+                for name, why in outcome.unreadable.items():
+                    left_out.setdefault(name, f"{self._id(index)}: {why}")
                 marked, moving = marked + outcome.marked, moving + outcome.moves
         refuse(self.name, len(self._rows), faults)
-        if "image" in self.columns and not any(outline.picture for outline in outlines):
+        if "image" in self._table.columns and not any(outline.picture for outline in outlines):
             raise DataError(
                 f"none of the {len(outlines)} rows of {self.name} has a picture",
                 got="a column image without a value in any row",
@@ -133,8 +133,9 @@ class ExampleSource:
             (marked, "questions hold a mark for their picture, as <image>, which is taken out"),
             (moving, "pictures have several frames or pages: the first is taken"),
         ]
-        said = tuple(f"{self.name}: {count} of {len(outlines)} {what}" for count, what in notes if count)
-        return _Checked(outlines=tuple(outlines), notes=said)
+        said = [f"{self.name}: {count} of {len(outlines)} {what}" for count, what in notes if count]
+        said += [f"{self.name}: column {name} is left out, for {why}" for name, why in left_out.items()]
+        return _Checked(outlines=tuple(outlines), notes=tuple(said), left_out=left_out)
 
     def _is_kept(self, index: int) -> bool:
         """Whether the check keeps the example of that number: to resize the others would be in vain."""
@@ -271,48 +272,8 @@ def _open(path: str, split: str, data: DataConfig, *, unnamed: bool) -> Table:
         )
     with reading_data(path):
         table = opener(split)
-    _check_columns(table)
+    check_columns(table)
     return table
-
-
-def _check_columns(table: Table) -> None:
-    """Raise DataError for a table without rows or without a column that is needed, naming columns that are close."""
-    if not len(table.rows):
-        raise DataError(
-            f"{table.name} has no rows",
-            got="0 rows",
-            remedy="choose another data.path or split",
-        )
-    others = [name for name in table.columns if name not in OWN_COLUMNS]
-    missing = [name for name in ("problem", "solution") if name not in table.columns]
-    # A set without images is a text-only one, unless its images go by another name.
-    pictures = [found for found in _close("image", others) if found.casefold() != "file_name"]
-    if "image" not in table.columns and (pictures or _image_like(table.rows[0])):
-        missing.append("image")
-    if missing:
-        close = {name: _close(name, others) for name in missing}
-        hints = [f"{found!r} for {name!r}" for name in missing for found in close[name]]
-        numbers = any(isinstance(table.rows[0].get(found), int) for found in close.get("solution", ()))
-        raise DataError(
-            f"{table.name} has no column {' and no column '.join(missing)}",
-            got="columns: " + ", ".join(table.columns),
-            remedy="rename columns to problem, image, solution"
-            + (f" (perhaps {', '.join(hints)})" if hints else "")
-            + (f"; labels are text{NAMES_OF_NUMBERS}" if numbers else ""),
-        )
-
-
-def _close(name: str, others: Sequence[str]) -> list[str]:
-    """Return the columns that may be meant: those that other people call so, else the one of nearest spelling."""
-    often = [other for other in others if other.casefold() in {name, *_OFTEN[name]}]
-    return often or difflib.get_close_matches(name, others, n=1, cutoff=0.7)
-
-
-def _image_like(row: Mapping[str, object]) -> bool:
-    return any(
-        isinstance(cell, Image.Image | bytes) or (isinstance(cell, Mapping) and "bytes" in cell)
-        for cell in row.values()
-    )
 
 
 def _outline(row: ReadRow) -> Outline:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.data.content.kinds import HEAD, describe_foreign
-from common.errors import DataError, escape_unprintable, raise_as
+from common.errors import DataError, describe_fault, escape_unprintable, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
 _NAMED = 3  # cases named in a note; the rest are counted
@@ -39,6 +39,30 @@ class Table:
         if hasattr(self.rows, "column"):
             return iter(self.rows.column(name))
         return (self.rows[index][name] for index in range(len(self.rows)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A cell that Python cannot hold, such as a time in a zone that nobody knows."""
+
+    why: str
+
+
+def read_arrow_row(table: Any, index: int) -> dict[str, Any]:
+    """Return a row of an Arrow table by column; what Python cannot hold is `Unreadable`."""
+    alone = table.slice(index, 1)
+    try:
+        row: dict[str, Any] = alone.to_pylist()[0]
+    except Exception:  # noqa: BLE001  # of some cell: each is read by itself
+        row = {name: _read_cell(alone.column(name)) for name in alone.column_names}
+    return row
+
+
+def _read_cell(column: Any) -> Any:
+    try:
+        return column[0].as_py()
+    except Exception as error:  # noqa: BLE001  # pyarrow raises anything, from OverflowError to UnicodeDecodeError
+        return Unreadable(why=describe_fault(error))
 
 
 Opener = Callable[[str], Table]  # takes the name the split goes by in row ids

@@ -47,7 +47,12 @@ def check_columns(config: Config, source: ExampleSource, *, say: Callable[[str],
         except TypeError as error:
             raise DataError(
                 f"reward {name} cannot be called with the columns of {source.name}",
-                got=f"{error}; columns: {', '.join(own) or 'none beside problem, image and solution'}",
+                got="; ".join(
+                    [
+                        f"{error}; columns: {', '.join(own) or 'none beside problem, image and solution'}",
+                        *(f"{column} is left out, for {why}" for column, why in source.left_out.items()),
+                    ]
+                ),
                 remedy="rename or drop the column that is a parameter already, or add the one that is missing",
             ) from error
     if hidden := [name for name in own if name in given]:

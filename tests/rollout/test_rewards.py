@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.schema import Config, DataConfig, RewardConfig
+from common.data.content.columns import COMPLETIONS
 from common.data.sources import ExampleSource, Outline
-from common.data.table import Table
+from common.data.table import Table, Unreadable
 from common.errors import ConfigError, DataError, ModelError, RollcallError
 from common.labels.answers import Mode
 from common.labels.candidates import with_candidates
@@ -23,7 +24,7 @@ from common.types import CandidateProbabilities
 from rollout.reward_actor import RewardActor, RewardTask
 from rollout.reward_pool import list_constants
 from rollout.rewards import REWARDS
-from rollout.rewards.loading import GIVEN_OF_CONFIG, GIVEN_OF_TASK, check_functions, load_function
+from rollout.rewards.loading import GIVEN_OF_CONFIG, GIVEN_OF_TASK, check_functions, find_signature, load_function
 from rollout.rewards.preflight import check_columns, check_rewards
 
 HERE = "tests.helpers.hostile_rewards"
@@ -249,6 +250,20 @@ def test_a_column_that_a_function_lacks_is_named_before_a_run() -> None:
     with pytest.raises(DataError, match="answer"):
         check_columns(config, columned("note"), say=print)
     check_columns(config, columned("answer"), say=print)
+
+
+def test_a_column_that_was_left_out_is_named_where_a_function_asks_for_it() -> None:
+    config = Config(reward=RewardConfig(functions={f"{HERE}:needs_answer": 1.0}))
+    row = {"problem": CLASSES, "solution": "cat", "answer": Unreadable(why="OverflowError: too long")}
+    table = Table(name="set (train)", split="train", columns=tuple(row), rows=[row], root=None)
+    with pytest.raises(DataError, match="answer is left out, for train/0: OverflowError"):
+        check_columns(config, ExampleSource(table, [0], DataConfig()), say=print)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_lint_warns_of_the_column_that_no_function_can_be_called_with(name: str) -> None:
+    with pytest.raises(TypeError, match=COMPLETIONS):
+        find_signature(name).bind((), **{COMPLETIONS: "x"})
 
 
 @pytest.mark.parametrize("name", sorted({*GIVEN_OF_TASK, *GIVEN_OF_CONFIG} - {"problem"}))

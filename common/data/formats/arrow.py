@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.config.foreign_text import parse_json
-from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_foreign, refuse_twin_columns
+from common.data.table import (
+    UNNAMED,
+    Opener,
+    Table,
+    read_arrow_row,
+    reading_data,
+    refuse_foreign,
+    refuse_twin_columns,
+)
 from common.errors import DataError, describe_fault
 from common.models.hub import require_hub
 
@@ -114,9 +122,7 @@ class _ArrowRows:
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
         with reading_data(f"row {index} of {self._name}"):
-            table: Any = self._dataset[index]
-            row: dict[str, Any] = table.to_pylist()[0]
-            return row
+            return read_arrow_row(self._dataset[index], 0)
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column; the others are not read."""

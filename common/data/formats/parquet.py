@@ -13,7 +13,15 @@ from typing import Any
 
 from common.data.formats.parquet_names import find_notes, name_splits
 from common.data.formats.tree import Tree
-from common.data.table import UNNAMED, Opener, Table, reading_data, refuse_foreign, refuse_twin_columns
+from common.data.table import (
+    UNNAMED,
+    Opener,
+    Table,
+    read_arrow_row,
+    reading_data,
+    refuse_foreign,
+    refuse_twin_columns,
+)
 from common.errors import DataError
 
 LARGEST_GROUP = 1 << 30  # bytes of a row group in memory
@@ -87,8 +95,7 @@ class _ParquetRows:
         number = bisect_right(self._firsts, range(len(self))[index]) - 1
         inside = index % len(self) - self._firsts[number]
         with reading_data(f"row {inside} of row group {self._groups[number].index} of {self._groups[number].file}"):
-            row: dict[str, Any] = self._table(number).slice(inside, 1).to_pylist()[0]
-            return row
+            return read_arrow_row(self._table(number), inside)
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the cells of one column; the others are not read."""

@@ -11,12 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.config.schema import DataConfig
 from common.data import lint
 from common.data.build import __main__ as build
 from common.data.formats import parquet as formats
 from common.data.sources import ExampleSource, load
+from common.data.table import read_arrow_row
 from common.errors import DataError
 from tests.helpers.makers import encoded, row
 
@@ -35,10 +39,56 @@ def write(file: Path, **columns: pa.Array) -> Path:
     return file
 
 
-def test_a_time_before_year_1_is_named_with_its_row(tmp_path: Path) -> None:
-    file = write(tmp_path / "old.parquet", at=pa.array([0, -(10**17)], pa.timestamp("us")))
-    with pytest.raises(DataError, match=r"row 1 of row group 0 of .*old.parquet cannot be read\n  got:    \w*Error: "):
-        enter(file)
+UNREADABLE = {
+    "before year 1": pa.array([0, -(10**17)], pa.timestamp("us")),
+    "after year 9999": pa.array([0, 10**12], pa.timestamp("s")),
+    "unknown zone": pa.array([None, 0], pa.timestamp("us", tz="Mars/Olympus")),
+    "duration over Python's": pa.array([0, 2**62], pa.duration("s")),
+    "date": pa.array([0, -(2**31)], pa.date32()),
+    "nested": pa.array([[0], [2**62]], pa.list_(pa.duration("s"))),
+    "no UTF-8": pa.array([b"a", b"\xff"]).view(pa.string()),
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+@pytest.mark.parametrize("values", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_column_that_python_cannot_hold_is_left_out(tmp_path: Path, values: pa.Array, form: str) -> None:
+    place = write(tmp_path / "old.parquet", at=values, extra=pa.array(["a", "b"]))
+    if form == "save_to_disk":
+        Dataset(pq.read_table(place)).save_to_disk(str(tmp_path / "saved"))
+        place = tmp_path / "saved"
+    source = enter(place)
+    assert [source[index].columns for index in range(2)] == [{"note": "n", "extra": sign} for sign in "ab"]
+    assert "at" not in source.columns and "extra" in source.columns
+    assert [note for note in source.notes if "column at is left out, for train/1: " in note]
+    assert source.select([0])[0].columns == {"note": "n", "extra": "a"}
+
+
+@pytest.mark.parametrize("name", ["problem", "solution"])
+def test_a_cell_of_ours_that_python_cannot_hold_is_named_with_its_row(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "old.parquet"
+    texts = pa.array([b"a", b"\xff"]).view(pa.string())
+    rows = pa.Table.from_pylist([row(), row()]).drop_columns([name]).append_column(name, texts)
+    pq.write_table(rows, file)
+    with pytest.raises(DataError, match=f"train/1: {name} cannot be read: UnicodeDecodeError"):
+        load(DataConfig(path=str(file), image_size=None, check_candidates=False), split="train")
+
+
+TIMES = [
+    *(pa.timestamp(unit, tz=zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC", "Nowhere/At_All")),
+    *(pa.duration(unit) for unit in ("s", "ms", "us", "ns")),
+    *(pa.int64(), pa.date64(), pa.time64("us"), pa.time64("ns")),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(TIMES), cells=st.lists(st.integers(-(2**63), 2**63 - 1) | st.none(), min_size=1))
+def test_every_cell_of_any_time_is_its_value_or_unreadable(kind: pa.DataType, cells: list[int | None]) -> None:
+    table = pa.table({"at": pa.array(cells, pa.int64()).view(kind), "number": cells})
+    for index, cell in enumerate(cells):
+        read = read_arrow_row(table, index)
+        assert read["number"] == cell
+        assert read["at"] is None if cell is None else read["at"] is not None
 
 
 @pytest.mark.parametrize(

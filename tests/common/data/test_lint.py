@@ -44,6 +44,15 @@ def test_what_stops_a_run_stops_it(
     assert message in capsys.readouterr().err
 
 
+def test_a_column_that_no_reward_function_can_be_called_with_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([parquet(tmp_path / "a.parquet", [row() | {"completions": "x"}])]) == 0
+    assert "a column completions: with it no reward function can be called" in capsys.readouterr().out
+    assert main([parquet(tmp_path / "b.parquet", [row() | {"completion": "x"}])]) == 0
+    assert "completion" not in capsys.readouterr().out
+
+
 def test_a_model_counts_tokens(digits_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["embedded:digits@test", "--model", str(digits_model), "--image-size", "56"]
     assert main(words) == 0
