@@ -87,8 +87,9 @@ def refuse_twin_columns(place: object, columns: Sequence[str]) -> None:
 def refuse_foreign(file: Path, *, remedy: str) -> None:
     """Raise DataError for a file of rows that is another kind of file by its content: a workbook, a web page."""
     with reading_data(file, remedy="check who may read it"), file.open("rb") as opened:
-        found = describe_foreign(opened.read(HEAD), remedy)
-    if found:
+        head = opened.read(HEAD)
+    is_sound = head.startswith(b"PAR1") and file.suffix.casefold() == ".parquet"
+    if not is_sound and (found := describe_foreign(head, remedy)):
         raise DataError(f"{file} is not what its name says", got=f"it is {found[0]}", remedy=found[1])
 
 

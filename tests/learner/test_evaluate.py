@@ -34,6 +34,8 @@ TINY = ["--model", "embedded:tiny"]
         ([*TINY, "--data", "@nowhere"], "has no split nowhere"),
         ([*TINY, "--data", "{empty}"], "evaluation set empty: .* has no rows"),
         ([*TINY, "--data", "@test", "--data", "x/test@test"], "two sets have one name"),
+        ([*TINY, "--data", ""], "--data is empty"),
+        ([*TINY, "--data="], "--data is empty"),
         ([*TINY, "--data", "H=@test"], "needs another name"),
         ([*TINY, "data.eval_split=null"], "there is nothing to evaluate on"),
         ([*TINY, "--samples", "2", "evaluation.pass_at_k=[4]"], "no k above the samples"),

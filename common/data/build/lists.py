@@ -47,7 +47,9 @@ def read_list(place: Path) -> tuple[Splits, list[str]]:
     for number, row in _lines(place):
         count += 1
         try:
-            split = UNNAMED if row.get("split") in (None, "") else _text(row, "split")
+            said = row.get("split")
+            without = said is None or (isinstance(said, str) and not said.strip())
+            split = UNNAMED if without else _text(row, "split")
             pictures[split].append(_picture(place.parent, row))
         except BadRowError as fault:
             faults.append((f"line {number}", fault))
@@ -165,6 +167,9 @@ def _decode(place: Path) -> str:
             else f"a mark of {code.upper()}, and then {error.reason}",
             remedy=_AS_UTF8,
         ) from error
+    if 0 < text.count("\0") < len(text) / 4:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{place} holds a zero byte", got=f"in line {line}", remedy="write the line anew")
     if "\0" in text:
         raise DataError(
             f"{place} is not in UTF-8",

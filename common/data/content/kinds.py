@@ -96,7 +96,7 @@ def describe_foreign(head: bytes, remedy: str) -> tuple[str, str] | None:
     """
     text = None if head.startswith(_POINTER) else _describe_text(head)  # its first letters may be those of a picture
     found = text or describe_kind(head)
-    if not head or found is None or found[0].startswith("text") or head.startswith(b"PAR1"):
+    if not head or found is None or found[0].startswith("text"):
         return None
     what = "a zip archive, as a workbook of a spreadsheet is" if head.startswith(b"PK") else found[0]
     if found[1] == _FETCH:

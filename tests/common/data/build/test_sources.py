@@ -124,6 +124,7 @@ def test_columns_are_known_in_any_case_and_paths_as_windows_writes_them(tmp_path
         (codecs.BOM_UTF16_LE + b"a", "not in UTF-8.*a mark of UTF-16.*save it as UTF-8"),
         (b"file_name,Class\na.png,cat\n", r"no column path and no column label.*file_name for path, class for label"),
         (b"path,label\na.png,cat, big,\n", "line 2: 1 more cells than the first line.*in quotes"),
+        (b"path,label\na.png,cat\nb.png,d\0g\n", "holds a zero byte.*in line 3"),
         (b"path,label,label\na.png,cat,dog\n", "has column label twice"),
         (b"path,label\na.png\n", "line 2: label is a NoneType.*column label"),
         (
@@ -133,7 +134,7 @@ def test_columns_are_known_in_any_case_and_paths_as_windows_writes_them(tmp_path
         (gzip.compress(b"path,label\na.png,cat\n"), "a gzip archive.*unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
         (b"<!DOCTYPE html>\n<title>Sign in</title>\n", "an HTML page.*fetch the file again"),
-        (b"PAR1\x15\x04\x15\x00PAR1", "zero bytes|not in UTF-8"),
+        (b"PAR1\x15\x04\x15\x00PAR1", "it is a parquet file"),
         (b"path,label,split\na.png,cat,holdout\n", "no split to train on.*splits: holdout"),
         (b"path,label,split\na.png,cat,train2014\nb.png,cat,train2017\n", "more than one split that train may mean"),
     ],
@@ -155,6 +156,7 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, data: bytes, message:
         'path, label\na.png, "cat"\n"b.png",dog\n',
         '"path", "label"\n"a.png", "cat"\n"b.png", "dog"\n',
         "BMI,path,label\n1,a.png,cat\n2,b.png,dog\n",
+        "path,label,split\na.png,cat,\nb.png,dog,\t\n",
         "path,label,ID\na.png,cat,\nb.png,dog,\n",
     ],
 )
@@ -164,7 +166,7 @@ def test_a_list_as_spreadsheets_and_people_leave_it(tmp_path: Path, text: str) -
 
 
 def test_keys_that_are_no_columns_may_be_there_twice(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"path": "a.png", "label": "cat", "split": null, "x": 1, "X": {"x": 2}}\n')
+    (tmp_path / "a.jsonl").write_text('{"path": "a.png", "label": "cat", "split": " ", "x": 1, "X": {"x": 2}}\n')
     assert brief(open_source(tmp_path / "a.jsonl")) == [[("a.png", "cat")], []]
 
 
