@@ -24,7 +24,7 @@ Splits = dict[str, list[Picture]]
 _AS_UTF8 = "save it as UTF-8"
 _CHECK = "check the path, and who may read what lies there"
 _SAVE = "save the list as CSV in UTF-8"
-_SEPARATOR = re.compile(r"sep=(.)(?:\r\n|\r|\n)", re.IGNORECASE)  # a first line for Excel
+_SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n|\r|\n)', re.IGNORECASE)  # a first line for Excel
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 _MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32's, which begins with one
 _DELIMITERS = (",", ";", "\t", "|")

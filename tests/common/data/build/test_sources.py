@@ -152,6 +152,7 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, data: bytes, message:
         "path,label,,\na.png,cat,,\nb.png,dog,,\n,,,\n",
         "path,label\na.png,cat,,\nb.png,dog, \n,\n \n",
         "sep=,\r\npath,label\r\na.png,cat\r\nb.png,dog\r\n",
+        '"sep=,"\npath,label\na.png,cat\nb.png,dog\n',
         "\ufeffsep=;\npath;label\na.png;cat\nb.png;dog\n",
         'path, label\na.png, "cat"\n"b.png",dog\n',
         '"path", "label"\n"a.png", "cat"\n"b.png", "dog"\n',
