@@ -112,10 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         models = asked.models.items()
         targets = [read_target(config, name, held_out=asked.held_out, say=say) for name, config in models]
         for target in targets:
-            check_capacity(_leave_out_unused(target))
+            check_capacity(_leave_out_unused(target), say=say if asked.dry_run else None)
         with _open_folder(targets[0].config, asked.out) as folder:
-            command.outlive_output()
-            evaluate(targets, folder, command, cls_rl_file=asked.cls_rl_file)
+            if asked.dry_run:
+                say("a dry run: nothing was started")
+            else:
+                command.outlive_output()
+                evaluate(targets, folder, command, cls_rl_file=asked.cls_rl_file)
     return command.exit_code
 
 

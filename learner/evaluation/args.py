@@ -35,6 +35,7 @@ python -m learner.evaluate --model M [--data [NAME=]PATH[@SPLIT]] [--config RECI
   --out FOLDER     where to write; by default runs/<date>-evaluate
   --cls-rl-format FILE
                    also write the JSON of CLS-RL's evaluation, for one model and one set
+  --dry-run        check everything that needs no cluster, and start nothing
   --config RECIPE, KEY=VALUE
                    as python -m learner.main takes them
 """
@@ -50,6 +51,7 @@ class Request:
     held_out: bool  # no --data: the configuration's held-out rows are evaluated, and its sets
     out: Path | None
     cls_rl_file: Path | None
+    dry_run: bool  # check everything, start nothing
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -59,7 +61,7 @@ def parse(argv: Sequence[str]) -> Request:
         ConfigError: for what `common.config.cli.parse` refuses, no model, or more than one file of CLS-RL holds.
         ModelError: a run has no export that can be evaluated.
     """
-    own, rest = _split_words(argv)
+    own, rest = _split_words([word for word in argv if word != "--dry-run"])
     sets = _name_sets(own["--data"])
     if not own["--model"]:
         raise ConfigError("no model is named", got=" ".join(argv) or "no arguments", remedy="pass --model M")
@@ -76,7 +78,7 @@ def parse(argv: Sequence[str]) -> Request:
     if cls_rl_file:
         _check_writable(cls_rl_file.absolute())
     models = {name: _make_config(name, rest, sets) for name in own["--model"]}
-    return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file)
+    return Request(models=models, held_out=not sets, out=out, cls_rl_file=cls_rl_file, dry_run="--dry-run" in argv)
 
 
 def _check_writable(file: Path) -> None:
@@ -108,6 +110,12 @@ def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             if not equals and (not words or words[0].startswith("--")):
                 raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
             own[flag].append(value if equals else words.pop(0))
+        elif word in ("--print-config", "--plan"):
+            raise ConfigError(
+                f"an evaluation takes no {word}",
+                got=word,
+                remedy="leave it out; --dry-run checks everything and starts nothing",
+            )
         else:
             rest.append(word)
     return own, rest

@@ -32,6 +32,10 @@ TINY = ["--model", "embedded:tiny"]
             "there is no ./nowhere",
         ),
         ([*TINY, "--data", "@nowhere"], "has no split nowhere"),
+        ([*TINY, "--data", "{open}", "--data", "{halves}@nosplit", "--dry-run"], "has no split nosplit"),
+        ([*TINY, "--data", "{halves}@nosplit"], "has no split nosplit"),
+        ([*TINY, "--plan"], "an evaluation takes no --plan"),
+        ([*TINY, "--print-config"], "an evaluation takes no --print-config"),
         ([*TINY, "--data", "{empty}"], "evaluation set empty: .* has no rows"),
         ([*TINY, "--data", "@test", "--data", "x/test@test"], "two sets have one name"),
         ([*TINY, "--data", ""], "--data is empty"),
@@ -55,9 +59,12 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], wor
         "empty": parquet(tmp_path / "empty.parquet", [row()]),
         "long": parquet(tmp_path / "long.parquet", [row(solution="an unheard-of creature", problem="What?")]),
         "open": parquet(tmp_path / "open.parquet", [row(problem="What?")]),
+        "halves": str(tmp_path / "halves"),
         "run": str(tmp_path / "run"),
         "adapted": str(tmp_path / "adapted"),
     }
+    for name in ("train", "test"):
+        parquet(tmp_path / f"halves/{name}.parquet", [row()])
     empty(Path(places["empty"]))
     for name in ("run", "adapted"):
         (tmp_path / name / "export").mkdir(parents=True)
@@ -69,6 +76,19 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], wor
     assert error.startswith("error: ") and "remedy: " in error and "Traceback" not in error
     assert re.search(says, error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.driver.cluster.connect", lambda *_, **__: pytest.fail("Ray was asked"))
+    out = tmp_path / "out"
+    assert main([*TINY, "--data", "@test", f"--out={out}", "--dry-run"]) == 0
+    assert "a dry run: nothing was started" in capsys.readouterr().out
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").touch()
+    assert main([*TINY, "--data", "@test", f"--out={out}", "--dry-run"]) == 2
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
