@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from common.config.schema import DataConfig
 from common.data.faults import BadRowError, refuse
 from common.errors import DataError, ModelError
 from common.lru import ByteLRU
+from common.models.chat import find_template
 from common.models.families import Family
 from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
 
@@ -110,6 +112,12 @@ class PromptEncoder:
                 remedy="take it out: the chat template adds such tokens, and the picture, by itself",
             )
 
+    @property
+    def changing(self) -> str | None:
+        """What makes the chat template's text differ from one time to the next: the time, or chance. Usually None."""
+        found = re.search(r"\bstrftime_now\b|\|\s*random\b", str(getattr(self._processor, "chat_template", "")))
+        return found and found[0]
+
     def encode(self, example: Example) -> Prompt:
         """Return the example as a prompt.
 
@@ -141,8 +149,11 @@ class PromptEncoder:
         """Measure every prompt of `source`, or of `outlines` of its rows, without processing an image.
 
         Raises one DataError naming every bad row. Its prompt is over `data.max_prompt_tokens`, its text holds special
-        tokens of the model, or its image is too narrow. Raises ModelError where the model would not find the pictures.
+        tokens of the model, or its image is too narrow. Raises ModelError where the model cannot
+        read or find pictures.
         """
+        if outlines is None and any(outline.image_size is not None for outline in source.outlines):
+            self._check_picture()
         measure = lru_cache(4096)(self._length)  # many rows share one question
         faults: dict[str, BadRowError] = {}
         for outline in source.outlines if outlines is None else outlines:
@@ -151,8 +162,6 @@ class PromptEncoder:
             except BadRowError as fault:
                 faults[outline.id] = fault
         refuse(source.name, len(source), list(faults.items()))
-        if self._added:
-            self._check_image_token()
 
     def count_square(self, side: int) -> int:
         """Return the tokens of a prompt of one word and a square of so many pixels a side, without making it.
@@ -208,12 +217,7 @@ class PromptEncoder:
         if found := self._special_in(problem):
             raise BadRowError(f"problem holds {found}, a special token of the model", remedy="take it out of the text")
         chat = _chat(problem, self._data.mode, self._data.template, with_image=with_image)
-        text: str = self._processor.apply_chat_template(
-            chat,
-            tokenize=False,
-            add_generation_prompt=True,
-            processor_kwargs={"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
-        )
+        text: str = self._processor.apply_chat_template(chat, **_RENDER)
         return text
 
     def _special_in(self, text: str) -> str | None:
@@ -221,7 +225,7 @@ class PromptEncoder:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text. Raises BadRowError for one that the model has no row for."""
-        ids = tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
+        ids = self._tokenize(text)
         beyond = self._find_beyond(ids)
         if beyond is not None:
             raise BadRowError(
@@ -231,12 +235,26 @@ class PromptEncoder:
             )
         return ids
 
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
+
     def _find_beyond(self, ids: Sequence[int]) -> int | None:
         """Return an id that the model has no row for; None where there is none."""
         last = max(ids, default=0)
         return last if self._vocab_size is not None and last >= self._vocab_size else None
 
     def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
+        """Return ids and features of a prompt with a picture. Raises ModelError for whatever the processor raises."""
+        try:
+            return self._process(text, picture)
+        except Exception as error:  # its settings, and its class, are the model's
+            raise ModelError(
+                f"the processor of {self._processor.tokenizer.name_or_path} cannot read a picture",
+                got=f"{type(self._processor).__name__}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                remedy="use the processor_config.json or preprocessor_config.json that came with the weights",
+            ) from error
+
+    def _process(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
         inputs: Mapping[str, Any] = self._processor(
             text=[text], images=[picture], return_tensors="np", add_special_tokens=self._lacks_bos(text)
         )
@@ -257,21 +275,45 @@ class PromptEncoder:
             added = self._added[image_size] = self._measure_image(image_size)
         return added
 
-    def _check_image_token(self) -> None:
-        """Raise ModelError unless what a picture adds to a prompt is, mostly, the token that the model looks for."""
+    def _check_picture(self) -> None:
+        """Make a prompt of a blank picture.
+
+        Raises ModelError unless its numbers are finite, and what it adds is, mostly, the token that the model looks
+        for.
+        """
         from PIL import Image
 
+        text, blank = self._render("?", with_image=True), Image.new("RGB", (_BLANK, _BLANK))
+        self._check_template(text)
+        inputs = self._inputs(text, blank)
+        if strange := [name for name, value in inputs.items() if not _is_finite(value)]:
+            raise ModelError(
+                f"the processor of {self._processor.tokenizer.name_or_path} makes numbers that are not finite",
+                got=f"{', '.join(strange)} of a black picture",
+                remedy="use the processor_config.json or preprocessor_config.json that came with the weights",
+            )
         if self._image_token_id is None:
             return
-        text, blank = self._render("?", with_image=True), Image.new("RGB", (_BLANK, _BLANK))
-        added = Counter(self._inputs(text, blank)["input_ids"][0].tolist())
-        added.subtract(self._ids(self._render("?", with_image=False)))
+        added = Counter(inputs["input_ids"][0].tolist())
+        added.subtract(self._tokenize(self._render("?", with_image=False)))
         ((most, _),) = added.most_common(1)
-        if added[self._image_token_id] < added[most]:
+        if added[self._image_token_id] < max(added[most], 1):
             raise ModelError(
                 "the model does not find the pictures in its prompts",
                 got=f"image_token_id = {self._image_token_id} in config.json, and {most} for a picture in a prompt",
                 remedy="give the model with the tokenizer, processor and config.json it was published with",
+            )
+
+    def _check_template(self, text: str) -> None:
+        """Raise ModelError where the chat template writes a chat with a picture as it writes one without."""
+        (turn,) = _chat("?", self._data.mode, self._data.template, with_image=True)
+        words = [{**turn, "content": turn["content"][1:]}]
+        if text == self._processor.apply_chat_template(words, **_RENDER):
+            file = find_template(self._processor.tokenizer.name_or_path, None)
+            raise ModelError(
+                f"the chat template in {file} leaves pictures out",
+                got=repr(text[:200]),
+                remedy="use the chat template that came with the model, which writes a token for a picture",
             )
 
     def _measure_image(self, image_size: tuple[int, int]) -> int:
@@ -292,14 +334,24 @@ class PromptEncoder:
 
         text = self._render("?", with_image=True)
         blank = Image.new("RGB", (image_size[1], image_size[0]))
-        ids = self._inputs(text, blank)["input_ids"][0].tolist()
+        ids = self._process(text, blank)["input_ids"][0].tolist()
         if ids.count(self._processor.image_token_id) < self._family.fewest_image_tokens:
             raise BadRowError(f"image of {image_size} is too small for this model", remedy=_OTHER_SIZE)
         return len(ids) - len(self._ids(text))
 
 
+_RENDER: Mapping[str, Any] = {
+    "tokenize": False,
+    "add_generation_prompt": True,
+    "processor_kwargs": {"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
+}
 _BLANK = 224  # pixels a side of a picture that every family reads
 _OTHER_SIZE = "set data.image_size, or crop the image"
+
+
+def _is_finite(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _digest(image: Pixels | None) -> bytes:

@@ -57,6 +57,10 @@ def check_model(config: Config, data: RunData, labels: RunLabels, *, say: Callab
     if model.unused:
         named = repr(model.unused[0])
         say(f"warning: the model has no rows for {len(model.unused)} tokens of its tokenizer, such as {named}")
+    if model.encoder.changing:
+        say(
+            f"warning: the chat template holds {model.encoder.changing}: its prompts may differ from one day to another"
+        )
     _warn_of_arithmetic(config, say)
     model.encoder.check(data.train)
     if labels.reshuffle:

@@ -34,6 +34,12 @@ def test_the_parts_of_every_family_fit(folder: Path) -> None:
     check_architecture(folder.name, config)
     check_rope(folder.name, config)
     check_image_processor(folder.name, config, processor.image_processor)
+    for data in (DataConfig(), DataConfig(mode="think"), DataConfig(template="What is it? {problem}")):
+        encoder = PromptEncoder(
+            processor, data, family=family_of(config), image_token_id=getattr(config, "image_token_id", None)
+        )
+        encoder._check_picture()  # noqa: SLF001
+        assert not encoder.changing
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,10 @@ def set_images(**new: Any) -> Change:
     return edit("processor_config.json", lambda found: found["image_processor"].update(new))
 
 
+def set_template(text: str) -> Change:
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
 def set_rope(**new: Any) -> Change:
     rope = {"rope_type": "default", "rope_theta": 10000.0, **new}
     return edit("config.json", lambda found: found["text_config"].update(rope_parameters=rope))
@@ -151,6 +155,19 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a deviation of zero": (set_images(image_std=[0.0, 0.0, 0.0]), "image_std [0.0, 0.0, 0.0]"),
     "a mean of NaN": (set_images(image_mean=[float("nan")] * 3), "image_mean [nan, nan, nan]"),
     "a factor in words": (set_images(rescale_factor="x"), "rescale_factor 'x'"),
+    "another family's processor": (
+        edit("processor_config.json", lambda found: found.update(processor_class="SmolVLMProcessor")),
+        "cannot read a picture",
+    ),
+    "a template without pictures": (
+        set_template("{% for m in messages %}{% for c in m.content %}{{ c.text or '' }}{% endfor %}{% endfor %}"),
+        "chat_template.jinja leaves pictures out",
+    ),
+    "a template with words for a picture": (
+        set_template("{% for c in messages[0].content %}{{ c.text or '[picture]' }}{% endfor %}"),
+        "does not find the pictures",
+    ),
+    "numbers that overflow": (set_images(rescale_factor=1e300, image_std=[1e-300] * 3), "remedy"),
     "a pad token beyond the vocabulary": (
         edit("config.json", lambda found: found["text_config"].update(pad_token_id=99999)),
         "no model can be made of",
@@ -196,6 +213,16 @@ def test_a_dry_run_accepts(folder: Path, place: str, capsys: pytest.CaptureFixtu
     assert ("warning: the model has no rows for 1 tokens of its tokenizer, such as '<extra>'" in said) == (
         name == "a longer tokenizer"
     )
+
+
+@pytest.mark.parametrize("part", ["strftime_now('%d')", "[1, 2] | random"])
+def test_a_template_that_changes_is_doubted(
+    folder: Path, place: str, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + "{{ " + part + " }}")
+    assert dry_run(folder, place) == 0
+    assert "warning: the chat template holds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
