@@ -99,7 +99,7 @@ def _head(found: Image.Image | bytes | Path | None) -> bytes:
 def _name(cell: object, root: Path | None) -> str:
     """Return the file that a fault is in, `cats/3.jpg: `; nothing where only bytes are known."""
     path = cell.get("path") if isinstance(cell, Mapping) else cell
-    if not isinstance(path, str | Path) or is_base64(str(path)):
+    if not isinstance(path, str | Path) or not str(path).strip() or is_base64(str(path)):
         return ""
     inside = root is not None and Path(path).is_absolute()
     return f"{escape_unprintable(clip(os.path.relpath(path, root) if inside else str(path)))}: "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.data.content.kinds import HEAD, describe_foreign
-from common.errors import DataError, describe_fault, escape_unprintable, raise_as
+from common.errors import DataError, clip, describe_fault, escape_unprintable, raise_as
 
 UNNAMED = ""  # the only split of a place that does not name its splits
 _NAMED = 3  # cases named in a note; the rest are counted
@@ -62,7 +62,7 @@ def _read_cell(column: Any) -> Any:
     try:
         return column[0].as_py()
     except Exception as error:  # noqa: BLE001  # pyarrow raises anything, from OverflowError to UnicodeDecodeError
-        return Unreadable(why=describe_fault(error))
+        return Unreadable(why=f"{describe_fault(error)} (a cell of {clip(str(column.type))})")
 
 
 Opener = Callable[[str], Table]  # takes the name the split goes by in row ids

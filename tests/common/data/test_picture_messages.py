@@ -117,7 +117,7 @@ TEXTS = {
 @pytest.mark.parametrize(("cell", "what"), TEXTS.values(), ids=TEXTS.keys())
 def test_a_cell_that_is_no_picture_is_named_in_a_few_words(tmp_path: Path, cell: object, what: str) -> None:
     fault = refusal(cell, tmp_path)
-    assert what in fault.reason and len(fault.reason) <= 400
+    assert what in fault.reason and len(fault.reason) <= 400 and fault.reason.lstrip(": ") == fault.reason
 
 
 def test_an_error_of_a_whole_column_of_base64_is_short(tmp_path: Path) -> None:
