@@ -80,8 +80,10 @@ def read_state_of(folder: Path) -> None:
 
 
 def read_saved(folder: Path) -> None:
-    (folder / "foreign").mkdir(exist_ok=True)
-    (folder / "foreign/dataset_dict.json").write_text('{"splits": []}')
+    from datasets import Dataset
+
+    if not (folder / "foreign").exists():
+        Dataset.from_dict({"problem": ["what?"], "solution": ["ant"]}).save_to_disk(folder / "foreign")
     load(DataConfig(path=str(folder / "foreign")), split="train")
 
 
@@ -122,7 +124,7 @@ DOORS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "pictures of a parquet": (read_set, "PIL.Image.open", "foreign.parquet"),
     "pictures of a folder": (read_folder, "PIL.Image.open", "photos"),
     "class folders": (read_folder, "common.data.places._folder", "photos"),
-    "save_to_disk": (read_saved, "datasets.load_from_disk", "foreign"),
+    "save_to_disk": (read_saved, "datasets.Dataset.load_from_disk", "foreign"),
     "CSV": (read_text("foreign.csv", open_source), "csv.reader", "foreign.csv"),
     "JSONL": (read_text("foreign.jsonl", open_source), "common.data.build.lists.parse_json", "foreign.jsonl"),
     "CoOp": (read_layout, "common.data.build.coop.TypeAdapter", "split_zhou_DescribableTextures.json"),
