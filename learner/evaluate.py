@@ -80,10 +80,16 @@ def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
 
 def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[RunFolder]:
     """Open `out`, or `runs/<date>-evaluate`, as a run folder."""
+    from common.errors import RunFolderError
     from learner.storage.run_folder import RunFolder
 
     place = config.model_copy(update={"name": "evaluate", "run_dir": out, "resume": None})
-    return closing(RunFolder.open(place, now=datetime.now().astimezone()))
+    try:
+        return closing(RunFolder.open(place, now=datetime.now().astimezone()))
+    except RunFolderError as error:
+        if out is None:
+            raise
+        raise RunFolderError(f"--out {out}: {error.what}", got=error.got, remedy="name another folder") from error
 
 
 def _leave_out_unused(target: EvaluationTarget) -> Config:
@@ -110,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         asked = parse(sys.argv[1:] if argv is None else argv)
         models = asked.models.items()
-        targets = [read_target(config, name, held_out=asked.held_out, say=say) for name, config in models]
-        for target in targets:
-            check_capacity(_leave_out_unused(target), say=say if asked.dry_run else None)
-        with _open_folder(targets[0].config, asked.out) as folder:
+        with _open_folder(next(iter(asked.models.values())), asked.out) as folder:
+            targets = [read_target(config, name, held_out=asked.held_out, say=say) for name, config in models]
+            for target in targets:
+                check_capacity(_leave_out_unused(target), say=say if asked.dry_run else None)
             if asked.dry_run:
                 say("a dry run: nothing was started")
             else:

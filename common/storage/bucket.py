@@ -79,6 +79,8 @@ class BucketFolder:
             fault, remedy = "keys stand in it", "take them out: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         elif "/" not in place or {"", ".", ".."} & set(place.split("/")) or parts.fragment:
             fault, remedy = "no folder in a bucket", f"write {known}"
+        elif not re.fullmatch(r"[\w.-]+", place.partition("/")[0]):
+            fault, remedy = "no bucket can have that name", f"write {known}"
         elif strange := sorted(set(options) - OPTIONS[parts.scheme]):
             fault, remedy = f"unknown option {strange[0]}", f"it takes {', '.join(sorted(OPTIONS[parts.scheme]))}"
         else:

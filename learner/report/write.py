@@ -28,6 +28,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
     from learner.report.page import render_page
     from learner.storage.files import replace_text
 
+    out = folders[0] / PAGE if out is None else _choose_file(out)
     drawing = Drawing(until=time.monotonic() + seconds, left_out=[])
     if len(folders) > MOST_RUNS:
         raise RunFolderError(
@@ -40,7 +41,21 @@ def write_report(folders: Sequence[Path], out: Path | None = None, *, seconds: f
         ):
             runs.append(read_run(folder, label))
     page = render_page(runs, drawing, made=datetime.now().astimezone())
-    out = out or folders[0] / PAGE
     with raise_as(RunFolderError, f"the report {out} cannot be written", remedy="name another file with --out"):
         replace_text(out, page)
     return out
+
+
+def _choose_file(out: Path) -> Path:
+    """Return the file of the page, in `out` if that is a folder. Raises RunFolderError for any other file."""
+    remedy = "name another file with --out"
+    with raise_as(RunFolderError, f"the report {out} cannot be written", remedy=remedy):
+        file = out / PAGE if out.is_dir() else out
+        if not file.exists():
+            return file
+        if file.is_file():
+            with file.open("rb") as page:
+                start = page.read(1000).lstrip().lower()
+            if not start or start.startswith((b"<!doctype html", b"<html")):
+                return file
+    raise RunFolderError(f"the report {file} would replace another file", got="no HTML page", remedy=remedy)

@@ -72,6 +72,7 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
     try:
         manifest = store.find_newest() if folder.step is None else store.verify(folder.step)
         if manifest is None:
+            _require_auto(config)
             return None
         place = store.files_of(manifest)
         state = read_state(place)
@@ -81,6 +82,16 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
     if isinstance(place, Path):  # files in a bucket are looked at by the ranks that load them
         _refuse_code(place, manifest)
     return ResumePoint(place=place, reports=manifest.reports, state=state)
+
+
+def _require_auto(config: Config) -> None:
+    """Let `resume=auto` start at step 0. Raises CheckpointError for a run that was named and has no checkpoint."""
+    if config.resume != "auto":
+        raise CheckpointError(
+            "the run that resume names has no checkpoint to go on from",
+            got=f"resume = {config.resume}",
+            remedy="name another run, or start anew: leave resume out, and give another run_dir",
+        )
 
 
 def _refuse_code(folder: Path, manifest: Manifest) -> None:

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import socket
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Self
 
@@ -182,9 +184,35 @@ def _read_place(text: str) -> Place:
     """Read a folder or URL; `~` is the home. Raises RunFolderError for what can be neither."""
     if is_url(text):
         return BucketFolder.parse(text)
+    if fault := _find_slip(text):
+        raise RunFolderError(f"{text!r} can be no run folder", got=fault, remedy="correct run_dir or resume")
     with raise_as(RunFolderError, f"{text!r} can be no run folder", remedy="correct run_dir or resume"):
         text.encode()  # engines and ranks hand the path to code that takes UTF-8 alone
         return Path(text).expanduser().resolve()
+
+
+def _find_slip(text: str) -> str | None:
+    """Say why a path is not what was meant; None for a path as people mean it."""
+    if text != text.strip():
+        return "blanks around it"
+    if re.match(r"(s3|gs)(\W?//|:)", text, re.IGNORECASE):
+        return "a URL begins with s3:// or gs://"
+    if variable := re.search(r"\$[A-Za-z_]\w*|\$\{\w+\}", text):
+        return f"nothing fills in {variable[0]}: quotes kept the shell from it, or the text is of a recipe"
+    if any(unicodedata.category(sign) == "Cc" for sign in text):
+        return "control characters in it"
+    return None
+
+
+def refuse_inside_run(path: Path) -> None:
+    """Raise RunFolderError for a new run in the folder of another, whose files it would be taken for."""
+    for folder in path.parents:
+        if all((folder / name).is_file() for name in ("config.yaml", "environment.json")):
+            raise RunFolderError(
+                "the run folder lies inside that of another run",
+                got=f"{path}, in {folder}",
+                remedy="give run_dir a folder beside it; to go on with that run pass resume",
+            )
 
 
 def _list_absent(folder: Path) -> tuple[Path, ...]:
@@ -215,20 +243,33 @@ def _find_resumed(text: str) -> tuple[Place, int | None]:
         return named.parent.parent, int(step[1])
     if (named / "config.yaml").is_file() or (named / "checkpoints").is_dir():
         return named, None
+    perhaps = "perhaps you meant auto; " if not named.exists() and get_close_matches(text.lower(), ["auto"]) else ""
     raise RunFolderError(
         f"resume = {text} names neither a run folder nor a checkpoint in one",
-        got=f"{named} ({'no config.yaml in it' if named.is_dir() else 'no such folder'})",
-        remedy="pass resume=auto, a run folder, or RUN/checkpoints/step-NNNNNN",
+        got=f"{named} ({_describe_no_run(named)})",
+        remedy=f"{perhaps}pass resume=auto, a run folder, or RUN/checkpoints/step-NNNNNN",
     )
+
+
+def _describe_no_run(path: Path) -> str:
+    if path.is_dir():
+        return "no config.yaml in it"
+    return "a file, no folder" if path.exists() else "no such folder"
 
 
 def _make_folder(name: str, now: datetime) -> Path:
     """Make `runs/<time>-<name>`; of runs started in the same second the later get a number."""
-    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+    if (
+        name in ("", ".", "..")
+        or name != name.strip()
+        or "/" in name
+        or not name.isprintable()
+        or len(name.encode()) > LONGEST_NAME
+    ):
         raise RunFolderError(
             "name cannot be part of a folder's name",
             got=repr(name[:80]) + ("..." if len(name) > 80 else ""),
-            remedy=f"use a word of up to {LONGEST_NAME} bytes, without / and control characters, or set run_dir",
+            remedy=f"use a word of up to {LONGEST_NAME} bytes, without /, blanks around it and control characters, or set run_dir",
         )
     stem = (RUNS / f"{now:%Y%m%d-%H%M%S}-{name}").resolve()
     for number in itertools.count(1):
@@ -282,7 +323,10 @@ def _refuse_strangers(path: Path) -> None:
     raise RunFolderError(
         "the run folder is not empty",
         got=f"{path} holds {', '.join(held[:5])}{' and more' if len(held) > 5 else ''}",
-        remedy="pass resume=auto to go on with that run, or give this one another run_dir",
+        remedy=(
+            "pass resume=auto to go on with that run, or " if "config.yaml" in held or "checkpoints" in held else ""
+        )
+        + "give this one another run_dir",
     )
 
 

@@ -70,7 +70,7 @@ def _import(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and call sys.exit
         raise ConfigError(
             f"reward.functions: cannot import {module_name} for {name}",
             got=f"{type(error).__name__}: {error}",
@@ -92,6 +92,8 @@ def _check_signature(name: str, function: Any) -> None:
     remedy = "write it as def reward(completions, *, label, **columns) -> list[float]"
     if not callable(function):
         raise ConfigError(f"reward.functions: {name} is not callable", got=type(function).__name__, remedy=remedy)
+    if kind := _find_kind_without_numbers(function):
+        raise ConfigError(f"reward.functions: {name} can give no list of numbers", got=kind, remedy=remedy)
     try:
         signature = inspect.signature(function)
         signature.bind_partial((), label="", some_other_column_of_the_row="")
@@ -108,6 +110,18 @@ def _check_signature(name: str, function: Any) -> None:
                 got=f"a parameter {parameter}",
                 remedy=f"rename it: {renamed}",
             )
+
+
+def _find_kind_without_numbers(function: Any) -> str | None:
+    """Name the kind of callable that never returns a list of numbers; None for any other."""
+    if inspect.isclass(function):
+        return "a class: name a function, or an object of it"
+    for called in (function, getattr(function, "__call__", None)):  # noqa: B004  # an object's own may be one of them
+        if inspect.iscoroutinefunction(called):
+            return "an async function"
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            return "a generator: it yields"
+    return None
 
 
 def _perhaps(name: str, known: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -132,3 +133,33 @@ def _odd(prompt_id: str) -> bool:
 
 def needs_answer(completions: Sequence[str], *, answer: str, **columns: Any) -> list[float]:
     return [float(text == answer) for text in completions]
+
+
+async def promised(completions: Sequence[str], **columns: Any) -> list[float]:
+    """Would have to be awaited."""
+    return [0.0 for _ in completions]
+
+
+def yielded(completions: Sequence[str], **columns: Any) -> Iterator[float]:
+    """Gives no list."""
+    yield from (0.0 for _ in completions)
+
+
+class AsyncObject:
+    """An object whose call would have to be awaited."""
+
+    async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        """Give zeros, some time."""
+        return [0.0 for _ in completions]
+
+
+class CallableObject:
+    """An object that is a reward."""
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
+        """Give the lengths."""
+        return length(completions, **columns)
+
+
+ASYNC_OBJECT, CALLABLE_OBJECT = AsyncObject(), CallableObject()
+PARTIAL = functools.partial(length, unused=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,11 @@ def a_link_to_itself(here: Path) -> list[str]:
     return ["run_dir=link"]
 
 
+def inside_another_run(here: Path) -> list[str]:
+    (write_run(here / "run") / "environment.json").touch()
+    return ["run_dir=run/deeper/again"]
+
+
 def strangers_files(here: Path) -> list[str]:
     (here / "home").mkdir()
     (here / "home/thesis.txt").touch()
@@ -116,6 +122,15 @@ def code_in_a_checkpoint(here: Path) -> list[str]:
     return [f"resume={write_run(here / 'run', plant=here / 'marker')}"]
 
 
+def no_checkpoint(here: Path) -> list[str]:
+    shutil.rmtree(write_run(here / "run") / "checkpoints")
+    return ["resume=run"]
+
+
+def a_file_of_a_run(here: Path) -> list[str]:
+    return [f"resume={write_run(here / 'run') / 'config.yaml'}"]
+
+
 def two_run_folders(here: Path) -> list[str]:
     return [f"resume={write_run(here / 'run')}", "run_dir=elsewhere"]
 
@@ -123,6 +138,8 @@ def two_run_folders(here: Path) -> list[str]:
 AT_ONCE: dict[str, tuple[Case, str]] = {
     # where the run is to be
     "another run": (another_run, "holds checkpoints, config.yaml"),
+    "inside another run": (inside_another_run, "lies inside that of another run"),
+    "a bucket with a blank": (words("run_dir=s3://b u/x"), "no bucket can have that name"),
     "strangers' files": (strangers_files, "thesis.txt"),
     "a file": (a_file, "cannot be written"),
     "below a file": (below_a_file, "cannot be written"),
@@ -140,6 +157,9 @@ AT_ONCE: dict[str, tuple[Case, str]] = {
     "a name of 255 bytes in 85 letters": (words(f"name={'€' * 85}"), "up to 200 bytes"),
     # where it goes on
     "no run to resume": (words("resume=nowhere"), "no such folder"),
+    "no checkpoint in the run named": (no_checkpoint, "has no checkpoint to go on from"),
+    "a file to resume": (a_file_of_a_run, "config.yaml (a file, no folder)"),
+    "another case of auto": (words("resume=Auto"), "perhaps you meant auto"),
     "a NUL to resume": (words("resume=a\0b"), "holds a NUL"),
     "two run folders": (two_run_folders, "resume and run_dir name two run folders"),
     # what this machine has

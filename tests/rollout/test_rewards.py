@@ -295,6 +295,10 @@ def test_functions_are_found_by_name_and_by_dotted_path() -> None:
         (f"{HERE}:NOT_CALLABLE", ["not callable", "int"]),
         (f"{HERE}:no_columns", ["every other column", "some_other_column"]),
         (f"{HERE}:old_parameter", ["beliefs is now called candidate_probabilities", "a parameter beliefs"]),
+        (f"{HERE}:promised", ["can give no list of numbers", "an async function"]),
+        (f"{HERE}:yielded", ["can give no list of numbers", "a generator"]),
+        (f"{HERE}:ASYNC_OBJECT", ["can give no list of numbers", "an async function"]),
+        (f"{HERE}:AsyncObject", ["can give no list of numbers", "a class"]),
         (":", ["cannot import"]),
     ],
 )
@@ -303,6 +307,21 @@ def test_names_that_lead_nowhere_are_refused_before_a_run(name: str, words: list
         check_functions(RewardConfig(functions={name: 1.0}))
     for word in words:
         assert word in str(refusal.value)
+
+
+def test_an_object_and_a_partial_function_are_rewards() -> None:
+    for name in ("CALLABLE_OBJECT", "PARTIAL"):
+        assert load_function(f"{HERE}:{name}")(("ab", "c"), label="cat") == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "raise SystemExit('no licence')", "1 / 0", "def f(:"])
+def test_a_module_that_ends_the_process_is_one_error(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending_rewards.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot import ending_rewards"):
+        load_function("ending_rewards:f")
 
 
 def make_reward_model(folder: Path, *, num_labels: int = 1, head: bool = True, chat: bool = False) -> str:

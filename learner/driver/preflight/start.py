@@ -15,7 +15,7 @@ from common.errors import CheckpointError
 from learner.driver.preflight.run_inputs import RunInputs, run_preflight
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.resume import ResumePoint, describe_start, find_resume_point, open_checkpoints
-from learner.storage.run_folder import RunFolder
+from learner.storage.run_folder import RunFolder, refuse_inside_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,8 @@ def check_start(config: Config, *, say: Callable[[str], None], dry: bool = False
     with closing(RunFolder.open(config, now=datetime.now().astimezone())) as folder:
         if not dry:
             say(f"run folder: {folder.address}")
+        if folder.bucket is None and not folder.holds_checkpoint():
+            refuse_inside_run(folder.path)
         inputs = run_preflight(config, say=say, dry=dry)
         store = open_checkpoints(inputs.config, folder)
         point = find_resume_point(inputs.config, folder, store)

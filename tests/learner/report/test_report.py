@@ -296,6 +296,26 @@ def test_no_run_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "page.html").is_file() and not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "picture.png"])
+def test_a_page_replaces_no_other_file(tmp_path: Path, run: Path, name: str) -> None:
+    file = run / name
+    before = file.read_bytes() if file.exists() else b"\x89PNG"
+    file.write_bytes(before)
+    with pytest.raises(RunFolderError, match=f"{name} would replace another file"):
+        write_report([run], file, seconds=0)
+    assert file.read_bytes() == before
+    with pytest.raises(RunFolderError, match="/dev/null would replace another file"):
+        write_report([run], Path("/dev/null"), seconds=0)
+
+
+def test_a_folder_gets_the_page_and_an_older_page_is_replaced(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "empty.html").touch()
+    for _ in range(2):
+        assert write_report([run], tmp_path / "pages", seconds=0) == tmp_path / "pages/report.html"
+    assert write_report([run], tmp_path / "empty.html", seconds=0).stat().st_size > 0
+
+
 # Size
 
 

@@ -84,6 +84,14 @@ def test_there_may_be_none(tmp_path: Path) -> None:
     assert resumed_step(tmp_path / "run", "auto") is None
 
 
+def test_a_run_that_is_named_must_have_one(tmp_path: Path, run: Path) -> None:
+    """Only `auto` may start afresh: whoever names a run means its weights."""
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"has no checkpoint to go on from\n.*resume = .*empty"):
+        resumed_step(tmp_path / "empty", str(tmp_path / "empty"))
+    assert resumed_step(run, str(run)) == 10
+
+
 def test_a_start_says_where_it_goes_on(run: Path) -> None:
     wanted = CONFIG.model_copy(update={"run_dir": run, "resume": "auto"})
     with closing(RunFolder.open(wanted, now=datetime.now(UTC))) as folder:

@@ -137,10 +137,50 @@ def test_a_live_run_is_named_and_a_killed_one_frees_its_folder(tmp_path: Path) -
 def test_somebody_elses_folder_is_left_as_it_was() -> None:
     Path("home").mkdir()
     Path("home/thesis.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match=r"is not empty(.|\n)*thesis.txt(.|\n)*resume=auto"):
+    with pytest.raises(RunFolderError, match=r"is not empty(.|\n)*thesis.txt") as caught:
         opened(run_dir="home")
+    assert "resume=auto" not in caught.value.remedy  # no run is there
     assert [path.name for path in Path("home").iterdir()] == ["thesis.txt"]
     assert not Path("latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s3//bucket/x", "s3://"),
+        ("S3//bucket/x", "s3://"),
+        ("gs//bucket/x", "gs://"),
+        ("s3;//bucket/x", "s3://"),
+        ("s3:bucket/x", "s3://"),
+        (" runs/x", "blanks around"),
+        ("runs/x ", "blanks around"),
+        ("runs/x\t", "blanks around"),
+        ("$HOME/x", r"\$HOME"),
+        ("runs/${USER}-1", r"\$\{USER\}"),
+        ("runs/a\nb", "control characters"),
+        ("runs/\x1b[31m", "control characters"),
+    ],
+)
+def test_a_place_that_was_not_meant_is_refused(tmp_path: Path, place: str, told: str) -> None:
+    for keys in ({"run_dir": place}, {"resume": place}):
+        with pytest.raises(RunFolderError, match=told):
+            opened(**keys)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "place", ["s3/x", "s3", "my runs/x y", "café/日本", "a:b", "5$", "US$5", "gs-runs//x", "a's (1)"]
+)
+def test_an_unusual_place_is_taken(tmp_path: Path, place: str) -> None:
+    folder = opened(run_dir=place)
+    folder.close()
+    assert folder.path == tmp_path / place
+
+
+@pytest.mark.parametrize("name", [" ", " a", "a ", "\u3000"])
+def test_a_name_has_no_blanks_around_it(name: str) -> None:
+    with pytest.raises(RunFolderError, match="name cannot be part"):
+        opened(name=name)
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/rollcall", "/proc/1/rollcall"])
