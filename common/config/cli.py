@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
 from common.config.recipe import read_override, read_recipes
+from common.config.renamed import explain_renamed
 from common.config.schema import Config
-from common.config.settings import Setting, resolve
+from common.config.settings import Setting, find_nearest, keys, resolve, sections
 from common.errors import ConfigError, raise_as
 from common.torch_build import installed_device
 
 DEFAULT_RECIPE = Path(__file__).parents[2] / "deploy/recipes/digits.yaml"
 GPU_RECIPE = DEFAULT_RECIPE.with_name("digits-gpu.yaml")
+FLAGS = ("--dry-run", "--print-config", "--plan")
 START_RECIPE = "deploy/recipes/qwen2vl-2b.yaml"
 
 
@@ -46,9 +49,10 @@ def parse(argv: Sequence[str]) -> Invocation:
 
             print_usage()
             raise SystemExit(0)
-        if word in ("--dry-run", "--print-config", "--plan"):
+        if word in FLAGS:
             flags.add(word)
             continue
+        _refuse_unknown_option(word)
         name, text = _pair(word, words)
         if name == "--config":
             with raise_as(ConfigError, f"recipe {text} cannot be read", remedy="check the path"):
@@ -77,6 +81,28 @@ def dump(config: Config) -> str:
     """Return the whole configuration as a recipe: given to `--config`, it makes an equal Config."""
     values = config.model_dump(mode="json", exclude={"steps"} if config.epochs else None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _refuse_unknown_option(word: str) -> None:
+    """Raise ConfigError for a word like --dry_run, before it takes the next one as its value.
+
+    A key that is none, with its value in the same word, is told together with all other problems.
+    """
+    name, equals, _ = word.partition("=")
+    key = name.removeprefix("--").replace("-", "_")
+    known = key in keys() or key in sections() or name in ("--config", "--profile") or explain_renamed(key)
+    if not word.startswith("--") or known:
+        return
+    options = [*FLAGS, "--help", "--config", "--profile"]
+    meant = get_close_matches(name.lower().replace("_", "-"), options, n=1, cutoff=0.75)
+    meant = meant or [f"--{near}" for near in find_nearest(key)]
+    if equals and not {*meant} & {*options}:
+        return
+    raise ConfigError(
+        f"there is no option {name}",
+        got=word,
+        remedy=f"perhaps you meant {' or '.join(meant)}" if meant else "--help lists all options and keys",
+    )
 
 
 def _pair(word: str, rest: list[str]) -> tuple[str, str]:

@@ -124,11 +124,23 @@ def _read_file(path: Path, *, extender: Path | None) -> list[Setting]:
                 return []
             if not isinstance(root, yaml.MappingNode):
                 raise yaml.constructor.ConstructorError(None, None, "a recipe is a mapping of keys", root.start_mark)
+            _refuse_two_spellings(root)
             return list(loader.settings(root, "", lambda node: f"{path}:{node.start_mark.line + 1}"))
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"recipe {path}{by} is not valid", got=_where(error), remedy="correct that line"
             ) from error
+
+
+def _refuse_two_spellings(root: yaml.MappingNode) -> None:
+    """Raise ConstructorError for a key that stands in its section and again as `section.key`."""
+    marks = {str(key.value): key.start_mark for key, _ in root.value}
+    for name, section in root.value:
+        if name.value in sections() and isinstance(section, yaml.MappingNode):
+            for key, _ in section.value:
+                if (spelled := f"{name.value}.{key.value}") in marks:
+                    fault = f"key {spelled} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, fault, marks[spelled])
 
 
 def read_override(key: str, text: str) -> list[Setting]:

@@ -110,6 +110,8 @@ def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             if not equals and (not words or words[0].startswith("--")):
                 raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
             own[flag].append(value if equals else words.pop(0))
+            if not own[flag][-1].strip():
+                raise ConfigError(f"{flag} has no value", got=f"{flag} {own[flag][-1]!r}", remedy=f"write {flag} VALUE")
         elif word in ("--print-config", "--plan"):
             raise ConfigError(
                 f"an evaluation takes no {word}",
@@ -151,6 +153,8 @@ def _locate_model(name: str) -> tuple[str, Path | None]:
 
 def _find_export(name: str, place: Path) -> tuple[str, Path | None]:
     """Return what `_locate_model` does, of a model at `place`."""
+    if place.is_file():
+        raise ModelError(f"--model {name} is a file", got=place, remedy="give a run folder, a model folder or a hub id")
     if place.parent.name == "checkpoints":
         raise ModelError(
             f"--model {name} is a checkpoint, which only its run can read",

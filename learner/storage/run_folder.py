@@ -259,17 +259,13 @@ def _describe_no_run(path: Path) -> str:
 
 def _make_folder(name: str, now: datetime) -> Path:
     """Make `runs/<time>-<name>`; of runs started in the same second the later get a number."""
-    if (
-        name in ("", ".", "..")
-        or name != name.strip()
-        or "/" in name
-        or not name.isprintable()
-        or len(name.encode()) > LONGEST_NAME
-    ):
+    a_word = name not in ("", ".", "..") and "/" not in name and name == name.strip() and name.isprintable()
+    if not a_word or len(name.encode()) > LONGEST_NAME:
         raise RunFolderError(
             "name cannot be part of a folder's name",
             got=repr(name[:80]) + ("..." if len(name) > 80 else ""),
-            remedy=f"use a word of up to {LONGEST_NAME} bytes, without /, blanks around it and control characters, or set run_dir",
+            remedy=f"use a word of up to {LONGEST_NAME} bytes, without /, control characters and blanks around it, or "
+            "set run_dir",
         )
     stem = (RUNS / f"{now:%Y%m%d-%H%M%S}-{name}").resolve()
     for number in itertools.count(1):
@@ -320,13 +316,11 @@ def _refuse_strangers(path: Path) -> None:
         return
     if "config.yaml" not in held:  # not a run's folder: leave it as it was
         (path / ".lock").unlink()
+    go_on = "pass resume=auto to go on with that run, or " if {"config.yaml", "checkpoints"} & {*held} else ""
     raise RunFolderError(
         "the run folder is not empty",
         got=f"{path} holds {', '.join(held[:5])}{' and more' if len(held) > 5 else ''}",
-        remedy=(
-            "pass resume=auto to go on with that run, or " if "config.yaml" in held or "checkpoints" in held else ""
-        )
-        + "give this one another run_dir",
+        remedy=f"{go_on}give this one another run_dir",
     )
 
 

@@ -26,6 +26,13 @@ TINY = ["--model", "embedded:tiny"]
     [
         ([], "no model is named"),
         (["--model"], "--model has no value"),
+        (["--model", ""], "--model has no value"),
+        (["--model="], "--model has no value"),
+        ([*TINY, "--data", ""], "--data has no value"),
+        ([*TINY, "--data", " "], "--data has no value"),
+        ([*TINY, "--dry_run"], "there is no option --dry_run"),
+        (["--model", "{run}/config.yaml"], "--model .*/config.yaml is a file"),
+        ([*TINY, "--out", "/dev/null/x"], "--out /dev/null/x: "),
         (["--model", "some/nowhere", "--data", "@test"], "model.path was changed but no recipe was given"),
         (
             ["--config", "deploy/recipes/digits.yaml", "--model", "./nowhere", "--data", "@test"],

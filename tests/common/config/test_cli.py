@@ -161,6 +161,25 @@ def test_mistake_on_the_command_line(word: str, told: str) -> None:
     assert told in refusal([word]) + "\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--dry_run", "perhaps you meant --dry-run"),
+        ("--dryrun", "perhaps you meant --dry-run"),
+        ("--Dry-Run=true", "perhaps you meant --dry-run"),
+        ("--print_config", "perhaps you meant --print-config"),
+        ("--confg", "perhaps you meant --config"),
+        ("--lerning-rate", "--help"),
+        ("--learner.lrr", "perhaps you meant --learner.lr"),
+        ("--nonsense", "--help"),
+    ],
+)
+@pytest.mark.parametrize("after", [[], ["steps=1"], ["--plan"]], ids=str)
+def test_an_option_that_is_none_is_named(word: str, meant: str, after: list[str]) -> None:
+    told = refusal([word, *after])
+    assert f"there is no option {word.partition('=')[0]}" in told and meant in told
+
+
 def test_a_value_is_not_taken_from_the_next_flag() -> None:
     assert "--steps has no value" in refusal(["--steps", "--dry-run"])
 
@@ -180,6 +199,8 @@ def test_a_value_is_not_taken_from_the_next_flag() -> None:
         ("steps: 5\nsteps: 6", "line 2: key steps is given twice"),
         ("rollout: {engines: 1}\nrollout: {top_k: 8}", "line 2: key rollout is given twice"),
         ("reward:\n  functions:\n    accuracy: 1\n    accuracy: 2", "line 4: key accuracy is given twice"),
+        ("learner.lr: 1e-4\nlearner: {lr: 1e-5}", "line 1: key learner.lr is given twice"),
+        ("learner: {beta: 0, lr: 1e-5}\nlearner.lr: 1e-5", "line 2: key learner.lr is given twice"),
         ("steps: 5\n bad: [", "line 2"),
         ("- steps", "line 1: a recipe is a mapping of keys"),
         ("[a]: 1", "line 1: a key must be one word"),
@@ -191,6 +212,13 @@ def test_a_value_is_not_taken_from_the_next_flag() -> None:
 def test_mistake_in_a_recipe(text: str, told: str, tmp_path: Path) -> None:
     path = recipe(tmp_path, text)
     assert told.replace("RECIPE", str(path)) in refusal(["--config", str(path)])
+
+
+def test_two_spellings_of_different_keys_are_no_mistake(tmp_path: Path) -> None:
+    """Nor is what a merge brings, which the mapping itself changes."""
+    text = "learner: &base {lr: 1e-4, beta: 0}\nlearner.eps: 1e-7\nrollout.top_k: 5\nrollout: {top_p: 0.5}"
+    config = parse(["--config", str(recipe(tmp_path, text))]).config
+    assert (config.learner.lr, config.learner.eps, config.rollout.top_k, config.rollout.top_p) == (1e-4, 1e-7, 5, 0.5)
 
 
 def test_new_names_are_keys_and_old_ones_are_not() -> None:
