@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,19 @@ def _check_url(place: Any, info: ValidationInfo) -> Any:
     return text
 
 
+def _find_fault(address: str | None) -> str | None:
+    """Say why Ray could never join a cluster at an address; None for one that may be there."""
+    if address is None:
+        return None
+    if re.match(r"(https?|redis|tcp|s3|gs|file)://", address, re.IGNORECASE):
+        return "not a scheme of Ray's"
+    port = re.search(r":(\d+)$", address)
+    if port and not 1 <= int(port[1]) <= 65535:
+        return f"{port[1]} is no port"
+    return "blanks in it" if re.search(r"\s", address) else None
+
+
+LABEL_NAME = r"([A-Za-z0-9][-A-Za-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"  # as Ray takes it
 MOST_STEPS = 10_000_000
 RAYS_GRAIN = 0.0001  # of a CPU or GPU
 FolderOrURL = Annotated[str, BeforeValidator(_check_url)]
@@ -149,7 +163,7 @@ class Config(Section):
             raise ConfigError(
                 f"epochs = {self.epochs} over {rows} rows are {steps} steps, and another key does not fit them",
                 got="; ".join(misfits),
-                remedy="correct the key named, or raise epochs",
+                remedy="lower epochs" if steps > MOST_STEPS else "correct the key named, or raise epochs",
             )
         return config
 
@@ -203,6 +217,11 @@ class Config(Section):
 
     def _device_misfits(self) -> Iterator[str]:
         """Yield those of CPUs and GPUs, or of a run without."""
+        for key, choices in (("rollout.labels", self.rollout.labels), ("learner.labels", self.learner.labels)):
+            if odd := [name for choice in choices for name in choice if not re.fullmatch(LABEL_NAME, name)]:
+                yield f"{key} = {choices}: {odd[0]!r} is no name of a label: write NAME=VALUE"
+        if fault := _find_fault(self.cluster.address):
+            yield f"cluster.address = {self.cluster.address}: {fault}; write HOST:PORT, as 10.0.0.9:6379"
         cpus = {
             "learner.cpus_per_rank": self.learner.cpus_per_rank,
             "rollout.cpus_per_engine": self.rollout.cpus_per_engine,
@@ -305,6 +324,10 @@ class Config(Section):
 
     def _evaluation_misfits(self) -> Iterator[str]:
         """Yield those of what is evaluated."""
+        for name, place in self.evaluation.sets.items():
+            if not place.strip().strip("@") or not name.strip():
+                what = "names no place" if name.strip() else "has no name"
+                yield f"evaluation.sets = {self.evaluation.sets}: the set {name!r} {what}; write NAME: PATH[@SPLIT]"
         largest, samples = max(self.evaluation.pass_at_k, default=0), self.evaluation.samples
         if largest > samples:
             yield (

@@ -32,6 +32,7 @@ def _read_infinity(given: object) -> object:
     return "inf" if given == ".inf" else given
 
 
+LEAST_GAP = 1e-6  # float32's own rounding of a log-prob
 GapLimit = Annotated[float, Field(gt=0, allow_inf_nan=True), BeforeValidator(_read_infinity)]
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 LabelValue = Annotated[str, Field(pattern=rf"^(!?{_WORD}|!?in\({_WORD}( *, *{_WORD})*\))$")]  # as in Ray's selectors
@@ -247,7 +248,7 @@ class LearnerConfig(Section):
     logits_mb: Annotated[float, Field(gt=0, le=1e6)] = 512.0
     """Largest float32 block of logits in MB. More tokens are scored block by block, once forward and once backward.
     Lower it where memory is short."""
-    max_logprob_gap: Free[GapLimit | None] = None
+    max_logprob_gap: Free[Annotated[GapLimit, Field(ge=LEAST_GAP)] | None] = None
     """Stop when engine and learner give any sampled token log-probs that are further apart. null is 1e-3 in float32 and
     5 in bfloat16, where it has a long tail; a temperature below 1 divides that. inf only reports the gap."""
     mean_logprob_gap: Free[GapLimit | None] = None

@@ -191,6 +191,7 @@ LATER: dict[str, tuple[Case, str]] = {
     "a prompt that is too long": (words("data.max_prompt_tokens=16"), "prompt of 17 tokens"),
     "an answer that is too long": (words("method=exact", "rollout.max_completion_tokens=1"), "of 2 tokens is over 1"),
     "a warm-up over all epochs": (words("epochs=2", "learner.warmup_steps=88"), "are 88 steps"),
+    "too many epochs": (words("epochs=10000000"), "lower epochs"),
     "a profile after the epochs": (words("epochs=1", "tracking.profile_steps=[50, 52]"), "begins after the last step"),
     "a reward without its length": (words("reward.functions={length: 1}"), "no length to aim at"),
     "a reward without thoughts": (words("reward.functions={confidence: 1}"), "no"),

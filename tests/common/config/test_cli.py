@@ -145,6 +145,16 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("data.image_size=big", "must be integer >= 4 and <= 4096 or null"),
         ("weights.transport=nccl", "weights.transport = nccl needs cluster.device = cuda"),
         ("learner.ranks=3", "learner.ranks = 3 does not divide rollout.prompts_per_step = 32"),
+        ('evaluation.sets={x: ""}', "the set 'x' names no place"),
+        ('evaluation.sets={x: "@"}', "the set 'x' names no place"),
+        ('evaluation.sets={x: " "}', "the set 'x' names no place"),
+        ('evaluation.sets={"": "@test"}', "the set '' has no name"),
+        ("rollout.labels==x", "'' is no name of a label"),
+        ("learner.labels=[{a b: x}]", "'a b' is no name of a label"),
+        ("cluster.address=http://x:1", "not a scheme of Ray's"),
+        ("cluster.address=1.2.3.4:99999", "99999 is no port"),
+        ("cluster.address=head:0", "0 is no port"),
+        ("cluster.address=a b:6379", "blanks in it"),
         ("engines", "neither a flag nor key=value"),
         ("--steps", "--steps has no value"),
         ("--config", "--config has no value"),
@@ -178,6 +188,16 @@ def test_mistake_on_the_command_line(word: str, told: str) -> None:
 def test_an_option_that_is_none_is_named(word: str, meant: str, after: list[str]) -> None:
     told = refusal([word, *after])
     assert f"there is no option {word.partition('=')[0]}" in told and meant in told
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://head:10001", "head-0.ns.svc:6379", "[::1]:6379", "head"])
+def test_addresses_that_may_be_there_are_taken(address: str) -> None:
+    assert parse([f"cluster.address={address}"]).config.cluster.address == address
+
+
+def test_labels_of_ray_are_taken() -> None:
+    (choice,) = parse(["rollout.labels=ray.io/market-type=spot,role=rollout"]).config.rollout.labels
+    assert choice == {"ray.io/market-type": "spot", "role": "rollout"}
 
 
 def test_a_value_is_not_taken_from_the_next_flag() -> None:
