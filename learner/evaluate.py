@@ -89,7 +89,7 @@ def _open_folder(config: Config, out: Path | None) -> AbstractContextManager[Run
     except RunFolderError as error:
         if out is None:
             raise
-        raise RunFolderError(f"--out {out}: {error.what}", got=error.got, remedy="name another folder") from error
+        raise RunFolderError(f"--out: {error.what}", got=error.got, remedy="name another folder") from error
 
 
 def _leave_out_unused(target: EvaluationTarget) -> Config:

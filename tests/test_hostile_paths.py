@@ -78,7 +78,7 @@ OUTPUTS: list[tuple[Main, list[str], str, dict[str, str]]] = [
         "--cls-rl-format",
         UNLINKED | SPECIAL | FOLDER,
     ),
-    (report.main, ["{tmp}/run", "--out", "{}"], "", UNLINKED | SPECIAL | FOLDER),
+    (report.main, ["{tmp}/run", "--out", "{}"], "", UNLINKED | SPECIAL | FILE),
     (build.main, ["{tmp}/photos", "--shots", "all", "--out", "{}"], "", NOWHERE | SPECIAL | FILE),
 ]
 CASES = [

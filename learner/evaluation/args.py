@@ -111,7 +111,7 @@ def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
                 raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
             own[flag].append(value if equals else words.pop(0))
             if not own[flag][-1].strip():
-                raise ConfigError(f"{flag} has no value", got=f"{flag} {own[flag][-1]!r}", remedy=f"write {flag} VALUE")
+                raise ConfigError(f"{flag} is empty", got=repr(own[flag][-1]), remedy=f"write {flag} VALUE, or leave it out")
         elif word in ("--print-config", "--plan"):
             raise ConfigError(
                 f"an evaluation takes no {word}",

@@ -15,6 +15,7 @@ import torch
 from common.config import cli
 from common.config.schema import Config
 from common.storage.output import WriteReport, open_output
+from learner.driver.preflight.capacity import check_machine
 from learner.driver.preflight.learnable import warn_of_nothing_to_learn
 from learner.driver.preflight.start import warn_of_room
 from learner.main import main
@@ -168,7 +169,9 @@ AT_ONCE: dict[str, tuple[Case, str]] = {
     "a large engine": (words("rollout.cpus_per_engine=5000"), "5000 CPU"),
     "reward workers": (words("reward.workers=900", "reward.cpus_per_worker=1"), "900 x a reward worker"),
     "labels": (words("rollout.labels=role=rollout"), "with role=rollout"),
+    "a KV cache": (words("rollout.kv_cache_mb=2000000000"), "larger than the memory of this machine"),
     # bounds
+    "a gap below rounding": (words("learner.max_logprob_gap=1e-9"), "learner.max_logprob_gap"),
     "a seed": (words("seed=-1"), "integer >= 0"),
     "a cold temperature": (words("rollout.temperature=0.005"), "number >= 0.01"),
     "a hot temperature": (words("rollout.temperature=1000"), "<= 2"),
@@ -285,6 +288,15 @@ def test_another_cluster_is_not_asked_and_the_dry_run_says_so(capsys: pytest.Cap
             ["reward.functions={accuracy: 1, repetition: 1}", "reward.repetition_ngram=4"],
             "reward repetition is 0 for every answer",
         ),
+        (["lora.alpha=8", "exact.advantage=raw"], "lora.alpha = 8, exact.advantage = raw"),
+        (["reward.length_target=8"], "without effect under the other settings: reward.length_target = 8"),
+        (["reward.repetition_ngram=4"], "reward.repetition_ngram = 4"),
+        (["data.taxonomy={cat: animal}"], "data.taxonomy = "),
+        (["reward.length_target=8", "reward.functions={accuracy: 1, tests.helpers.hostile_rewards:length: 1}"], None),
+        (["reward.length_target=8", "reward.functions={accuracy: 1, length: 1}"], None),
+        (["lora.rank=4", "lora.alpha=8"], None),
+        (["lora.alpha=32"], None),
+        (["method=exact", "exact.advantage=raw"], None),
         (["learner.lr=1e-20"], "learner.lr = 1e-20 is too small"),
         (["learner.beta=500"], "learner.beta = 500 lets the KL outweigh"),
         ([], None),
@@ -300,6 +312,22 @@ def test_settings_under_which_nothing_can_be_learned_are_doubted(said: list[str]
     warn_of_nothing_to_learn(cli.parse(said).config, say=printed.append)
     assert len(printed) == (told is not None)
     assert told is None or (printed[0].startswith("warning: ") and told in printed[0])
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "deploy/recipes").rglob("*.yaml")), ids=str)
+def test_no_recipe_holds_a_setting_without_effect(recipe: Path) -> None:
+    printed: list[str] = []
+    warn_of_nothing_to_learn(cli.parse(["--config", str(recipe)]).config, say=printed.append)
+    assert not [line for line in printed if "without effect" in line]
+
+
+def test_more_than_this_machine_serves_is_doubted(capsys: pytest.CaptureFixture[str]) -> None:
+    printed: list[str] = []
+    said = ["cluster.threads=900", "reward.workers=1000"]
+    check_machine(cli.parse(said).config, say=printed.append)
+    assert [line.partition(" = ")[0] for line in printed] == ["warning: cluster.threads", "warning: reward.workers"]
+    check_machine(cli.parse([*said, "cluster.address=10.0.0.9:6379"]).config, say=pytest.fail)
+    check_machine(cli.parse(["rollout.kv_cache_mb=64"]).config, say=pytest.fail)
 
 
 def test_the_doubts_are_said_at_the_door(capsys: pytest.CaptureFixture[str]) -> None:

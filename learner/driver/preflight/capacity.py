@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from common.capacity import PlaceRequest, describe_machine, refuse_impossible
+from common.capacity import PlaceRequest, count_cpus, describe_machine, refuse_impossible
 from common.config.schema import LOCAL_CLUSTER, Config
-from common.errors import PlacementError
+from common.errors import ConfigError, PlacementError
 from rollout.spec import make_engine_request
 
+MOST_WORKERS_A_CPU = 8
 OVERRIDES = ("RAY_OVERRIDE_RESOURCES", "RAY_OVERRIDE_LABELS")  # with one of these Ray says what a machine has
 
 
@@ -32,6 +33,29 @@ def check_capacity(config: Config, *, say: Callable[[str], None] | None = None) 
         if say is None or not elsewhere:
             raise
         say(f"warning: {error.what}: {error.got}")
+
+
+def check_machine(config: Config, *, say: Callable[[str], None]) -> None:
+    """Refuse KV caches beyond the memory of this machine, and warn of more processes than its cores can serve.
+
+    Another cluster, or a machine without the GPUs of the run, is not this one. Raises ConfigError.
+    """
+    gpus = config.cluster.device == "cuda"
+    if config.cluster.resolve_address() != LOCAL_CLUSTER or (gpus and not count_gpus()):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    engines, each = config.rollout.engines, config.rollout.kv_cache_mb or 0
+    if not gpus and engines * each > memory:
+        raise ConfigError(
+            "the KV caches of the engines are larger than the memory of this machine",
+            got=f"{engines} x rollout.kv_cache_mb = {each}, of {memory} MB",
+            remedy="lower rollout.kv_cache_mb",
+        )
+    cpus, threads, workers = count_cpus(), config.cluster.threads, config.reward.workers
+    if threads > cpus:
+        say(f"warning: cluster.threads = {threads} on {cpus} CPUs: processes whose threads share cores are slower")
+    if workers > MOST_WORKERS_A_CPU * cpus:
+        say(f"warning: reward.workers = {workers} on {cpus} CPUs: each is a process that takes memory and a start")
 
 
 def count_gpus() -> int:

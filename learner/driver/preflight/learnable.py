@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from common.config.schema import Config
+from common.config.schema import Config, flatten
+from rollout.rewards import REWARDS
 
 COLD, NARROW = 0.1, 0.1  # temperature and top-p under which the answers of a group hardly differ
 HOT_KL = 10.0  # times the KL in nats, against advantages of about 1
@@ -20,12 +21,32 @@ def warn_of_nothing_to_learn(config: Config, *, say: Callable[[str], None]) -> N
 def _list_doubts(config: Config) -> Iterator[str]:
     """Yield a line for each doubt, which names its keys as `section.key = value`."""
     learner = config.learner
+    if idle := list(_list_idle(config)):
+        yield f"without effect under the other settings: {', '.join(idle)}"
     if config.sampled_prompts:
         yield from _list_sampling_doubts(config)
     if learner.lr < LEAST_STEP:
         yield f"learner.lr = {learner.lr:g} is too small to change a weight in float32"
     if learner.beta > HOT_KL:
         yield f"learner.beta = {learner.beta:g} lets the KL outweigh every reward: the model stays as it is"
+
+
+def _list_idle(config: Config) -> Iterator[str]:
+    """Yield the keys that were changed from their defaults, and that nothing reads under the other settings."""
+    given, defaults = flatten(config), flatten(Config())
+    idle = set[str]()
+    if not config.lora.rank:
+        idle |= {key for key in given if key.startswith("lora.")}
+    if config.method != "exact":
+        idle |= {key for key in given if key.startswith("exact.")}
+    if all(name in REWARDS for name in config.reward.functions):  # others may take them among their columns
+        readers = {
+            "reward.length_target": "length",
+            "reward.repetition_ngram": "repetition",
+            "data.taxonomy": "taxonomy",
+        }
+        idle |= {key for key, reward in readers.items() if reward not in config.reward.functions}
+    yield from (f"{key} = {given[key]}" for key in given if key in idle and given[key] != defaults[key])
 
 
 def _list_sampling_doubts(config: Config) -> Iterator[str]:

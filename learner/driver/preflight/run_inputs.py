@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.config.schema import Config
 from common.data.stream import PromptStream
 from learner.driver.preflight.builds import check_builds
-from learner.driver.preflight.capacity import check_capacity
+from learner.driver.preflight.capacity import check_capacity, check_machine
 from learner.driver.preflight.data import RunData, read_data, settle_steps
 from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
@@ -51,6 +51,7 @@ def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = Fal
     """
     check_builds(config.cluster, say=say if dry else None)
     check_capacity(config, say=say if dry else None)
+    check_machine(config, say=say)
     check_functions(config.reward)
     check_picture_size(config, say=say)
     data = read_data(config, say=say)
