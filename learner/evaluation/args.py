@@ -111,7 +111,9 @@ def _split_words(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
                 raise ConfigError(f"{flag} has no value", got=word, remedy=f"write {flag} VALUE")
             own[flag].append(value if equals else words.pop(0))
             if not own[flag][-1].strip():
-                raise ConfigError(f"{flag} is empty", got=repr(own[flag][-1]), remedy=f"write {flag} VALUE, or leave it out")
+                raise ConfigError(
+                    f"{flag} is empty", got=repr(own[flag][-1]), remedy=f"write {flag} VALUE, or leave it out"
+                )
         elif word in ("--print-config", "--plan"):
             raise ConfigError(
                 f"an evaluation takes no {word}",
@@ -191,8 +193,6 @@ def _name_sets(words: Sequence[str]) -> dict[str, str]:
     """Return {name: place} of every `[NAME=]PATH[@SPLIT]`. Raises ConfigError when two have one name."""
     sets: dict[str, str] = {}
     for word in words:
-        if not word.strip():
-            raise ConfigError("--data is empty", got=repr(word), remedy="name a set, or leave --data out")
         given = re.fullmatch(r"([\w.:-]+)=(.+)", word)
         name, place = given.groups() if given else (_derive_name(word), word)
         if name in sets:
