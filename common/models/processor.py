@@ -13,6 +13,7 @@ from common.models.chat import ChatRenderer
 from common.models.families import FAMILIES, Family, family_of
 from common.models.hub import require_hub
 from common.models.own_code import check_trust, explain_failure
+from common.models.places import check_place, find_bad_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -135,12 +136,19 @@ def _load(model: ModelConfig, kind: Any) -> Any:
     with raise_as(ModelError, f"model.path = {model.path} cannot be read", remedy="check the path"):
         local = Path(model.path).expanduser().is_dir()
     if not local:
+        check_place(model.path)
         require_hub(f"model.path = {model.path}", error=ModelError)
     check_trust(model)
     path = str(Path(model.path).expanduser()) if local else model.path
     try:
         return kind.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
+        if local and (fault := find_bad_file(Path(path))):
+            raise ModelError(
+                f"model.path = {model.path} cannot be read",
+                got=fault,
+                remedy="give a complete model folder, with its files as they were published",
+            ) from error
         raise ModelError(
             f"model.path = {model.path} cannot be read",
             got=explain_failure(path, model.revision, error),

@@ -88,10 +88,15 @@ def _require_tensors(folder: Path, auto: Any, config: Any, model: ModelConfig) -
     if not found:
         return
     others = sorted({header.dtype for header in tensors.values()} - set(TRAINABLE))
-    untrainable = f"; it holds {', '.join(others)}, which cannot be trained" if found.missing and others else ""
+    if found.missing and others:
+        raise ModelError(
+            f"the weights in {folder} are quantised, or of a dtype that cannot be trained",
+            got=f"tensors of {', '.join(others)}",
+            remedy="use the model they were made of, in bfloat16, float16 or float32",
+        )
     raise ModelError(
         f"the weights in {folder} are not those of its config.json",
-        got=f"{found}{untrainable}",
+        got=str(found),
         remedy="download the model again with all of its files, as they were published together",
     )
 

@@ -261,9 +261,9 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda f: edit_json(f / "config.json", lambda c: c["vision_config"].update(num_heads=0)),
         "no model can be made of",
     ),
-    "float8": (to_integers(torch.float8_e4m3fn), "F8_E4M3, which cannot be trained"),
-    "int8": (to_integers(torch.int8), "I8, which cannot be trained"),
-    "int32": (to_integers(torch.int32), "I32, which cannot be trained"),
+    "float8": (to_integers(torch.float8_e4m3fn), "dtype that cannot be trained\n  got:    tensors of F8_E4M3"),
+    "int8": (to_integers(torch.int8), "dtype that cannot be trained\n  got:    tensors of I8"),
+    "int32": (to_integers(torch.int32), "dtype that cannot be trained\n  got:    tensors of I32"),
     "quantised": (lambda f: edit_json(f / "config.json", quantise), "quantised.*awq"),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter"),
     "torch's format, a tensor less": (

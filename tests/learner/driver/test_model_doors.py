@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from common.config.schema import Config, RewardConfig
 from common.engine_sizes import count_least_cache
 from common.errors import ModelError
+from common.models.places import check_place
 from learner import main
 from learner.driver.preflight.evaluation import read_target
 from learner.driver.preflight.model import read_model
@@ -168,6 +169,20 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "does not find the pictures",
     ),
     "numbers that overflow": (set_images(rescale_factor=1e300, image_std=[1e-300] * 3), "remedy"),
+    "a config.json with a byte order mark": (
+        lambda f: (f / "config.json").write_bytes(b"\xef\xbb\xbf" + (f / "config.json").read_bytes()),
+        "config.json starts with a byte order mark",
+    ),
+    "a web page for a tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("<!doctype html><html></html>"),
+        "tokenizer.json is a web page",
+    ),
+    "an empty config.json": (lambda f: (f / "config.json").write_text(""), "config.json is empty"),
+    "a list for a config.json": (lambda f: (f / "config.json").write_text("[]"), "config.json holds no mapping"),
+    "half a config.json": (lambda f: (f / "config.json").write_text('{"a": '), "config.json is no JSON"),
+    "no config.json": (without("config.json"), "no config.json in"),
+    "no model type": (edit("config.json", lambda found: found.pop("model_type")), "config.json has no model_type"),
+    "a dtype nobody knows": (set_config(dtype="bf16"), "config.json has dtype 'bf16'"),
     "a pad token beyond the vocabulary": (
         edit("config.json", lambda found: found["text_config"].update(pad_token_id=99999)),
         "no model can be made of",
@@ -184,6 +199,33 @@ def test_a_dry_run_refuses(folder: Path, place: str, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert said in error
     assert [line.split(":")[0].strip() for line in error.splitlines()[-3:]] == ["error", "got", "remedy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("{folder}/config.json", "it is a file\n  remedy: give its folder"),
+        ("{folder}/none", "no such folder"),
+        ("~/nosuch", "no such folder"),
+        ("../nosuch", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("file://{folder}", "remedy: write {folder}"),
+        ("s3://bucket/model", "download the model into a folder"),
+        ("https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/tree/main", "remedy: write Qwen/Qwen2-VL-2B-Instruct"),
+        (" {folder} ", "blanks around it"),
+        ("embedded:tny", "perhaps embedded:tiny"),
+    ],
+)
+def test_paths_that_are_no_model(folder: Path, path: str, said: str) -> None:
+    config = Config.model_validate({"model": {"path": path.format(folder=folder)}})
+    with pytest.raises(ModelError) as caught:
+        read_model(config)
+    assert said.format(folder=folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["Qwen/Qwen2-VL-2B-Instruct", "gpt2", "a/b.c-d_e"])
+def test_hub_ids_are_places(path: str) -> None:
+    check_place(path)
 
 
 ACCEPTED: dict[str, Change] = {
