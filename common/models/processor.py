@@ -12,7 +12,7 @@ from common.lean_imports import import_transformers
 from common.models.chat import ChatRenderer
 from common.models.families import FAMILIES, Family, family_of
 from common.models.hub import require_hub
-from common.models.own_code import check_trust, explain_failure
+from common.models.own_code import check_trust, explain_failure, find_code
 from common.models.places import check_place, find_bad_file
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _load(model: ModelConfig, kind: Any) -> Any:
     try:
         return kind.from_pretrained(path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code)
     except Exception as error:  # the files are not ours, and the Rust tokenizer raises bare Exception
-        if local and (fault := find_bad_file(Path(path))):
+        if local and not find_code(path, model.revision) and (fault := find_bad_file(Path(path))):
             raise ModelError(
                 f"model.path = {model.path} cannot be read",
                 got=fault,
