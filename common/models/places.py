@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.config.foreign_text import parse_json
 from common.config.sections import EMBEDDED_MODEL
 from common.errors import ModelError
 
@@ -60,8 +60,8 @@ def _find_text_fault(file: Path) -> str | None:
             return "is empty"
         if data.lstrip().startswith(b"<"):
             return "is a web page, not JSON: download the file itself"
-        found = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(data)
+    except (OSError, ValueError) as error:
         return f"is no JSON: {error}"
     if file.name != "config.json":
         return None

@@ -137,6 +137,7 @@ def test_a_model_that_reads_no_pictures(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_a_folder_that_holds_another_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert "resume=auto" in refusal(capsys, f"run_dir={tmp_path}")
 
