@@ -54,6 +54,15 @@ def grace() -> Iterator[Grace]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def heeds_hangups() -> Iterator[None]:
+    """SIGHUP ends this process, even where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeds_hangups")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_an_exit_code_too(number: int, code: int) -> None:
     """Of every command: no default action leaves what it was writing."""
@@ -69,6 +78,7 @@ def test_a_signal_is_an_exit_code_too(number: int, code: int) -> None:
     assert [signal.getsignal(one) for one in ENDING] == before
 
 
+@pytest.mark.usefixtures("heeds_hangups")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_within_the_grace_is_that_exit_code(grace: Grace, number: int, code: int) -> None:
     with run_command() as command:

@@ -39,9 +39,12 @@ SMALL = (
 def start(run_dir: Path, *words: str, warm: bool = False, own_group: bool = False) -> subprocess.Popen[str]:
     """A small run on the embedded default, its console in `<run_dir>.log`.
 
-    `warm` processes have their imports done and are no descendants of the one that is returned.
+    `warm` processes have their imports done and are no descendants of the one that is returned. One in its `own_group`
+    heeds SIGHUP, even where the tests run under nohup.
     """
     python = warm_python.COMMAND if warm else (sys.executable,)
+    if own_group:
+        python = ("env", "--default-signal=HUP", *python)
     command = [*python, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
     environment = dict(os.environ) if warm else warm_python.cold(os.environ)
     with Path(f"{run_dir}.log").open("a") as log:
