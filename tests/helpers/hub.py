@@ -17,9 +17,17 @@ def put_model(home: Path, name: str, config: Any, processor: Any) -> None:
     (folder / "refs").mkdir(parents=True)
     (folder / "refs/main").write_text(SHA)
     snapshot = folder / "snapshots" / SHA
+    config.architectures = [name_class(config)]
     config.save_pretrained(snapshot)
     processor.save_pretrained(snapshot)
     write_weights(snapshot / "model.safetensors", config)
+
+
+def name_class(config: Any) -> str:
+    """The class of a model, as its published config.json names it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return str(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type])
 
 
 def write_weights(file: Path, config: Any) -> None:
