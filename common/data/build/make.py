@@ -162,10 +162,12 @@ def _write(folder: Path, splits: dict[str, Split], plan: Plan, read: Reader) -> 
 
 
 def _rows(name: str, split: Split, plan: Plan) -> Iterator[Row]:
+    whole = with_candidates(plan.question, split.labels)  # one text for all rows: of 10,000 classes it has 120 kB
     for picture in split.pictures:
         draw = generator("candidates", plan.seed, name, picture.path)
         listed = plan.choose(picture.label, split.labels, draw)
-        yield Row(picture=picture, problem=with_candidates(plan.question, listed))
+        problem = whole if listed is split.labels else with_candidates(plan.question, listed)
+        yield Row(picture=picture, problem=problem)
 
 
 def _describe(plan: Plan, built: Built) -> dict[str, object]:

@@ -16,7 +16,7 @@ from common.errors import DataError
 
 Policy = Literal["cls_rl", "all", "hard"]
 Confusions = Counter[frozenset[str]]  # how often two labels were taken for each other
-Choose = Callable[[str, Sequence[str], np.random.Generator], list[str]]
+Choose = Callable[[str, Sequence[str], np.random.Generator], Sequence[str]]
 _FEW, _SHARE, _MOST = 30, 0.4, 100
 
 
@@ -32,14 +32,14 @@ def list_length(classes: int) -> int:
 def chooser(policy: Policy, *, confusions: Confusions | None, length: int | None) -> Choose:
     """Return the function (label, labels, draw) -> the labels a row offers, its own among them.
 
-    A list of all labels keeps their order.
+    A list of all labels keeps their order, and is `labels` itself.
 
     Args:
         confusions: for the `hard` policy.
         length: of a list of the `hard` policy; by default as long as CLS-RL's, where that is shorter than the whole.
     """
     if policy == "all":
-        return lambda label, labels, draw: list(labels)
+        return lambda label, labels, draw: labels
     if policy == "cls_rl":
         return _Draw()
     return partial(_hard, confusions=confusions or Counter(), length=length)
@@ -52,10 +52,10 @@ class _Draw:
         self._labels: Sequence[str] = ()
         self._places: dict[str, int] = {}  # in `_labels`: a list of 10,000 is not searched for every row
 
-    def __call__(self, label: str, labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+    def __call__(self, label: str, labels: Sequence[str], draw: np.random.Generator) -> Sequence[str]:
         count = list_length(len(labels))
         if count >= len(labels):
-            return list(labels)
+            return labels
         if labels is not self._labels:
             self._labels, self._places = labels, {name: place for place, name in enumerate(labels)}
         own = self._places.get(label, len(labels))
