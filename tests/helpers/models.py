@@ -62,6 +62,24 @@ def build_random_model(folder: Path, *, seed: int, architecture: Architecture = 
     return folder
 
 
+def build_reward_model(folder: Path, *, as_pickles: bool = False) -> Path:
+    """Save a random reward model, its weights as safetensors or in torch's format. Return the folder."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    tokenizer = build_processor(["a"], size_limit=300).tokenizer
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config.from_dict({"vocab_size": len(tokenizer), "intermediate_size": 8, "num_labels": 1, **sizes})
+    model: Any = Qwen2ForSequenceClassification(config)
+    tokenizer.save_pretrained(folder)
+    if as_pickles:
+        config.save_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        model.save_pretrained(folder)
+    return folder
+
+
 def _rename(file: Path, config: Any) -> None:
     """A checkpoint as the hub has it: transformers saves a fresh SigLIP tower under names vLLM does not know."""
     from safetensors.torch import load_file, save_file

@@ -18,7 +18,7 @@ from common.data.table import (
     refuse_foreign,
     refuse_twin_columns,
 )
-from common.errors import DataError, describe_fault
+from common.errors import DataError, raise_as
 from common.models.hub import require_hub
 
 if TYPE_CHECKING:
@@ -151,12 +151,7 @@ def hub_set(name: str) -> dict[str, Opener]:
     from datasets import load_dataset
     from huggingface_hub.constants import HF_HOME
 
-    try:
+    remedy = "check data.path; private sets need a login; HF_HUB_OFFLINE=1 reads only the local cache"
+    with raise_as(DataError, f"the hub gives no data set {name}", remedy=remedy):
         found = load_dataset(name, trust_remote_code=False)
-    except Exception as error:  # the files are not ours
-        raise DataError(
-            f"the hub gives no data set {name}",
-            got=describe_fault(error),
-            remedy="check data.path; private sets need a login; HF_HUB_OFFLINE=1 reads only the local cache",
-        ) from error
     return _openers(found, name, Path(HF_HOME))

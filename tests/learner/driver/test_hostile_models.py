@@ -22,6 +22,7 @@ from rollout.reward_actor import RewardActor, RewardTask
 from rollout.rewards.loading import check_functions
 from rollout.rewards.model import RewardModel
 from rollout.spec import engine_spec
+from tests.helpers.models import build_reward_model
 from tests.helpers.planted import plant_in_torch_file, plant_module
 
 
@@ -75,19 +76,7 @@ def test_code_in_weights_is_refused_before_anything_starts(random_qwen2vl: Path,
 @pytest.fixture
 def reward_model(tmp_path: Path) -> Path:
     """Folder of a random reward model, its weights in torch's format."""
-    from transformers import Qwen2Config, Qwen2ForSequenceClassification
-
-    from learner.embedded.tokenizer import build_processor
-
-    tokenizer = build_processor(["a"], size_limit=300).tokenizer
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = Qwen2Config.from_dict({"vocab_size": len(tokenizer), "intermediate_size": 8, "num_labels": 1, **sizes})
-    model: Any = Qwen2ForSequenceClassification(config)
-    folder = tmp_path / "reward"
-    tokenizer.save_pretrained(folder)
-    config.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return folder
+    return build_reward_model(tmp_path / "reward", as_pickles=True)
 
 
 def test_code_in_the_weights_of_a_reward_model_is_refused(reward_model: Path, tmp_path: Path) -> None:

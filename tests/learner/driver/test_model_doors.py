@@ -24,6 +24,7 @@ from learner.evaluation.args import parse
 from learner.model.load import export_model, load_model
 from rollout.rewards.loading import check_functions
 from tests.helpers.makers import image_folder
+from tests.helpers.models import build_reward_model
 
 Change = Callable[[Path], object]
 NORM = "model.layers.0.input_layernorm.weight"
@@ -368,18 +369,7 @@ def test_an_export_keeps_the_generation_config_of_its_base(folder: Path, tmp_pat
 @pytest.fixture
 def reward_model(tmp_path: Path) -> Path:
     """Folder of a random reward model."""
-    from transformers import Qwen2Config, Qwen2ForSequenceClassification
-
-    from learner.embedded.tokenizer import build_processor
-
-    tokenizer = build_processor(["a"], size_limit=300).tokenizer
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = Qwen2Config.from_dict({"vocab_size": len(tokenizer), "intermediate_size": 8, "num_labels": 1, **sizes})
-    model: Any = Qwen2ForSequenceClassification(config)
-    folder = tmp_path / "reward"
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
+    return build_reward_model(tmp_path / "reward")
 
 
 def without_head(folder: Path) -> None:
