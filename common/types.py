@@ -230,6 +230,9 @@ class StepResult:
     logprob_gap_mean: float  # |engine - learner| over sampled tokens
     logprob_gap_max: float
     gaps: Mapping[str, GroupGap]  # of each sampled group, by prompt id
+    engine_kl: float  # KL(engine || learner) of a token
+    effective_share: float  # effective sample size of exp(learner - engine), as a share of the sampled tokens
+    corrected_share: float  # of sampled tokens, whose weight was truncated or masked
     tokens: int
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
 

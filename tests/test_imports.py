@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
 # What every room of common may use; labels are in config, for the modes of answers.
 SHARED = {"common", "common.config", "common.storage"}
-LEARNER = {"common", "common.config", "common.storage", "common.labels", "common.models", "common.data", "learner"}
+LEARNER = SHARED | {"common.labels", "common.models", "common.data", "learner", "learner.objective"}
 # Which room may import which: a room is a package, without those inside it. `learner` holds what its rooms share, and
 # the entry points, which alone may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.data.build": SHARED
     | {"common.data.build", "common.data", "common.data.content", "common.data.formats", "common.labels"},
     "rollout": SHARED | {"common.models", "rollout", "rollout.rewards"},
-    "rollout.rewards": LEARNER - {"learner"} | {"rollout.rewards"},
+    "rollout.rewards": LEARNER - {"learner", "learner.objective"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
     "learner.embedded": LEARNER | {"learner.embedded"},
     "learner.evaluation": LEARNER | {"learner.evaluation", "learner.storage"},  # results are files
@@ -47,8 +47,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"learner.driver.preflight", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
+    "learner.objective": {"common", "common.config", "learner.objective"},
+    "learner.driver.control": LEARNER | {"learner.driver.control"},
     "learner.driver": LEARNER
-    | {"learner.driver", "learner.driver.preflight", "rollout", "rollout.rewards"}
+    | {"learner.driver", "learner.driver.control", "learner.driver.preflight", "rollout", "rollout.rewards"}
     | {f"learner.{room}" for room in ("evaluation", "trainer", "storage", "tracking", "report")},
 }
 DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
+from common.config.objective import ObjectiveConfig, explain_idle, list_changed
 from common.config.sections import (
     EMBEDDED_MODEL,
     FREE_ON_RESUME,
@@ -123,6 +124,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     learner: LearnerConfig = LearnerConfig()
     exact: ExactConfig = ExactConfig()
     weights: Free[WeightsConfig] = WeightsConfig()
@@ -138,8 +140,26 @@ class Config(Section):
 
     @property
     def loss(self) -> str:
-        """The name in `learner.objective.LOSSES` of the method's own loss."""
-        return f"exact_{self.exact.advantage}" if self.method == "exact" else self.method
+        """The name in `learner.objective.losses.LOSSES` of the method's own loss."""
+        own = {"grpo": self.objective.loss, "exact": f"exact_{self.exact.advantage}", "sft": "sft"}
+        return own[self.method]
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL to the reference is taken off the rewards."""
+        return self.objective.kl_in == "reward" and self.learner.beta > 0
+
+    @property
+    def completions(self) -> int:
+        """Sampled completions of a step."""
+        return self.sampled_prompts * self.rollout.group_size
+
+    @property
+    def correction(self) -> str:
+        """What `objective.correction` comes to: auto corrects where engine and learner round differently."""
+        if self.objective.correction != "auto":
+            return self.objective.correction
+        return "none" if self.model.dtype == "float32" else "truncate"
 
     @property
     def sampled_prompts(self) -> int:
@@ -182,6 +202,7 @@ class Config(Section):
         yield from self._memory_misfits()
         yield from self._evaluation_misfits()
         yield from self._method_misfits()
+        yield from self._objective_misfits()
 
     def _length_misfits(self) -> Iterator[str]:
         """Yield those of steps and of prompts a step."""
@@ -296,6 +317,35 @@ class Config(Section):
             yield "reward.normalise = each with method = exact, which follows the sum of the rewards: set it to sum"
         if self.method == "sft" and self.learner.beta:
             yield f"method = sft with learner.beta = {self.learner.beta:g}: it has no KL to a reference, set it to 0"
+
+    def _objective_misfits(self) -> Iterator[str]:
+        """Yield those of `objective`."""
+        objective, rollout = self.objective, self.rollout
+        sampling = set() if self.sampled_prompts else list_changed(objective) - {"updates", "minibatches"}
+        for key in sorted(sampling):
+            yield (
+                f"objective.{key} = {getattr(objective, key)} with method = {self.method}: nothing is sampled, so "
+                "it has no effect"
+            )
+        settled = objective.model_copy(update={"correction": self.correction})
+        for key, reason in explain_idle(settled, beta=self.learner.beta):
+            yield f"objective.{key} = {getattr(objective, key)} with {reason}: it has no effect"
+        if objective.minibatches > 1 and rollout.prompts_per_step % (objective.minibatches * self.learner.ranks):
+            yield (
+                f"objective.minibatches = {objective.minibatches} with learner.ranks = {self.learner.ranks} does not "
+                f"divide rollout.prompts_per_step = {rollout.prompts_per_step}: make it a multiple of both"
+            )
+        if objective.overlong_buffer >= rollout.max_completion_tokens:
+            yield (
+                f"objective.overlong_buffer = {objective.overlong_buffer} with rollout.max_completion_tokens = "
+                f"{rollout.max_completion_tokens}: it must be shorter"
+            )
+        if self.reward.normalise == "each" and (self.kl_in_reward or objective.overlong_buffer):
+            key = "kl_in" if self.kl_in_reward else "overlong_buffer"
+            yield (
+                f"objective.{key} = {getattr(objective, key)} with reward.normalise = each: it changes the sum of the "
+                "rewards; set reward.normalise to sum"
+            )
 
     def _memory_misfits(self) -> Iterator[str]:
         """Yield those of what is trained and where it lies."""

@@ -273,9 +273,9 @@ class LearnerConfig(Section):
 class ExactConfig(Section):
     """How `method: exact` learns from all candidates of a row."""
 
-    advantage: Literal["raw", "normalised"] = "normalised"
-    """raw follows the expected reward itself. normalised takes rewards less their mean over their deviation, as GRPO
-    does, and learns faster."""
+    advantage: Literal["raw", "arcsine", "log"] = "arcsine"
+    """What is climbed, with p the probability of the right answers. raw: p, the expected reward. arcsine: what GRPO
+    climbs with endless samples. log: log p, the likelihood. The later two learn faster where p is small."""
     sampled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a step's prompts that engines sample and GRPO learns from, which keeps free answers in line."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from common.config.objective import PRESETS
 from common.config.renamed import explain_renamed
 from common.config.schema import Config
 from common.config.sections import LARGEST_INT
@@ -116,7 +117,7 @@ def resolve(settings: Iterable[Setting]) -> Config:
     Raises:
         ConfigError: unknown keys, wrong values and impossible combinations, all of them, one line each.
     """
-    given = _keep_last(settings)
+    given = _add_preset(_keep_last(settings))
 
     # Unknown keys are explained here. pydantic checks the others, and all problems are told at once.
     problems = [f"{setting}: {_explain_unknown(key)}" for key, setting in given.items() if key not in keys()]
@@ -162,6 +163,16 @@ def _has_nul(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_has_nul, [*value, *value.values()] if isinstance(value, dict) else value))
     return isinstance(value, str) and "\0" in value
+
+
+def _add_preset(given: dict[str, Setting]) -> dict[str, Setting]:
+    """Return the settings with those of `objective.preset` where the key itself is not given."""
+    chosen = given.get("objective.preset")
+    if chosen is None or not isinstance(chosen.value, str):
+        return given
+    origin = f"{chosen.key} = {chosen.value}, {chosen.origin}"
+    values = {f"objective.{key}": value for key, value in PRESETS.get(chosen.value, {}).items()}
+    return {key: Setting(key=key, value=value, origin=origin) for key, value in values.items()} | given
 
 
 def find_nearest(key: str) -> list[str]:

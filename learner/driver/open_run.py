@@ -10,6 +10,7 @@ from dataclasses import replace
 from common.command import Command, Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
+from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
 from learner.driver.hosts import check_hosts, share_model, share_reward_models
 from learner.driver.ledger import Ledger
@@ -122,6 +123,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         ),
         profiler=Profiler(config, folder.place("profile"), (fleet, learner)),
         grace=grace,
+        steering=Steering(config),
     )
 
 

@@ -14,6 +14,7 @@ from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
+from learner.driver.control.steering import Steering
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe, check_gaps
@@ -51,6 +52,7 @@ class Run:
     checkpoints: Checkpointer
     profiler: Profiler
     grace: Grace
+    steering: Steering
     version: int = 0  # of the weights that the learner holds: optimizer steps done
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
@@ -64,6 +66,7 @@ class Run:
         self.learner.load(point.place, point.reports)
         self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
+        self.steering.restore(point.state.control["steering"])
         self.version = self.checkpoints.newest = point.state.step
 
     def next_prompts(self) -> list[Prompt]:
@@ -117,8 +120,9 @@ class Run:
         """
         self.grace.hold()  # from here to the end of `write` the step is finished first
         self.whole = None
-        result = self.learner.step(scored)
+        result = self.learner.step(scored, at=step, coefficients=self.steering.coefficients)
         check_gaps(self.config, step, scored, result.gaps)
+        self.steering.observe(result)
         return result
 
     def publish(self, version: int) -> None:
@@ -158,7 +162,11 @@ class Run:
         if every and step % every == 0:
             self.tracker.samples(step, scored, config.tracking.samples)
         self.whole = DriverState(
-            step=self.version, config=config, stream=asdict(self.feed.state()), counts=self.ledger.counts()
+            step=self.version,
+            config=config,
+            stream=asdict(self.feed.state()),
+            counts=self.ledger.counts(),
+            control={"steering": self.steering.state()},
         )
         self.grace.release()
 

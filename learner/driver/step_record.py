@@ -12,7 +12,7 @@ from common.labels.consistency import consistency
 from common.types import ScoredGroup, StepResult
 from learner.driver.clock import StepClock
 from learner.driver.ledger import Ledger
-from learner.objective import is_zero_std
+from learner.objective.advantages import is_zero_std
 from learner.tracking.records import STAGES, StepRecord
 
 
@@ -61,6 +61,9 @@ def make_step_record(
         clip_share=result.clip_share,
         logprob_gap_mean=result.logprob_gap_mean,
         logprob_gap_max=result.logprob_gap_max,
+        engine_kl=result.engine_kl,
+        effective_share=result.effective_share,
+        corrected_share=result.corrected_share,
         weights_version=weights_version,
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         step_seconds=clock.elapsed,

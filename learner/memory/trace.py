@@ -26,7 +26,8 @@ from learner.model.load import freeze_vision_tower
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
-from learner.objective import LOSSES
+from learner.objective.losses import LOSSES
+from learner.objective.records import Coefficients, StepCounts
 from learner.trainer.given_answers import build_unscored_group
 
 
@@ -72,8 +73,15 @@ def trace_learning_peak(model: Any, groups: Sequence[ScoredGroup], config: Confi
         if config.learner.beta:
             with torch.no_grad():
                 reference = packed_logprobs(model, pack, spec, kept=scores.kept).logp
-        counts = {"sequences": len(pack.reward), "groups": len(groups)}
-        LOSSES[config.loss](pack.inputs(scores.logp, reference, **counts, beta=config.learner.beta)).loss.backward()
+        counts = StepCounts(sequences=len(pack.reward), groups=len(groups), tokens=len(pack.row))
+        inputs = pack.inputs(
+            scores.logp,
+            reference,
+            step=counts,
+            coefficients=Coefficients(beta=config.learner.beta),
+            objective=config.objective,
+        )
+        LOSSES[config.loss](inputs).loss.backward()
     model.zero_grad()
     return memory.peak
 

@@ -184,18 +184,20 @@ class _LogProbs(torch.autograd.Function):
         ctx.request, ctx.blocks = request, blocks
         ctx.kept = torch.cat(kept) if request.cuts else None
         ctx.save_for_backward(hidden, weight, probs if len(blocks) == 1 and request.softcap is None else None)
-        entropies = torch.cat(entropy)
-        ctx.mark_non_differentiable(entropies)
-        return torch.cat(logp), entropies, ctx.kept
+        ctx.set_materialize_grads(False)  # None, not zeros, for what no loss reads
+        return torch.cat(logp), torch.cat(entropy), ctx.kept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, probs = ctx.saved_tensors
+        grad_logp, grad_entropy = grads[0], grads[1]
+        if grad_logp is None:
+            grad_logp = hidden.new_zeros(len(hidden), dtype=torch.float32)
         request: _Request = ctx.request
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for block in ctx.blocks:
-            rows, grad_logp, target = hidden[block], grads[0][block, None], request.target[block, None]
+            rows, own, target = hidden[block], grad_logp[block, None], request.target[block, None]
             softcap_grad: Tensor | float = 1.0
             if probs is None or len(ctx.blocks) > 1:  # not kept by the forward
                 logits, _ = _make_logits(rows, weight, request, block, ctx.kept)
@@ -204,8 +206,10 @@ class _LogProbs(torch.autograd.Function):
                 probs = logits.softmax(-1)
 
             # d logp / d logit: 1 for the target itself, less the probability of each token.
-            grad_logits = probs * -grad_logp
-            grad_logits.scatter_(-1, target, grad_logits.gather(-1, target) + grad_logp)
+            grad_logits = probs * -own
+            grad_logits.scatter_(-1, target, grad_logits.gather(-1, target) + own)
+            if grad_entropy is not None:
+                grad_logits += grad_entropy[block, None] * _slope_of_entropy(probs)
             grad_logits = (grad_logits * (softcap_grad / request.spec.temperature)).to(hidden.dtype)
 
             if grad_hidden is not None:
@@ -213,6 +217,14 @@ class _LogProbs(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, rows, beta=int(block.start > 0))  # 0: the empty tensor is not read
         return grad_hidden, grad_weight, None
+
+
+def _slope_of_entropy(probs: Tensor) -> Tensor:
+    """Return d entropy / d logit, -p (log p + entropy): (rows, V)."""
+    log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # times a probability of 0 it is 0
+    entropy = -torch.linalg.vecdot(probs, log_probs)
+    slope: Tensor = -probs * (log_probs + entropy[:, None])
+    return slope
 
 
 def _make_logits(

@@ -14,7 +14,7 @@ class Scores(NamedTuple):
     """The scores of the N completion tokens of a pack, under the distribution of a ScoringSpec."""
 
     logp: Tensor  # (N,) float32
-    entropy: Tensor  # (N,) float32, without graph
+    entropy: Tensor  # (N,) float32
     kept: Tensor | None  # (N, V) bool: the tokens that top-k and top-p leave; None where they leave all
 
 

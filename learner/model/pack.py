@@ -16,7 +16,7 @@ never fed, so the pack has S = 5 positions and N = 6 completion tokens:
     source      1   2   1   1   3   4     the position that predicts each
     row         0   0   1   2   2   2     its completion, of R = 3
 
-`learner.model.layout` says what each position attends to; `learner.objective` lists the axis letters.
+`learner.model.layout` says what each position attends to; `learner.objective.records` lists the axis letters.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.config.schema import RewardConfig
+from common.config.objective import ObjectiveConfig
 from common.errors import DataError
 from common.types import Completion, ScoredGroup
 from learner.model.attention import make_pack_inputs
 from learner.model.last_layer import ROWS
 from learner.model.layout import Layout, Span
 from learner.model.prompt_inputs import join_prompts, make_blank_picture, read_prompt
-from learner.objective import SUMMED, LossInputs, group_advantages
+from learner.objective.advantages import step_advantages
+from learner.objective.records import CLS_RL, Coefficients, LossInputs, StepCounts
 
 Ints = npt.NDArray[np.int64]
 
@@ -58,25 +59,36 @@ class Pack:
     engine_logp: Tensor  # (N,) float32: log-prob of the token when it was sampled
     reward: Tensor  # (R,) float32
     advantage: Tensor  # (R,) float32
+    truncated: Tensor  # (R,) bool: the completion was cut at its longest
 
-    def inputs(self, logp: Tensor, ref_logp: Tensor | None, *, sequences: int, groups: int, beta: float) -> LossInputs:
-        """Return what a loss reads: this pack and its (N,) log-probs under policy and reference.
-
-        Args:
-            sequences: completions of the whole step, over all packs of all ranks.
-            groups: of the whole step likewise.
-        """
+    def inputs(
+        self,
+        logp: Tensor,
+        ref_logp: Tensor | None,
+        *,
+        step: StepCounts,
+        coefficients: Coefficients,
+        old_logp: Tensor | None = None,
+        entropy: Tensor | None = None,
+        objective: ObjectiveConfig = CLS_RL,
+        longest: int = 1,
+    ) -> LossInputs:
+        """Return what a loss reads: this pack and its (N,) log-probs under policy and reference; see `LossInputs`."""
         return LossInputs(
             logp=logp,
+            old_logp=old_logp,
             ref_logp=ref_logp,
             engine_logp=self.engine_logp,
+            entropy=entropy,
             row=self.row,
             group=self.group,
             reward=self.reward,
             advantage=self.advantage,
-            sequences=sequences,
-            groups=groups,
-            beta=beta,
+            truncated=self.truncated,
+            step=step,
+            coefficients=coefficients,
+            objective=objective,
+            longest=longest,
         )
 
 
@@ -86,7 +98,7 @@ def build_pack(
     *,
     banned: Sequence[int],
     tower_runs: bool = True,
-    reward: RewardConfig = SUMMED,
+    advantages: Sequence[Sequence[float]] | None = None,
 ) -> Pack:
     """Build the tensors of `groups` on the model's device, once for policy and reference.
 
@@ -94,7 +106,7 @@ def build_pack(
         model: the Hugging Face model; its config and rope positions are used, its weights are not.
         banned: ids that neither engine nor learner gives any probability.
         tower_runs: the model reads pixels; False where features of its frozen vision tower come in their place.
-        reward: how rewards become advantages.
+        advantages: (G,) of each group, as a step compares them; None: those of GRPO, each group by itself.
 
     Raises DataError naming the prompt if its image tokens, grid and pixels disagree, or if a completion holds a banned
     id, which would have log-prob -inf.
@@ -129,7 +141,7 @@ def build_pack(
         target=torch.from_numpy(said.target).to(on),
         row=torch.from_numpy(said.row).to(on),
         engine_logp=torch.tensor([logp for c in completions for logp in c.logprobs], dtype=torch.float32, device=on),
-        **build_rewards(groups, reward, on),
+        **build_rewards(groups, advantages, on),
     )
 
 
@@ -169,14 +181,19 @@ def _place_group(ids: Tensor, positions: Tensor, said: CompletionTokens, at: int
     return _Placed(span, (ids, torch.from_numpy(said.target[said.fed])), (positions, branches), source)
 
 
-def build_rewards(groups: Sequence[ScoredGroup], reward: RewardConfig, device: torch.device) -> dict[str, Tensor]:
-    """Return `group`, `reward` and `advantage` of a Pack, (R,) each."""
+def build_rewards(
+    groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[float]] | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Return `group`, `reward`, `advantage` and `truncated` of a Pack, (R,) each."""
     rewards = [torch.tensor(scored.rewards, dtype=torch.float32) for scored in groups]
+    compared = step_advantages(groups) if advantages is None else map(torch.tensor, advantages)
+    cut = [one.finish_reason == "length" for scored in groups for one in scored.group.completions]
     sizes = torch.tensor([len(own) for own in rewards])
     made = {
         "group": torch.arange(len(rewards)).repeat_interleave(sizes),
         "reward": torch.cat(rewards),
-        "advantage": torch.cat([group_advantages(scored, reward) for scored in groups]),
+        "advantage": torch.cat(list(compared)),
+        "truncated": torch.tensor(cut),
     }
     return {name: tensor.to(device) for name, tensor in made.items()}
 

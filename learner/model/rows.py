@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from common.config.schema import RewardConfig
 from common.types import ScoredGroup
 from learner.model.pack import CompletionTokens, Pack, build_rewards, refuse_banned
 from learner.model.prompt_inputs import join_prompts, list_forward_inputs, make_blank_picture, read_prompt
-from learner.objective import SUMMED
 
 
 def build_rows(
@@ -26,7 +24,7 @@ def build_rows(
     *,
     banned: Sequence[int],
     tower_runs: bool = True,
-    reward: RewardConfig = SUMMED,
+    advantages: Sequence[Sequence[float]] | None = None,
 ) -> Pack:
     """Build the same Pack as `build_pack`, with (R, T + C) ids: a completion a row, its prompt before it.
 
@@ -57,7 +55,7 @@ def build_rows(
         target=torch.from_numpy(said.target).to(on),
         row=torch.from_numpy(said.row).to(on),
         engine_logp=torch.tensor([lp for _, c in pairs for lp in c.logprobs], dtype=torch.float32, device=on),
-        **build_rewards(groups, reward, on),
+        **build_rewards(groups, advantages, on),
     )
 
 

@@ -26,6 +26,7 @@ class DriverState:
     config: Config
     stream: Mapping[str, Any]  # a StreamState: where the training data stands
     counts: Mapping[str, int]  # groups dispatched, trained, dropped
+    control: Mapping[str, Any]  # of each part of `learner.driver.control`: what it must remember
 
 
 def write_state(place: Place, state: DriverState) -> WriteReport:
@@ -36,6 +37,7 @@ def write_state(place: Place, state: DriverState) -> WriteReport:
         "config": state.config.model_dump(mode="json"),
         "stream": dict(state.stream),
         "counts": dict(state.counts),
+        "control": dict(state.control),
     }
     output = open_output(place)
     with output.open(_STATE) as file:

@@ -31,6 +31,9 @@ class StepRecord:
     lr: float
     logprob_gap_mean: float  # |engine - learner| over sampled tokens; 0 without any
     logprob_gap_max: float
+    engine_kl: float  # KL(engine || learner) of a sampled token
+    effective_share: float  # effective sample size of the ratios learner to engine, as a share of sampled tokens
+    corrected_share: float  # of sampled tokens whose ratio was truncated or masked
     clip_share: float
     truncated_share: float  # of sampled completions: those that ended for length
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.config.schema import RewardConfig
 from common.labels.candidates import candidates
 from common.types import ScoredGroup
 
@@ -29,17 +28,18 @@ def _mean_reward(group: ScoredGroup) -> float:
     return sum(group.rewards) / len(group.rewards)
 
 
-def sample_row(step: int, image: str | None, group: ScoredGroup, kept_for: str, reward: RewardConfig) -> dict[str, Any]:
+def sample_row(
+    step: int, image: str | None, group: ScoredGroup, kept_for: str, advantages: Sequence[float] | None
+) -> dict[str, Any]:
     """Make the row of a kept group.
 
     Args:
         image: path of its thumbnail in the run folder; None without a picture.
         kept_for: why it is kept, as `choose_samples` says.
+        advantages: (G,); None where nothing was sampled.
     """
-    from learner.objective import group_advantages
-
     example, said, given = group.prompt.example, group.group.completions, group.group.origin == "given"
-    advantages = [None] * len(said) if given else group_advantages(group, reward).tolist()
+    shown = [None] * len(said) if advantages is None else advantages
     completions = [
         {
             "text": completion.text,
@@ -49,7 +49,7 @@ def sample_row(step: int, image: str | None, group: ScoredGroup, kept_for: str, 
             "advantage": advantage,  # null where nothing was sampled
             **{f"rewards/{name}": values[number] for name, values in group.rewards_by_name.items()},
         }
-        for number, (completion, advantage) in enumerate(zip(said, advantages, strict=True))
+        for number, (completion, advantage) in enumerate(zip(said, shown, strict=True))
     ]
     return {
         "step": step,

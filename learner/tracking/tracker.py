@@ -81,13 +81,18 @@ class Tracker:
 
         Each is a row of `samples.jsonl`, with a thumbnail of its image under `samples/`.
         """
+        from learner.objective.advantages import compare_groups  # torch is slow to import
+
+        compared = compare_groups(groups, self._config)
         for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             with self._count_failures():
                 if image is not None and name is not None:
                     self._thumbnail(image, name)
-                append_jsonl(self._path / "samples.jsonl", sample_row(step, name, group, kept_for, self._config.reward))
+                append_jsonl(
+                    self._path / "samples.jsonl", sample_row(step, name, group, kept_for, compared.get(group.prompt.id))
+                )
         if groups:
             with self._count_failures():
                 self._console.sample(groups[0])

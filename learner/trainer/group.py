@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
@@ -14,9 +16,11 @@ from common.placement import get, schedule_in
 from common.shared_folder import SharedFolder
 from common.storage.output import Place, WriteReport, find_unseen
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
+from learner.objective.advantages import compare_groups
+from learner.objective.records import Coefficients
 from learner.trainer.given_answers import build_unscored_group
 from learner.trainer.loss_terms import LossTerm, split_by_loss
-from learner.trainer.microbatches import Microbatch, count_positions, deal, estimate_cost
+from learner.trainer.microbatches import Microbatch, count_positions, deal, divide, estimate_cost
 from learner.trainer.rank import LearnerRank
 from learner.trainer.rank_pack import RankPack, without_picture
 from learner.trainer.stats import combine
@@ -83,19 +87,45 @@ class LearnerGroup:
         """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
         get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
 
-    def step(self, scored: Sequence[ScoredGroup]) -> StepResult:
-        """Take one optimizer step on all groups, given in prompt order. Raises LearnerError when it diverged."""
-        dealt = [self._packs(own, self._deal(own), term) for term, own in split_by_loss(scored, self._config.loss)]
+    def step(self, scored: Sequence[ScoredGroup], *, at: int, coefficients: Coefficients | None = None) -> StepResult:
+        """Learn from all groups of a step, given in prompt order. Raises LearnerError when it diverged.
+
+        Args:
+            at: steps of the run so far, which say the learning rate.
+            coefficients: None: those of the configuration.
+        """
+        coefficients = coefficients or Coefficients.of(self._config)
+        kl = self._measure_kl(scored) if self._config.kl_in_reward else None
+        weighted = {name: [coefficients.beta * sum(row) for row in rows] for name, rows in kl.items()} if kl else None
+        compared = compare_groups(scored, self._config, weighted)
+        batches = [self._deal_batch(batch, compared) for batch in divide(scored, self._config.objective.minibatches)]
         refs = [
-            call(rank, LearnerRank.step, list(chain.from_iterable(packs)))
-            for rank, *packs in zip(self._ranks, *dealt, strict=True)
+            call(rank, LearnerRank.step, own, coefficients, at=at)
+            for rank, own in zip(self._ranks, zip(*batches, strict=True), strict=True)
         ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
-        return combine(stats)
+        result = combine(stats)
+        return replace(result, kl=fmean(chain.from_iterable(chain.from_iterable(kl.values())))) if kl else result
+
+    def _measure_kl(self, scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[float, ...]]]:
+        """Return the KL of every token of sampled completions, by prompt id and completion."""
+        sampled = [one for one in scored if one.group.origin == "sampled"]
+        found = self._ask_tokens(sampled, "the KL to the reference", LearnerRank.measure_kl)
+        return {one.prompt.id: rows for one, rows in zip(sampled, found, strict=True)}
+
+    def _deal_batch(
+        self, batch: Sequence[ScoredGroup], compared: Mapping[str, tuple[float, ...]]
+    ) -> list[list[RankPack]]:
+        """Return the packs of each rank for one optimizer step on `batch`."""
+        packs: list[list[RankPack]] = [[] for _ in self._ranks]
+        for term, own in split_by_loss(batch, self._config.loss, self._config.objective):
+            for rank, dealt in enumerate(self._packs(own, self._deal(own), term, compared)):
+                packs[rank] += dealt
+        return packs
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
         """Return the policy's log-probs of every token, by group and completion, under the sampling settings."""
-        return self._logprobs(scored, cut=True)
+        return self._ask_tokens(scored, "the learner's log-probs", LearnerRank.logprobs, cut=True)
 
     def candidate_logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]
@@ -107,19 +137,27 @@ class LearnerGroup:
         Args:
             answers: of each prompt, as `common.labels.closed_set` writes them; the last token is the end of turn.
         """
-        return self._logprobs(
-            [build_unscored_group(prompt, own) for prompt, own in zip(prompts, answers, strict=True)], cut=False
-        )
+        groups = [build_unscored_group(prompt, own) for prompt, own in zip(prompts, answers, strict=True)]
+        return self._ask_tokens(groups, "the learner's log-probs", LearnerRank.logprobs, cut=False)
 
-    def _logprobs(self, scored: Sequence[ScoredGroup], *, cut: bool) -> list[list[tuple[float, ...]]]:
+    def _ask_tokens(
+        self,
+        scored: Sequence[ScoredGroup],
+        what: str,
+        method: Callable[Concatenate[LearnerRank, Sequence[RankPack], Params], list[list[float]]],
+        /,
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> list[list[tuple[float, ...]]]:
+        """Return a value of every token, by group and completion; `method` of a rank gives them pack by pack."""
         if not scored:
             return []
         dealt = self._deal(scored)
         refs = [
-            call(rank, LearnerRank.logprobs, packs, cut=cut)
+            call(rank, method, packs, *args, **kwargs)
             for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
         ]
-        answers = get(refs, what="the learner's log-probs", timeout_s=self._config.learner.step_timeout_s)
+        answers = get(refs, what=what, timeout_s=self._config.learner.step_timeout_s)
 
         # Each micro-batch comes back as one flat list: cut it into groups and completions again.
         by_group: dict[int, list[tuple[float, ...]]] = {}
@@ -267,14 +305,25 @@ class LearnerGroup:
 
     @staticmethod
     def _packs(
-        scored: Sequence[ScoredGroup], dealt: tuple[tuple[Microbatch, ...], ...], term: LossTerm | None = None
+        scored: Sequence[ScoredGroup],
+        dealt: tuple[tuple[Microbatch, ...], ...],
+        term: LossTerm | None = None,
+        compared: Mapping[str, tuple[float, ...]] | None = None,
     ) -> list[list[RankPack]]:
-        """Return the packs of each rank, as they are sent to it."""
+        """Return the packs of each rank, as they are sent to it.
+
+        Args:
+            compared: advantages of the groups by prompt id, if they are learned from as sampled ones.
+        """
         slim = [without_picture(group) for group in scored]
-        return [
-            [RankPack(groups=tuple(slim[i] for i in micro.groups), real=micro.real, term=term) for micro in micros]
-            for micros in dealt
-        ]
+
+        def pack(micro: Microbatch) -> RankPack:
+            groups = tuple(slim[index] for index in micro.groups)
+            sampled = term is not None and term.sampled and compared is not None
+            advantages = tuple(compared[one.prompt.id] for one in groups) if sampled and compared else None
+            return RankPack(groups=groups, real=micro.real, term=term, advantages=advantages)
+
+        return [[pack(micro) for micro in micros] for micros in dealt]
 
 
 def _list_errors(reports: Sequence[WriteReport]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from common.types import ScoredGroup
 
@@ -30,6 +31,13 @@ class Microbatch:
 
     groups: tuple[int, ...]  # indices into the groups of the step, rising
     real: bool  # False: a filler with weight 0, which keeps the rank in step with the others
+
+
+def divide(scored: Sequence[ScoredGroup], parts: int) -> list[Sequence[ScoredGroup]]:
+    """Divide the groups of a step into at most so many parts of nearly equal size, in order: 7 by 3 into 3, 2 and 2."""
+    parts = min(parts, len(scored))
+    edges = [-(-len(scored) * part // parts) for part in range(parts + 1)]
+    return [scored[first:last] for first, last in pairwise(edges)]
 
 
 def count_positions(scored: ScoredGroup) -> int:

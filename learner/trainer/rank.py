@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from common.config.schema import Config
-from common.errors import LearnerError
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
-from common.models.families import family_of
 from common.object_store import fetch_features, share_features
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
@@ -28,17 +23,14 @@ from common.types import ImageFeatures, SharedFeatures, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
 from learner.model.logprobs import packed_logprobs
-from learner.model.lora import add_adapters, export_adapter, switch_off_adapters
-from learner.model.pack import Pack, build_pack
-from learner.model.rows import build_rows
+from learner.model.lora import add_adapters, export_adapter
 from learner.model.vision_features import compute_features
-from learner.objective import LOSSES
-from learner.trainer.loss_terms import LossTerm
+from learner.objective.records import Coefficients
+from learner.trainer.learning_step import LearningStep
 from learner.trainer.rank_files import export_rank, load_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
-from learner.trainer.rng import explain_irreproducible, make_reproducible
-from learner.trainer.schedule import learning_rate
-from learner.trainer.stats import PackStats, RankStats, add_up, measure_pack
+from learner.trainer.rng import make_reproducible
+from learner.trainer.stats import RankStats
 from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
 
 
@@ -106,7 +98,15 @@ class LearnerRank:
         self._engine = (
             zero.build_training_engine(policy, config) if self._steps else zero.build_scoring_engine(policy, config)
         )
-        self._reference = self._make_reference()
+        self._learning = LearningStep(
+            config=config,
+            engine=self._engine,
+            reference=self._make_reference(),
+            adapters=self._adapters,
+            spec=self._spec,
+            steps=self._steps,
+            tower_runs=self._tower_runs,
+        )
 
         self._gathered = zero.make_gatherer(config)
         self._source = WeightSource(
@@ -117,29 +117,15 @@ class LearnerRank:
         )
         self._sender = self._make_sender()
 
-    def step(self, packs: Sequence[RankPack]) -> RankStats:
-        """Take one optimizer step on packs, each with the loss term it belongs to.
+    def step(self, batches: Sequence[Sequence[RankPack]], coefficients: Coefficients, *, at: int) -> RankStats:
+        """Learn from batches of packs; see `learner.trainer.learning_step`.
 
-        Raises LearnerError, on every rank, when the loss or gradient is not finite, and ModelError when torch cannot
-        compute them alike at every run.
+        Args:
+            at: steps of the run so far.
         """
-        from learner.trainer import zero
-
-        at = self._engine.global_steps
-        packs = fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
-        with explain_irreproducible():
-            measured = [self._forward_backward(pack, last=k == len(packs)) for k, pack in enumerate(packs, 1)]
-        self._insist_finite(torch.stack([pack.sums for pack in measured]).isfinite().all(), at, "loss")
-        lr = learning_rate(
-            at,
-            peak=self._config.learner.lr,
-            steps=self._steps,
-            warmup_steps=self._config.learner.warmup_steps,
-            schedule=self._config.learner.schedule,
-        )
-        norm = zero.optimizer_step(self._engine, lr=lr, clip=self._config.learner.grad_clip)
-        self._insist_finite(torch.tensor(math.isfinite(norm), device=self._device), at, "gradient")
-        return add_up(measured, grad_norm=norm, lr=lr)
+        timeout_s = self._config.learner.step_timeout_s
+        fetched = [fetch_images(packs, timeout_s=timeout_s) for packs in batches]
+        return self._learning.run(fetched, coefficients, at=at)
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """Return the policy's log-prob of every completion token, one flat list a pack.
@@ -150,9 +136,13 @@ class LearnerRank:
         spec = self._spec if cut else self._spec.uncut()
         with torch.no_grad():
             return [
-                packed_logprobs(self._engine, self._build(pack), spec).logp.tolist()
+                packed_logprobs(self._engine, self._learning.build(pack), spec).logp.tolist()
                 for pack in fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
             ]
+
+    def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
+        """Return the KL of every completion token to the reference, one flat list a pack."""
+        return self._learning.measure_kl(fetch_images(packs, timeout_s=self._config.learner.step_timeout_s))
 
     def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """Return the vision tower's features of each prompt's pictures, in the object store."""
@@ -243,66 +233,6 @@ class LearnerRank:
     def _nccl(self) -> NcclSender:
         assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
         return self._sender
-
-    def _build(self, pack: RankPack) -> Pack:
-        """Return the tensors of a pack: prompts shared where the family allows it."""
-        model = self._engine.module
-        build = build_pack if family_of(model.config).shared_prefix else build_rows
-        return build(
-            pack.groups,
-            model,
-            banned=self._spec.banned,
-            tower_runs=self._tower_runs,
-            reward=self._config.reward,
-        )
-
-    def _spec_of(self, term: LossTerm) -> ScoringSpec:
-        """Return the distribution that a loss is about.
-
-        Given answers are never cut. A likelihood (sft) is the model's own, whatever the temperature of sampling.
-        """
-        if term.sampled:
-            return self._spec
-        uncut = self._spec.uncut()
-        return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
-
-    def _forward_backward(self, rank_pack: RankPack, *, last: bool) -> PackStats:
-        """Add the gradient of a pack and return its figures, all 0 where it is a filler."""
-        pack, term, learner = self._build(rank_pack), rank_pack.term, self._config.learner
-        assert term is not None, "a pack to learn from has a loss"
-
-        # Log-probs of policy and reference, on one support.
-        spec = self._spec_of(term)
-        scores = packed_logprobs(self._engine, pack, spec)
-        ref_logp = None
-        if self._reference is not None:
-            with torch.no_grad(), switch_off_adapters(self._adapters):
-                ref_logp = packed_logprobs(self._reference, pack, spec, kept=scores.kept).logp
-
-        # This pack's share of the loss of the step.
-        counts = {"sequences": term.sequences, "groups": term.groups}
-        outputs = LOSSES[term.loss](pack.inputs(scores.logp, ref_logp, **counts, beta=learner.beta))
-        loss, kl = outputs.loss * term.share, outputs.kl * term.share
-
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
-        if not last:
-            self._engine.step()  # only counts
-
-        return measure_pack(
-            pack, scores, loss.detach(), kl, groups=rank_pack.groups, given=not term.sampled, counts=rank_pack.real
-        )
-
-    def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
-        """Raise LearnerError on every rank unless `finite` holds on all of them."""
-        worst = (~finite).to(torch.int32)
-        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        if worst:
-            raise LearnerError(
-                f"the {what} of step {step} is not a finite number; the weights cannot be trusted",
-                got=f"rank {self._rank} of {self._config.learner.ranks}: {'finite' if finite else 'not finite'}",
-                remedy="resume from the last checkpoint with a lower learner.lr",
-            )
 
 
 def _own_address() -> str:

@@ -17,6 +17,7 @@ class RankPack:
     groups: tuple[ScoredGroup, ...]
     real: bool  # False: a filler with weight 0, which keeps the ranks in step
     term: LossTerm | None = None  # the loss they train; None: they are only scored
+    advantages: tuple[tuple[float, ...], ...] | None = None  # (G,) of each group; None: they are only scored
 
 
 def without_picture(scored: ScoredGroup) -> ScoredGroup:

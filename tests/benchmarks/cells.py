@@ -61,7 +61,7 @@ def shared(model: Any, groups: Sequence[ScoredGroup]) -> None:
 
 def naive(model: Any, scored: ScoredGroup, *, tokens_per_pass: int = 8192) -> None:
     """The same of whole rows, as many a pass as `tokens_per_pass` holds: that bounds memory, not arithmetic."""
-    from learner.objective import advantages
+    from learner.objective.advantages import advantages
 
     advantage = advantages(torch.tensor(scored.rewards)).to(model.device)
     length = len(scored.prompt.token_ids) + len(scored.group.completions[0].token_ids)

@@ -93,6 +93,7 @@ def predicted(config: Config) -> dict[str, float]:
 
 def measured(config: Config) -> dict[str, float]:
     """MiB that a real rank took, over three steps of two packs."""
+    from learner.objective.records import Coefficients
     from learner.trainer import rank as ranks
     from learner.trainer import zero
     from learner.trainer.loss_terms import split_by_loss
@@ -105,7 +106,7 @@ def measured(config: Config) -> dict[str, float]:
     )
     scored = group(Cell(GROUP, PROMPT, LENGTH))
     rank.start(rank.open_store())
-    ((term, _),) = split_by_loss([scored, scored], config.loss)
+    ((term, _),) = split_by_loss([scored, scored], config.loss, config.objective)
     pack = RankPack(groups=(featured(rank, scored),), real=True, term=term)
     update = zero.optimizer_step
     seen: dict[str, float] = {}
@@ -124,7 +125,7 @@ def measured(config: Config) -> dict[str, float]:
         gc.collect()
         held = resident()
         forget_peak()
-        rank.step([pack, pack])
+        rank.step([[pack, pack]], Coefficients.of(config), at=0)
         highest = max(highest, seen["peak"], seen["update"])
     gradients = max(0.0, seen["ready"] - held)
     return {

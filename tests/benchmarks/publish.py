@@ -41,7 +41,7 @@ def rollcall(name: str, *, repeats: int) -> dict[str, float]:
     with w1.running(what) as run:
         prompts = next(batches(what, what.model.encoder))[:2]
         for version in range(1, repeats + 2):
-            run.learner.step(_learnable(run, prompts, version))
+            run.learner.step(_learnable(run, prompts, version), at=version)
             manifests: list[Any] = []
             send.append(seconds(lambda v=version, m=manifests: m.append(run.learner.publish(v))))  # type: ignore[misc]
             receive.append(seconds(lambda m=manifests: run.fleet.load(m[0])))  # type: ignore[misc]

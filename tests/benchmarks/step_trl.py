@@ -159,7 +159,8 @@ def _gradient_error(trainer: Any, inputs: Any) -> float:
     from learner.model.load import load_model
     from learner.model.logprobs import packed_logprobs
     from learner.model.pack import build_pack
-    from learner.objective import LOSSES
+    from learner.objective.losses import LOSSES
+    from learner.objective.records import Coefficients, StepCounts
 
     config: Config = inputs.config
     caught = trainer.caught
@@ -169,7 +170,8 @@ def _gradient_error(trainer: Any, inputs: Any) -> float:
     scores = packed_logprobs(policy, pack, ScoringSpec())
     with torch.no_grad():
         ref_logp = packed_logprobs(reference, pack, ScoringSpec()).logp
-    loss = LOSSES["grpo"](pack.inputs(scores.logp, ref_logp, sequences=w1.P * w1.G, groups=w1.P, beta=w1.BETA)).loss
+    counts = StepCounts(sequences=w1.P * w1.G, groups=w1.P, tokens=len(pack.row))
+    loss = LOSSES["grpo"](pack.inputs(scores.logp, ref_logp, step=counts, coefficients=Coefficients(beta=w1.BETA))).loss
     loss.backward()
     found = {name: one.grad for name, one in policy.named_parameters()}
     apart = sum(

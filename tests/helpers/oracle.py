@@ -74,25 +74,90 @@ def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: Scorin
     return torch.stack(rows).mean()
 
 
-def exact_loss(
-    model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float, normalised: bool
+def policy_loss(
+    model: Any,
+    reference: Any,
+    groups: Sequence[ScoredGroup],
+    spec: ScoringSpec,
+    *,
+    beta: float,
+    name: str,
+    old: Sequence[Tensor],
 ) -> Tensor:
-    """Expected reward and KL over the listed completions by brute force; `normalised` as with one more answer for all
-    that is not listed, which earns what the worst of the list does."""
+    """The loss `name` over all groups, one row at a time, with the default clip of 0.2 on both sides.
+
+    Args:
+        old: (C,) log-probs of each row before the step began.
+    """
+    rows, before = [], iter(old)
+    for scored in groups:
+        rewards = np.array(scored.rewards, dtype=np.float32)
+        scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        for index, advantage in enumerate(scaled.tolist()):
+            lp, ref, _ = row_logprobs(model, reference, scored, index, spec)
+            kl = (ref - lp).exp() - (ref - lp) - 1
+            rows.append(beta * kl.mean() - _gain(name, lp, next(before), advantage))
+    return torch.stack(rows).mean()
+
+
+def _gain(name: str, lp: Tensor, old: Tensor, advantage: float) -> Tensor:
+    """What one row of (C,) log-probs gains under a surrogate, written as its paper does."""
+
+    def clipped(ratio: Tensor) -> Tensor:
+        return torch.stack([min(one * advantage, one.clamp(0.8, 1.2) * advantage) for one in ratio.reshape(-1)]).mean()
+
+    if name == "grpo":
+        return clipped((lp - old).exp())
+    if name == "gspo":
+        return clipped((lp.sum() / len(lp) - old.sum() / len(lp)).exp())
+    if name == "gspo_token":  # the value of gspo, each token with its own gradient
+        ratio = ((lp - old).detach().sum() / len(lp)).exp()
+        return clipped(ratio * lp.exp() / lp.detach().exp())
+    if name == "gmpo":
+        logs = [one.clamp(max=0.2) if advantage > 0 else one.clamp(min=-0.2) for one in lp - old]
+        return advantage * torch.stack(logs).exp().prod() ** (1 / len(lp))
+    if name == "rloo":
+        return clipped(lp.exp().prod() / old.exp().prod())
+    if name == "cispo":
+        return (((lp - old).exp().clamp(0.8, 1.2)).detach() * advantage * lp).mean()
+    if name == "sapo":
+        heat = 1.0 if advantage > 0 else 1.05
+        return (4 / heat / (1 + (-heat * ((lp - old).exp() - 1)).exp()) * advantage).mean()
+    raise ValueError(name)
+
+
+def all_logprobs(model: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec) -> list[Tensor]:
+    """(C,) log-probs of every row, without graph."""
+    with torch.no_grad():
+        return [
+            row_logprobs(model, model, scored, index, spec)[0]
+            for scored in groups
+            for index in range(len(scored.rewards))
+        ]
+
+
+def exact_loss(
+    model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float, name: str
+) -> Tensor:
+    """Expected reward and KL over the listed completions by brute force; but for `exact_raw` with one more answer for
+    all that is not listed, which earns what the worst of the list does, and a baseline over all of them."""
     losses = []
     for scored in groups:
         rows = [row_logprobs(model, reference, scored, index, spec) for index in range(len(scored.rewards))]
         share = torch.stack([policy.sum() for policy, _, _ in rows]).exp()
         ref = torch.stack([ref.sum() for _, ref, _ in rows]).exp()
-        worth = torch.tensor(scored.rewards)
-        if normalised:
-            shares, rewards = share.detach().double(), worth.double()
-            shares, rewards = torch.cat([shares, 1 - shares.sum()[None]]), torch.cat([rewards, rewards.min()[None]])
-            mean = (shares * rewards).sum()
-            std = (shares * (rewards - mean) ** 2).sum().sqrt()
-            worth = ((rewards - mean) / (std + 1e-4))[:-1].float()
+        rewards = torch.tensor(scored.rewards)
+        gain = (share * rewards).sum()
+        if name != "exact_raw":
+            shares, rewards = torch.cat([share, 1 - share.sum()[None]]), torch.cat([rewards, rewards.min()[None]])
+            known = shares.detach().double()
+            mean = (known * rewards).sum()
+            std = (known * (rewards - mean) ** 2).sum().sqrt()
+            gain = (shares * (rewards - mean).float()).sum() / (std.float() + 1e-4)
+            if name == "exact_log":
+                gain = (shares * (rewards - rewards.min())).sum().log()
         kl = (share * (share / ref).log() - share + ref).sum()
-        losses.append(beta * kl - (share * worth).sum())
+        losses.append(beta * kl - gain)
     return torch.stack(losses).mean()
 
 

@@ -77,7 +77,7 @@ def test_a_checkpoint_and_a_report(tmp_path: Path, umask: int, capsys: pytest.Ca
         with output.open("rank0/weights") as file:
             file.write(b"weights")
         draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-        draft.own = write_state(draft.place, DriverState(step=1, config=Config(), stream={}, counts={}))
+        draft.own = write_state(draft.place, DriverState(step=1, config=Config(), stream={}, counts={}, control={}))
     append_jsonl(run / "events.jsonl", {"kind": "start"})
     assert report.main([str(run)]) == 0
     assert_modes(run, umask)

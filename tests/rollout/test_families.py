@@ -15,7 +15,9 @@ from learner.model.attention import install
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
-from learner.objective import grpo_loss
+from learner.objective.losses import LOSSES
+from learner.objective.records import CLS_RL, Coefficients
+from learner.trainer.loss_terms import count_step
 from rollout.requests import request
 from rollout.spec import engine_spec
 from tests.helpers.models import Architecture, build_random_model
@@ -79,8 +81,8 @@ def learn(policy: Policy, groups: Sequence[ScoredGroup]) -> list[float]:
     for _ in range(5):
         pack = build_pack(groups, policy.model, banned=policy.banned)
         scores = packed_logprobs(policy.model, pack, ScoringSpec(banned=policy.banned))
-        record = pack.inputs(scores.logp, None, sequences=len(pack.advantage), groups=len(groups), beta=0.0)
-        loss = grpo_loss(record).loss
+        record = pack.inputs(scores.logp, None, step=count_step(groups, CLS_RL), coefficients=Coefficients(beta=0.0))
+        loss = LOSSES["grpo"](record).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,6 +11,7 @@ import pytest
 from common.command import Grace, Terminated
 from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
+from learner.driver.control.steering import Steering
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
 from learner.storage.checkpoint import DriverState
@@ -64,6 +65,7 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
         checkpoints=nothing,
         profiler=nothing,
         grace=Grace(9.0),
+        steering=Steering(config),
     )
     return made, engines, recorded
 
@@ -150,7 +152,7 @@ def stopped_run(error: BaseException | None = None) -> tuple[Run, Saves]:
         "Any", SimpleNamespace(event=saves.event, history=SimpleNamespace(find_measure=lambda *_: None))
     )
     made.version = 3
-    made.whole = DriverState(step=3, config=made.config, stream={}, counts={})
+    made.whole = DriverState(step=3, config=made.config, stream={}, counts={}, control={})
     return made, saves
 
 

@@ -23,8 +23,8 @@ def record(
     groups: Sequence[ScoredGroup], probabilities: Mapping[str, tuple[float, ...]], config: Config = DEFAULT
 ) -> StepRecord:
     figures: Any = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
-    gaps: Any = {"logprob_gap_mean": 0.0, "logprob_gap_max": 0.0, "gaps": {}}
-    result = StepResult(**figures, **gaps, tokens=9, probabilities=probabilities)
+    gaps: Any = dict.fromkeys(("logprob_gap_mean", "logprob_gap_max", "engine_kl", "corrected_share"), 0.0)
+    result = StepResult(**figures, **gaps, effective_share=1.0, gaps={}, tokens=9, probabilities=probabilities)
     return make_step_record(
         3,
         groups,

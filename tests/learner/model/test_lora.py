@@ -17,7 +17,9 @@ from learner.model.last_layer import shorten
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters, export_adapter, switch_off_adapters
 from learner.model.pack import build_pack
-from learner.objective import LOSSES
+from learner.objective.losses import LOSSES
+from learner.objective.records import CLS_RL, Coefficients
+from learner.trainer.loss_terms import count_step
 from learner.trainer.weights import WeightSource
 from tests.helpers import oracle, tiny
 
@@ -77,8 +79,9 @@ def test_gradient_and_kl_are_the_naive_ones(checkpointed: bool) -> None:
     scores = packed_logprobs(model, pack, SPEC)
     with torch.no_grad(), switch_off_adapters(layers):
         reference = packed_logprobs(model, pack, SPEC, kept=scores.kept)
-    sequences = sum(len(scored.rewards) for scored in groups)
-    record = pack.inputs(scores.logp, reference.logp, sequences=sequences, groups=len(groups), beta=0.1)
+    record = pack.inputs(
+        scores.logp, reference.logp, step=count_step(groups, CLS_RL), coefficients=Coefficients(beta=0.1)
+    )
     torch.autograd.backward(LOSSES["grpo"](record).loss)
     torch.autograd.backward(oracle.loss(twin, base(), groups, SPEC, beta=0.1))
     assert oracle.relative_error(oracle.gradient(model), oracle.gradient(twin)) < 1e-5

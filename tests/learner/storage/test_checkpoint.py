@@ -24,6 +24,7 @@ def state(step: int) -> DriverState:
         config=CONFIG,
         stream={"epoch": 1, "position": 7, "order": [3, 1, 2]},
         counts={"dispatched": 64, "trained": 63, "dropped": 1},
+        control={"steering": {"beta": 0.04, "below_floor": 0.0}},
     )
 
 

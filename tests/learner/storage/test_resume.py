@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
     """A run with checkpoints of steps 5 and 10."""
     store = CheckpointFolder(tmp_path / "run/checkpoints", keep=5)
     for step in (5, 10):
-        state = DriverState(step=step, config=CONFIG, stream={}, counts={})
+        state = DriverState(step=step, config=CONFIG, stream={}, counts={}, control={})
         with store.write_checkpoint(step, estimate=0) as draft:
             output = open_output(draft.place)
             with output.open("rank-0.pt") as file:
@@ -71,7 +71,9 @@ def test_code_in_a_file_is_refused_before_anything_starts(tmp_path: Path) -> Non
             with output.open("rank-0.pt") as out:
                 out.write(file.read_bytes())
             draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-            draft.own = write_state(draft.place, DriverState(step=step, config=CONFIG, stream={}, counts={}))
+            draft.own = write_state(
+                draft.place, DriverState(step=step, config=CONFIG, stream={}, counts={}, control={})
+            )
     assert resumed_step(tmp_path / "run", str(tmp_path / "run/checkpoints/step-000005")) == 5
     for resume in ("auto", str(tmp_path / "run/checkpoints/step-000010")):
         with pytest.raises(CheckpointError, match=r"step-000010/rank-0\.pt .*cannot be used\n.*posix\.mkdir"):

@@ -69,7 +69,7 @@ def save(store: CheckpointStore, step: int, *, score: float | None = None, weigh
                 file.write(weights)
             reports.append(WriteReport(by=f"rank {rank}", files=tuple(output.files)))
         draft.reports = reports
-        draft.own = write_state(draft.place, DriverState(step=step, config=Config(), stream={}, counts={}))
+        draft.own = write_state(draft.place, DriverState(step=step, config=Config(), stream={}, counts={}, control={}))
 
 
 def names(place: BucketFolder) -> list[str]:

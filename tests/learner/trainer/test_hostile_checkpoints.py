@@ -40,7 +40,7 @@ def test_code_in_any_file_of_a_checkpoint_is_refused(
         config = config.model_copy(update={"lora": LORA})
     sound, marker = tmp_path / "sound", tmp_path / "marker"
     with opened(config) as group:
-        group.step(batch(0))
+        group.step(batch(0), at=0)
         group.save(sound)
         files = sorted(file.relative_to(sound) for file in sound.rglob("*") if file.is_file())
         assert len(files) == (3 if stage else 2), "another file, which needs a look"

@@ -21,7 +21,10 @@ from common.config.schema import RewardConfig
 from common.types import ScoredGroup
 from learner.model.pack import build_pack
 from learner.model.rows import build_rows
-from learner.objective import LOSSES, LossInputs, advantages, group_advantages, grpo_loss, is_zero_std, kl_k3
+from learner.objective.advantages import SUMMED, advantages, is_zero_std, step_advantages
+from learner.objective.kl import k3
+from learner.objective.losses import LOSSES
+from learner.objective.records import Coefficients, LossInputs, StepCounts
 from learner.trainer.schedule import learning_rate
 from tests.helpers import tiny
 
@@ -37,19 +40,28 @@ def inputs(
     group: list[int] | None = None,
     reward: list[float] | None = None,
     groups: int = 1,
+    tokens: int | None = None,
+    old_logp: Tensor | None = None,
 ) -> LossInputs:
     return LossInputs(
         logp=logp,
+        old_logp=old_logp,
         ref_logp=ref_logp,
         engine_logp=logp.detach(),
+        entropy=None,
         row=torch.tensor(row),
         group=torch.tensor(group or [0] * len(advantage)),
         reward=torch.tensor(reward or advantage, dtype=logp.dtype),
         advantage=torch.tensor(advantage),
-        sequences=sequences or len(advantage),
-        groups=groups,
-        beta=beta,
+        truncated=torch.zeros(len(advantage), dtype=torch.bool),
+        step=StepCounts(sequences=sequences or len(advantage), groups=groups, tokens=tokens or len(logp)),
+        coefficients=Coefficients(beta=beta),
     )
+
+
+def group_advantages(group: ScoredGroup, reward: RewardConfig = SUMMED) -> Tensor:
+    """Those of a step of one group."""
+    return step_advantages([group], "group", reward)[0]
 
 
 def by_formula(rewards: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -161,15 +173,17 @@ def test_a_function_of_weight_zero_teaches_nothing() -> None:
 def test_law_3_advantages_are_a_groups_own_however_it_is_packed() -> None:
     groups = [scored([1, 0, 0, 1], [1, 1, 0, 1]), scored([0, 0, 1], [0.25, 1, 0]), scored([1, 1], [1, 1])]
     model = tiny.model()
+    compared = [own.tolist() for own in step_advantages(groups, "group", SEPARATE)]
+    parts = (slice(0, 3), slice(0, 1), slice(1, 3))
     for build in (build_pack, build_rows):
-        packs = [build(own, model, banned=(), reward=SEPARATE) for own in (groups, groups[:1], groups[1:])]
+        packs = [build(groups[own], model, banned=(), advantages=compared[own]) for own in parts]
         assert torch.equal(packs[0].advantage, torch.cat([packs[1].advantage, packs[2].advantage]))
         assert torch.equal(packs[0].advantage, torch.cat([group_advantages(g, SEPARATE) for g in groups]))
 
 
 @pytest.mark.parametrize(("policy", "reference"), [(-1.0, -1.0), (-1.0, -2.0), (-3.0, -0.5), (-0.1, -9.0)])
 def test_k3_is_never_negative_and_zero_only_where_equal(policy: float, reference: float) -> None:
-    found = kl_k3(torch.tensor([policy]), torch.tensor([reference]))
+    found = k3(torch.tensor([policy]), torch.tensor([reference]))
     np.testing.assert_allclose(found, [np.exp(reference - policy) - (reference - policy) - 1], rtol=1e-6)
     assert (found > 0) == (policy != reference)
 
@@ -179,7 +193,7 @@ def test_k3_is_never_negative_and_zero_only_where_equal(policy: float, reference
 def test_k3_of_neighbours_is_off_by_rounding_alone(policy: float, apart: float) -> None:
     logp, reference = torch.tensor([policy]), torch.tensor([policy]) + apart
     gap = float(reference.double() - logp.double())
-    np.testing.assert_allclose(kl_k3(logp, reference), [np.expm1(gap) - gap], rtol=0, atol=2e-7)
+    np.testing.assert_allclose(k3(logp, reference), [np.expm1(gap) - gap], rtol=0, atol=2e-7)
 
 
 def test_loss_and_gradient_by_hand() -> None:
@@ -193,7 +207,7 @@ def test_loss_and_gradient_by_hand() -> None:
 
     logp = torch.tensor(policy, dtype=torch.float32, requires_grad=True)
     ref_logp = torch.tensor(reference, dtype=torch.float32)
-    found = grpo_loss(inputs(logp, ref_logp=ref_logp, row=row.tolist(), advantage=advantage, beta=beta))
+    found = LOSSES["grpo"](inputs(logp, ref_logp=ref_logp, row=row.tolist(), advantage=advantage, beta=beta))
     torch.autograd.backward(found.loss)
     np.testing.assert_allclose(found.loss.item(), wanted, rtol=1e-6)
     assert logp.grad is not None
@@ -202,6 +216,7 @@ def test_loss_and_gradient_by_hand() -> None:
     assert not found.kl.requires_grad
 
 
+EXACT = [name for name in LOSSES if name.startswith("exact_")]
 LIST = {"logp": [-0.5, -1.0, -0.7, -2.5, -0.9, -0.1, -1.1], "ref": [-0.6, -0.8, -0.9, -2.0, -1.2, -0.3, -0.9]}
 ROWS, OWN, REWARD = [0, 0, 1, 2, 3, 3, 4], [0, 0, 0, 1, 1], [1.0, 0.0, 0.25, 0.0, 2.0]
 
@@ -216,19 +231,19 @@ def leaf() -> Tensor:
     return torch.tensor(LIST["logp"], requires_grad=True)
 
 
-def worth_by_hand(share: dict[int, float], own: list[int]) -> dict[int, float]:
-    """Rewards of a list and of all else, less their mean over their deviation: what is not listed is one more answer,
-    as bad as the worst that is."""
+def worth_by_hand(name: str, share: dict[int, float], own: list[int]) -> dict[int, float]:
+    """What the probability of each answer of a list is worth: what is not listed is as bad as the worst that is."""
     shares = [*(share[one] for one in own), 1 - sum(share[one] for one in own)]
     rewards = np.array([*(REWARD[one] for one in own), min(REWARD[one] for one in own)])
-    mean = np.average(rewards, weights=shares)
+    mean, least = np.average(rewards, weights=shares), rewards.min()
     std = np.sqrt(np.average((rewards - mean) ** 2, weights=shares))
-    return {one: (REWARD[one] - mean) / (std + 1e-4) for one in own}
+    scale = {"exact_raw": 1.0, "exact_arcsine": std + 1e-4, "exact_log": mean - least}[name]
+    return {one: (REWARD[one] - (0 if name == "exact_raw" else least)) / scale for one in own}
 
 
-@pytest.mark.parametrize("name", ["exact_raw", "exact_normalised"])
+@pytest.mark.parametrize("name", EXACT)
 def test_exact_losses_by_hand(name: str) -> None:
-    """Of the normalised one the gradient tells: mean and deviation are not differentiated."""
+    """The gradient tells: the scale of the rewards is not differentiated."""
     logp = leaf()
     found = LOSSES[name](listed(logp))
     torch.autograd.backward(found.loss)
@@ -236,12 +251,11 @@ def test_exact_losses_by_hand(name: str) -> None:
     lp = {row: sum(LIST["logp"][t] for t in tokens) for row, tokens in own.items()}
     ref = {row: sum(LIST["ref"][t] for t in tokens) for row, tokens in own.items()}
     share = {row: float(np.exp(value)) for row, value in lp.items()}
-    worth = dict(enumerate(REWARD))
-    if name == "exact_normalised":
-        worth = worth_by_hand(share, [0, 1, 2]) | worth_by_hand(share, [3, 4])
+    worth = worth_by_hand(name, share, [0, 1, 2]) | worth_by_hand(name, share, [3, 4])
     kl = sum(share[row] * (lp[row] - ref[row]) - share[row] + np.exp(ref[row]) for row in own) / 2
     assert found.kl.item() == pytest.approx(kl)
-    assert found.loss.item() == pytest.approx(0.3 * kl - sum(share[row] * worth[row] for row in own) / 2)
+    if name != "exact_log":
+        assert found.loss.item() == pytest.approx(0.3 * kl - sum(share[row] * worth[row] for row in own) / 2)
     wanted = [share[row] * (0.3 * (lp[row] - ref[row]) - worth[row]) / 2 for row in ROWS]
     assert logp.grad is not None
     np.testing.assert_allclose(logp.grad, wanted, rtol=1e-5)
@@ -249,18 +263,19 @@ def test_exact_losses_by_hand(name: str) -> None:
 
 @settings(deadline=None)
 @given(st.floats(-100, 100, width=32))
-def test_a_constant_added_to_all_rewards_teaches_nothing_where_they_are_normalised(constant: float) -> None:
-    gradients = []
-    for more in (0.0, constant):
-        logp = leaf()
-        torch.autograd.backward(LOSSES["exact_normalised"](listed(logp, reward=[one + more for one in REWARD])).loss)
-        gradients.append(logp.grad)
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)  # 100.25 is off by 4e-6 in float32
+def test_a_constant_added_to_all_rewards_teaches_nothing_but_under_raw(constant: float) -> None:
+    for name in ("exact_arcsine", "exact_log"):
+        gradients = []
+        for more in (0.0, constant):
+            logp = leaf()
+            torch.autograd.backward(LOSSES[name](listed(logp, reward=[one + more for one in REWARD])).loss)
+            gradients.append(logp.grad)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)  # 100.25 is off by 4e-6 in float32
 
 
 def test_the_worked_example_of_the_exact_losses() -> None:
     """As their docstrings have it: "cat" and "dog", of one token each, and 0.2 for all else."""
-    wanted = {"exact_raw": [-0.5, 0.0], "exact_normalised": [-0.5, 0.3]}
+    wanted = {"exact_raw": [-0.5, 0.0], "exact_arcsine": [-1.0, 0.0], "exact_log": [-1.0, 0.0]}
     for name, gradient in wanted.items():
         logp = torch.tensor([0.5, 0.3]).log().requires_grad_()
         record = inputs(logp, ref_logp=None, row=[0, 1], advantage=[0.0, 0.0], beta=0.0, reward=[1.0, 0.0])
@@ -295,7 +310,7 @@ def test_shares_of_packs_add_up(name: str) -> None:
     whole = LOSSES[name](
         inputs(logp, ref_logp=reference, row=row, advantage=advantage, beta=0.3, group=group, groups=2)
     )
-    step: dict[str, Any] = {"beta": 0.3, "sequences": 3, "groups": 2}
+    step: dict[str, Any] = {"beta": 0.3, "sequences": 3, "groups": 2, "tokens": 7}
     first = LOSSES[name](
         inputs(logp[:6], ref_logp=reference[:6], row=row[:6], advantage=advantage[:2], group=group[:2], **step)
     )

@@ -1,0 +1,69 @@
+"""Weights that correct for the distance between the log-probs a token was sampled with and the learner's own.
+
+An engine in bfloat16, or one that samples with older weights, draws from another policy than the learner holds. The
+weight of a token is w = exp(old_logp - engine_logp); where both agree it is 1, and nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.objective.records import LossInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrected:
+    """The weights of a pack, and how much of it they touched."""
+
+    weight: Tensor  # (N,) without graph
+    touched: Tensor  # (N,) bool: truncated or masked
+
+
+def correct(inputs: LossInputs) -> Corrected:
+    """Return the weights that `objective.correction` asks for.
+
+    With `low` 0.5 and `high` 2, tokens of w = (0.4, 1, 3) get: truncate (0.4, 1, 2), mask (0, 1, 0).
+    """
+    objective = inputs.objective
+    w = WEIGHTS[objective.correction_level](inputs).detach()
+    over, under = w > objective.correction_high, w < objective.correction_low
+    if objective.correction == "truncate":
+        return Corrected(weight=w.clamp(max=objective.correction_high), touched=over)
+    return Corrected(weight=w.masked_fill(over | under, 0.0), touched=over | under)
+
+
+def weigh_tokens(inputs: LossInputs) -> Tensor:
+    """Return the (N,) weight of each token by itself (TIS; Yao et al. 2025)."""
+    return torch.exp(inputs.anchor - inputs.engine_logp)
+
+
+def weigh_sequences(inputs: LossInputs) -> Tensor:
+    """Return for each token the weight of its whole completion, the product over its tokens: unbiased, and wide."""
+    return torch.exp(inputs.sum_rows(inputs.anchor - inputs.engine_logp))[inputs.row]
+
+
+def weigh_means(inputs: LossInputs) -> Tensor:
+    """Return for each token the geometric mean of its completion's weights, which does not grow with length."""
+    return torch.exp(inputs.mean_rows(inputs.anchor - inputs.engine_logp))[inputs.row]
+
+
+WEIGHTS: dict[str, Callable[[LossInputs], Tensor]] = {
+    "token": weigh_tokens,
+    "sequence": weigh_sequences,
+    "mean": weigh_means,
+}
+
+
+def keep_near(inputs: LossInputs, furthest: float) -> Tensor:
+    """Say of each token whether it is kept: not those of completions worse than their group that the policy left.
+
+    A completion of advantage below 0 is left out where the mean of engine_logp - logp is above `furthest`.
+
+    Source: off-policy sequence masking, DeepSeek-AI 2025, arXiv:2512.02556.
+    """
+    left = inputs.mean_rows(inputs.engine_logp - inputs.logp.detach()) > furthest
+    return ~(left & (inputs.advantage < 0))[inputs.row]

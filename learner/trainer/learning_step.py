@@ -1,0 +1,188 @@
+"""One step of learning on one rank: forward and backward of its packs, and the optimizer steps of the objective.
+
+A step has `objective.minibatches` batches and goes over them `objective.updates` times; each time an optimizer step.
+The first look at a pack leaves the log-probs of the policy before the first update, and of the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config.objective import ObjectiveConfig
+from common.config.schema import Config
+from common.errors import LearnerError
+from common.models.families import family_of
+from learner.model.head import ScoringSpec
+from learner.model.logprobs import packed_logprobs
+from learner.model.lora import switch_off_adapters
+from learner.model.pack import Pack, build_pack
+from learner.model.rows import build_rows
+from learner.objective.kl import KL
+from learner.objective.losses import LOSSES
+from learner.objective.records import Coefficients
+from learner.trainer.loss_terms import LossTerm
+from learner.trainer.rank_pack import RankPack
+from learner.trainer.rng import explain_irreproducible
+from learner.trainer.schedule import learning_rate
+from learner.trainer.stats import PackStats, RankStats, add_up, average_updates, measure_pack
+
+
+@dataclass(slots=True)
+class FirstLook:
+    """What the first forward of a pack leaves for later updates of the same step; None before it."""
+
+    old_logp: Tensor | None = None  # (N,)
+    ref_logp: Tensor | None = None  # (N,)
+    kept: Tensor | None = None  # (N, V) bool: the support that top-k and top-p left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningStep:
+    """The models of one rank, and how it learns."""
+
+    config: Config
+    engine: Any  # DeepSpeed's, around the policy
+    reference: Any | None  # None: no KL. The engine itself, whose adapters are off, where it has some
+    adapters: Mapping[str, Any]
+    spec: ScoringSpec  # the distribution that engines sample from
+    steps: int  # of the whole run
+    tower_runs: bool  # prompts come with pixels
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """The settings of the losses, `auto` decided."""
+        return self.config.objective.model_copy(update={"correction": self.config.correction})
+
+    def run(self, batches: Sequence[Sequence[RankPack]], coefficients: Coefficients, *, at: int) -> RankStats:
+        """Take an optimizer step on each batch of packs, and all of them `objective.updates` times.
+
+        Args:
+            at: steps of the run so far, which say the learning rate.
+
+        Raises LearnerError, on every rank, when the loss or gradient is not finite, and ModelError when torch cannot
+        compute them alike at every run.
+        """
+        looks = [[FirstLook() for _ in packs] for packs in batches]
+        with explain_irreproducible():
+            if len(batches) > 1:  # later batches meet a policy that earlier ones have changed
+                self._look_ahead([*chain.from_iterable(batches)], [*chain.from_iterable(looks)])
+            done = [
+                self._update(packs, own, coefficients, at)
+                for _ in range(self.config.objective.updates)
+                for packs, own in zip(batches, looks, strict=True)
+            ]
+        return average_updates(done)
+
+    def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
+        """Return the KL of every completion token to the reference, one flat list a pack."""
+        found = []
+        for rank_pack in packs:
+            pack = self.build(rank_pack)
+            with torch.no_grad():
+                scores = packed_logprobs(self.engine, pack, self.spec)
+                with switch_off_adapters(self.adapters):
+                    ref_logp = packed_logprobs(self.reference, pack, self.spec, kept=scores.kept).logp
+            found.append(KL[self.config.objective.kl](scores.logp, ref_logp).tolist())
+        return found
+
+    def build(self, pack: RankPack) -> Pack:
+        """Return the tensors of a pack: prompts shared where the family allows it."""
+        model = self.engine.module
+        build = build_pack if family_of(model.config).shared_prefix else build_rows
+        return build(
+            pack.groups, model, banned=self.spec.banned, tower_runs=self.tower_runs, advantages=pack.advantages
+        )
+
+    def _look_ahead(self, packs: Sequence[RankPack], looks: Sequence[FirstLook]) -> None:
+        """Note the log-probs of the policy as the step begins."""
+        with torch.no_grad():
+            for rank_pack, look in zip(packs, looks, strict=True):
+                assert rank_pack.term is not None, "a pack to learn from has a loss"
+                scores = packed_logprobs(self.engine, self.build(rank_pack), self._spec_of(rank_pack.term))
+                look.old_logp, look.kept = scores.logp, scores.kept
+
+    def _update(
+        self, packs: Sequence[RankPack], looks: Sequence[FirstLook], coefficients: Coefficients, at: int
+    ) -> RankStats:
+        """Take one optimizer step on packs."""
+        from learner.trainer import zero
+
+        measured = [
+            self._forward_backward(pack, look, coefficients, last=number == len(packs))
+            for number, (pack, look) in enumerate(zip(packs, looks, strict=True), 1)
+        ]
+        self._insist_finite(torch.stack([pack.sums for pack in measured]).isfinite().all(), at, "loss")
+        learner = self.config.learner
+        lr = learning_rate(
+            at, peak=learner.lr, steps=self.steps, warmup_steps=learner.warmup_steps, schedule=learner.schedule
+        )
+        norm = zero.optimizer_step(self.engine, lr=lr, clip=learner.grad_clip)
+        self._insist_finite(torch.tensor(math.isfinite(norm), device=measured[0].sums.device), at, "gradient")
+        return add_up(measured, grad_norm=norm, lr=lr)
+
+    def _forward_backward(
+        self, rank_pack: RankPack, look: FirstLook, coefficients: Coefficients, *, last: bool
+    ) -> PackStats:
+        """Add the gradient of a pack and return its figures, all 0 where it is a filler."""
+        pack, term, learner = self.build(rank_pack), rank_pack.term, self.config.learner
+        assert term is not None, "a pack to learn from has a loss"
+
+        # Log-probs of policy and reference, on one support.
+        spec, old_logp = self._spec_of(term), look.old_logp
+        scores = packed_logprobs(self.engine, pack, spec, kept=look.kept)
+        if look.ref_logp is None and self.reference is not None and self.config.objective.kl_in == "loss":
+            with torch.no_grad(), switch_off_adapters(self.adapters):
+                look.ref_logp = packed_logprobs(self.reference, pack, spec, kept=scores.kept).logp
+        if old_logp is None:
+            look.old_logp, look.kept = scores.logp.detach(), scores.kept
+
+        # This pack's share of the loss of the step.
+        inputs = pack.inputs(
+            scores.logp,
+            look.ref_logp,
+            old_logp=old_logp,
+            entropy=scores.entropy if coefficients.entropy_bonus and term.sampled else None,
+            step=term.counts,
+            coefficients=coefficients,
+            objective=self.objective,
+            longest=self.config.rollout.max_completion_tokens,
+        )
+        outputs = LOSSES[term.loss](inputs)
+        loss, kl = outputs.loss * term.share, outputs.kl * term.share
+
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
+        if not last:
+            self.engine.step()  # only counts
+
+        return measure_pack(
+            inputs, scores, loss.detach(), kl, groups=rank_pack.groups, given=not term.sampled, counts=rank_pack.real
+        )
+
+    def _spec_of(self, term: LossTerm) -> ScoringSpec:
+        """Return the distribution that a loss is about.
+
+        Given answers are never cut. A likelihood (sft) is the model's own, whatever the temperature of sampling.
+        """
+        if term.sampled:
+            return self.spec
+        uncut = self.spec.uncut()
+        return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
+
+    def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
+        """Raise LearnerError on every rank unless `finite` holds on all of them."""
+        worst = (~finite).to(torch.int32)
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        if worst:
+            raise LearnerError(
+                f"the {what} of step {step} is not a finite number; the weights cannot be trusted",
+                got=f"this rank, one of {self.config.learner.ranks}: {'finite' if finite else 'not finite'}",
+                remedy="resume from the last checkpoint with a lower learner.lr",
+            )

@@ -1,0 +1,99 @@
+"""The section `objective`: presets, and settings that the others leave without effect (law 8)."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from common.config.cli import dump, parse
+from common.config.objective import PRESETS, ObjectiveConfig, Preset
+from common.config.schema import Config
+from common.errors import ConfigError
+
+
+def test_every_preset_has_settings() -> None:
+    assert set(PRESETS) == set(get_args(Preset))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_printed_and_read_back(name: str, tmp_path: Any) -> None:
+    config = parse([f"objective.preset={name}"]).config
+    wanted = ObjectiveConfig().model_dump() | PRESETS[name] | {"preset": name}
+    assert config.objective.model_dump() == wanted
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump(config))
+    assert parse(["--config", str(recipe)]).config == config
+
+
+def test_a_key_beside_a_preset_holds_before_it() -> None:
+    words = ["objective.clip_high=0.5", "objective.preset=dapo"]
+    for order in (words, words[::-1]):
+        objective = parse(order).config.objective
+        assert (objective.clip_high, objective.aggregation) == (0.5, "token")
+
+
+# A key that is changed, and settings under which it has an effect and none.
+IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
+    ("gate_low", 2.0, {"objective": {"loss": "sapo"}}, {}),
+    ("gate_high", 2.0, {"objective": {"loss": "sapo"}}, {}),
+    ("clip_low", 0.3, {}, {"objective": {"loss": "sapo"}}),
+    ("clip_high", 0.3, {}, {"objective": {"loss": "sapo"}}),
+    ("dual_clip", 3.0, {}, {"objective": {"loss": "cispo"}}),
+    ("kl", "k2", {}, {"learner": {"beta": 0.0}}),
+    ("kl_in", "reward", {}, {"learner": {"beta": 0.0}}),
+    ("kl_corrected", True, {}, {"learner": {"beta": 0.0}}),
+    ("kl_corrected", True, {}, {"objective": {"kl_in": "reward"}}),
+    ("kl_target", 0.1, {}, {"learner": {"beta": 0.0}}),
+    ("kl_horizon", 500, {"objective": {"kl_target": 0.1}}, {}),
+    ("entropy_floor", 0.5, {"objective": {"entropy_bonus": 0.1}}, {}),
+    ("correction_high", 3.0, {"objective": {"correction": "mask"}}, {"objective": {"correction": "none"}}),
+    ("correction_level", "mean", {"model": {"dtype": "bfloat16"}}, {"model": {"dtype": "float32"}}),
+    ("correction_low", 0.1, {"objective": {"correction": "mask"}}, {"objective": {"correction": "truncate"}}),
+    ("loss", "gspo", {}, {"method": "exact"}),
+]
+
+
+def configure(key: str, value: Any, others: dict[str, Any]) -> Config:
+    return Config.model_validate({**others, "objective": {**others.get("objective", {}), key: value}})
+
+
+@pytest.mark.parametrize(("key", "value", "active", "idle"), IDLE)
+def test_a_key_without_effect_is_refused(key: str, value: Any, active: dict[str, Any], idle: dict[str, Any]) -> None:
+    assert getattr(configure(key, value, active).objective, key) == value
+    with pytest.raises(ValidationError, match=rf"objective\.{key} = .*it has no effect"):
+        configure(key, value, idle)
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"objective": {"minibatches": 3}}, "does not divide rollout.prompts_per_step = 16"),
+        ({"objective": {"overlong_buffer": 1024}}, "it must be shorter"),
+        ({"objective": {"overlong_buffer": 4}, "reward": {"normalise": "each"}}, "set reward.normalise to sum"),
+        ({"objective": {"kl_in": "reward"}, "reward": {"normalise": "each"}}, "set reward.normalise to sum"),
+    ],
+)
+def test_what_does_not_fit_is_refused(raw: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Config.model_validate(raw)
+
+
+def test_unknown_presets_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.preset = ppo"):
+        parse(["objective.preset=ppo"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "settled"),
+    [
+        ("float32", "auto", "none"),
+        ("bfloat16", "auto", "truncate"),
+        ("float32", "mask", "mask"),
+        ("bfloat16", "none", "none"),
+    ],
+)
+def test_what_auto_corrects(dtype: str, asked: str, settled: str) -> None:
+    config = Config.model_validate({"model": {"dtype": dtype}, "objective": {"correction": asked}})
+    assert config.correction == settled
