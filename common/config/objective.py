@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.config.sections import NonNegative, Positive, Section
+from common.config.sections import NonNegative, Positive, Scale, Section
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-AboveZero = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Scale
+NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 
 Preset = Literal[
     "grpo",
@@ -51,7 +50,7 @@ class ObjectiveConfig(Section):
     """How far the ratio to the policy that sampled may fall below 1 and still teach. 0 is no bound for cispo."""
     clip_high: AboveZero = 0.2
     """How far that ratio may rise above 1 and still teach."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[float, Field(gt=1, le=1e30)] | None = None
     """Bound on the ratio of completions worse than their group, as 3; null has none."""
     gate_high: AboveZero = 1.0
     """Temperature of sapo's gate for completions better than their group."""

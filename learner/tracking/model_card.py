@@ -13,7 +13,7 @@ from learner.tracking.records import Summary
 _FINE_TUNED = {  # by loss
     "grpo": "fine-tuned with GRPO",
     "exact_raw": "fine-tuned with the exact gradient of the expected reward over listed candidates",
-    "exact_arcsine": "fine-tuned with the exact gradient that GRPO has with endless samples, over listed candidates",
+    "exact_arcsine": "fine-tuned with the exact gradient of the scaled reward over listed candidates",
     "exact_log": "fine-tuned with the exact gradient of the log of the expected reward over listed candidates",
     "sft": "fine-tuned with supervised learning of labels (SFT)",
 }

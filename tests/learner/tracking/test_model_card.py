@@ -61,7 +61,7 @@ def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"method": "exact"}, "the exact gradient that GRPO has with endless samples, over listed candidates"),
+        ({"method": "exact"}, "the exact gradient of the scaled reward over listed candidates"),
         ({"method": "exact", "exact": {"advantage": "raw"}}, "the exact gradient of the expected reward over listed"),
         ({"data": {"image_size": 56}}, "Images go to the processor resized to 56x56;"),
         ({"data": {"image_size": None}}, "Images go to the processor at their own size;"),
