@@ -225,6 +225,7 @@ class StepResult:
     kl: float
     entropy: float
     grad_norm: float
+    updates: int  # optimizer steps taken; 0: loss or gradient was no finite number, and the weights stayed as they were
     lr: float
     clip_share: float  # of sampled tokens; 0 where none was sampled, as the gaps
     logprob_gap_mean: float  # |engine - learner| over sampled tokens

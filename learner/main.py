@@ -25,7 +25,7 @@ def train(run: Run) -> None:
 
     config = run.config
     run.evaluate()
-    for step in range(run.version, config.steps):
+    while (step := run.version) < config.steps:
         clock = StepClock()
         prompts = run.next_prompts()  # P prompts
         groups = clock.iterate("generate", run.groups(step, prompts))  # P groups of G completions, as they finish
@@ -33,6 +33,9 @@ def train(run: Run) -> None:
             scored = run.score(prompts, groups)  # P scored groups, in prompt order
         with clock.stage("learn"):
             result = run.learn(step, scored)  # policy and reference log-probs, loss, optimizer step
+        if not result.updates:  # loss or gradient was no finite number: the weights are as they were
+            run.skip(step, scored, result)
+            continue
         with clock.stage("publish"):
             run.publish(step + 1)  # engines that are asked next hold version step + 1, their caches reset
         run.write(step, scored, result, clock)

@@ -75,7 +75,7 @@ def read_set(folder: Path) -> None:
 
 
 def read_state_of(folder: Path) -> None:
-    write_state(folder, DriverState(step=1, config=Config(), stream={}, counts={}))
+    write_state(folder, DriverState(step=1, config=Config(), stream={}, counts={}, control={}))
     read_state(folder)
 
 

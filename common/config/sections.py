@@ -254,6 +254,8 @@ class LearnerConfig(Section):
     mean_logprob_gap: Free[GapLimit | None] = None
     """The same limit for the mean over the tokens that one engine sampled in a step, which shows stale weights. null is
     1e-3 in float32 and 0.2 in bfloat16, and inf where `max_logprob_gap` is."""
+    max_skipped_steps: Free[NonNegative] = 3
+    """Steps in a row that may be left out because loss or gradient is no finite number; one more stops the run."""
     probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
     """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
     in float32 and 0.75 in bfloat16; a temperature below 1 divides that."""

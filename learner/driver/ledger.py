@@ -48,6 +48,10 @@ class Ledger:
                 remedy="see events.jsonl for each; mend them, or raise reward.max_drop_share",
             )
 
+    def skip(self, groups: int) -> None:
+        """Count the groups of a step that was left out as dropped. Not they but the steps in a row stop a run."""
+        self.dropped += groups
+
     def pass_sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
         """Pass on the groups that were sampled; count the failed ones as dropped."""
         for outcome in outcomes:

@@ -9,7 +9,7 @@ from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
-from common.errors import DataError
+from common.errors import DataError, LearnerError
 from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
@@ -55,6 +55,7 @@ class Run:
     steering: Steering
     version: int = 0  # of the weights that the learner holds: optimizer steps done
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
+    skipped_in_a_row: int = 0  # steps whose loss or gradient was no finite number
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
 
     @property
@@ -121,9 +122,30 @@ class Run:
         self.grace.hold()  # from here to the end of `write` the step is finished first
         self.whole = None
         result = self.learner.step(scored, at=step, coefficients=self.steering.coefficients)
-        check_gaps(self.config, step, scored, result.gaps)
-        self.steering.observe(result)
+        if result.updates:
+            check_gaps(self.config, step, scored, result.gaps)
+            self.steering.observe(result)
         return result
+
+    def skip(self, step: int, scored: Sequence[ScoredGroup], result: StepResult) -> None:
+        """Count a step that was left out, since its loss or gradient is no finite number; the weights are as before.
+
+        Raises:
+            LearnerError: that happened too often in a row. The batch is in the run folder.
+        """
+        self.skipped_in_a_row += 1
+        self.ledger.skip(len(scored))
+        self.tracker.event("step_skipped", step=step, loss=str(result.loss), grad_norm=str(result.grad_norm))
+        if self.skipped_in_a_row > self.config.learner.max_skipped_steps:
+            raise LearnerError(
+                f"loss or gradient is no finite number, {self.skipped_in_a_row} times in a row",
+                got=f"step {step}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; its groups are in "
+                f"{self.tracker.keep_batch(step, scored)}",
+                remedy="look at its rewards and log-probs; resume=auto goes on from the last checkpoint, with a lower "
+                "learner.lr",
+            )
+        self.whole = self._describe_state()
+        self.grace.release()
 
     def publish(self, version: int) -> None:
         """Name the current weights `version`, and load them into every engine that is asked before the next step."""
@@ -161,14 +183,19 @@ class Run:
         every = config.tracking.samples_every
         if every and step % every == 0:
             self.tracker.samples(step, scored, config.tracking.samples)
-        self.whole = DriverState(
+        self.skipped_in_a_row = 0
+        self.whole = self._describe_state()
+        self.grace.release()
+
+    def _describe_state(self) -> DriverState:
+        """Return what the driver must remember to go on from here."""
+        return DriverState(
             step=self.version,
-            config=config,
+            config=self.config,
             stream=asdict(self.feed.state()),
             counts=self.ledger.counts(),
             control={"steering": self.steering.state()},
         )
-        self.grace.release()
 
     def evaluate(self) -> None:
         """Evaluate the current weights on every set: first, last and every `evaluation.every` steps."""

@@ -97,6 +97,14 @@ class Tracker:
             with self._count_failures():
                 self._console.sample(groups[0])
 
+    def keep_batch(self, step: int, groups: Sequence[ScoredGroup]) -> Path:
+        """Write all groups of a step to a file of their own, without pictures. Return where it is."""
+        file = self._path / f"batch-{step:06}.jsonl"
+        with self._count_failures():
+            for group in groups:
+                append_jsonl(file, sample_row(step, None, group, "all", None))
+        return file
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append to `events.jsonl`: versions, faults, heals, drops, checkpoints."""
         row = {"wall": time.time(), "monotonic": time.monotonic(), "kind": kind, **fields}

@@ -88,7 +88,7 @@ class LearnerGroup:
         get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
 
     def step(self, scored: Sequence[ScoredGroup], *, at: int, coefficients: Coefficients | None = None) -> StepResult:
-        """Learn from all groups of a step, given in prompt order. Raises LearnerError when it diverged.
+        """Learn from all groups of a step, given in prompt order.
 
         Args:
             at: steps of the run so far, which say the learning rate.

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from common.config.objective import ObjectiveConfig
 from common.config.schema import Config
-from common.errors import LearnerError
 from common.models.families import family_of
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
@@ -66,8 +65,9 @@ class LearningStep:
         Args:
             at: steps of the run so far, which say the learning rate.
 
-        Raises LearnerError, on every rank, when the loss or gradient is not finite, and ModelError when torch cannot
-        compute them alike at every run.
+        An optimizer step whose loss or gradient is no finite number is skipped on all ranks alike, and counted.
+
+        Raises ModelError when torch cannot compute the gradient alike at every run.
         """
         looks = [[FirstLook() for _ in packs] for packs in batches]
         with explain_irreproducible():
@@ -114,23 +114,28 @@ class LearningStep:
         """Take one optimizer step on packs."""
         from learner.trainer import zero
 
+        losses: list[Tensor] = []
         measured = [
-            self._forward_backward(pack, look, coefficients, last=number == len(packs))
+            self._forward_backward(pack, look, coefficients, losses, last=number == len(packs))
             for number, (pack, look) in enumerate(zip(packs, looks, strict=True), 1)
         ]
-        self._insist_finite(torch.stack([pack.sums for pack in measured]).isfinite().all(), at, "loss")
         learner = self.config.learner
         lr = learning_rate(
             at, peak=learner.lr, steps=self.steps, warmup_steps=learner.warmup_steps, schedule=learner.schedule
         )
         norm = zero.optimizer_step(self.engine, lr=lr, clip=learner.grad_clip)
-        self._insist_finite(torch.tensor(math.isfinite(norm), device=measured[0].sums.device), at, "gradient")
-        return add_up(measured, grad_norm=norm, lr=lr)
+        return add_up(measured, grad_norm=norm, lr=lr, applied=math.isfinite(norm))
 
     def _forward_backward(
-        self, rank_pack: RankPack, look: FirstLook, coefficients: Coefficients, *, last: bool
+        self, rank_pack: RankPack, look: FirstLook, coefficients: Coefficients, losses: list[Tensor], *, last: bool
     ) -> PackStats:
-        """Add the gradient of a pack and return its figures, all 0 where it is a filler."""
+        """Add the gradient of a pack and return its figures, all 0 where it is a filler.
+
+        Args:
+            losses: of the packs before it; its own is added.
+            last: of the batch. If a loss on any rank is no finite number, the gradient is made none on all of them:
+                the optimizer of any ZeRO stage then leaves out the step, and forgets the gradient.
+        """
         pack, term, learner = self.build(rank_pack), rank_pack.term, self.config.learner
         assert term is not None, "a pack to learn from has a loss"
 
@@ -156,6 +161,9 @@ class LearningStep:
         )
         outputs = LOSSES[term.loss](inputs)
         loss, kl = outputs.loss * term.share, outputs.kl * term.share
+        losses.append(loss.detach())
+        if last and not _are_finite(losses):
+            loss = loss * torch.nan
 
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * (learner.ranks * rank_pack.real))  # DeepSpeed takes the mean
@@ -176,13 +184,9 @@ class LearningStep:
         uncut = self.spec.uncut()
         return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
 
-    def _insist_finite(self, finite: Tensor, step: int, what: str) -> None:
-        """Raise LearnerError on every rank unless `finite` holds on all of them."""
-        worst = (~finite).to(torch.int32)
-        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        if worst:
-            raise LearnerError(
-                f"the {what} of step {step} is not a finite number; the weights cannot be trusted",
-                got=f"this rank, one of {self.config.learner.ranks}: {'finite' if finite else 'not finite'}",
-                remedy="resume from the last checkpoint with a lower learner.lr",
-            )
+
+def _are_finite(losses: Sequence[Tensor]) -> bool:
+    """Whether the losses of all packs are finite numbers, on every rank. A collective."""
+    faults = (~torch.stack(list(losses)).isfinite()).any().to(torch.int32)
+    torch.distributed.all_reduce(faults, op=torch.distributed.ReduceOp.MAX)
+    return not faults

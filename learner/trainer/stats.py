@@ -46,6 +46,7 @@ class RankStats:
     gap_max: float
     gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id
     grad_norm: float  # of all ranks
+    updates: int  # optimizer steps taken; 0 where loss or gradient was no finite number
     lr: float
     probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
 
@@ -100,7 +101,7 @@ def _find_corrected(inputs: LossInputs) -> Tensor:
     return torch.zeros_like(inputs.row)
 
 
-def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankStats:
+def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: bool) -> RankStats:
     """Return the figures of a rank from those of its packs."""
     sums = torch.stack([pack.sums for pack in packs]).sum(0).tolist()
     return RankStats(
@@ -108,6 +109,7 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float) -> RankSt
         gap_max=max(pack.gap.max().item() for pack in packs),
         gaps={name: gap for pack in packs for name, gap in _split_gap(pack).items()},
         grad_norm=grad_norm,
+        updates=int(applied),
         lr=lr,
         probabilities={name: shares for pack in packs for name, shares in pack.probabilities.items()},
     )
@@ -126,6 +128,7 @@ def average_updates(updates: Sequence[RankStats]) -> RankStats:
         gap_max=max(one.gap_max for one in updates),
         gaps={name: gap for one in updates for name, gap in one.gaps.items()},
         grad_norm=fmean(one.grad_norm for one in updates),
+        updates=sum(one.updates for one in updates),
         lr=updates[0].lr,
         probabilities={name: shares for one in reversed(updates) for name, shares in one.probabilities.items()},
     )
@@ -144,6 +147,7 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
         kl=total["kl"],
         entropy=total["entropy"] / total["tokens"],
         grad_norm=stats[0].grad_norm,
+        updates=stats[0].updates,
         lr=stats[0].lr,
         clip_share=total["clipped"] / sampled,
         logprob_gap_mean=total["gap"] / sampled,

@@ -126,12 +126,14 @@ def make_gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextMan
 def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
     """Clip the gradient to norm `clip` and step at rate `lr`.
 
-    Returns the norm of the whole gradient before clipping, NaN when there was no valid step.
+    Returns the norm of the whole gradient before clipping, NaN when there was no valid step: weights, optimizer state
+    and the next gradient are then as if nothing had been computed.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     norm = _clip(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
     if norm is not None and not math.isfinite(norm):
+        engine.zero_grad()
         return math.nan
     engine.step()
     if norm is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from common.types import Completion, Example, Group, ImageFeatures, Prompt, ScoredGroup
+from common.types import Completion, Example, Group, ImageFeatures, Prompt, ScoredGroup, StepResult
 
 Family = Literal["qwen2_vl", "qwen2_5_vl"]
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END = 96, 90, 91, 92, 93
@@ -128,3 +128,21 @@ def ragged() -> list[ScoredGroup]:
         group(4, text=6, pictures=[(1, 1), (4, 2)], lengths=[5, 1]),
         group(5, text=4, pictures=[(4, 2)], lengths=[2, 3, 4, 1, 6]),
     ]
+
+
+def step_result(**changes: Any) -> StepResult:
+    """What a step measured: nothing, but for `changes`."""
+    names = (
+        "loss",
+        "kl",
+        "entropy",
+        "grad_norm",
+        "lr",
+        "clip_share",
+        "logprob_gap_mean",
+        "logprob_gap_max",
+        "engine_kl",
+    )
+    figures: dict[str, Any] = dict.fromkeys((*names, "corrected_share"), 0.0)
+    figures |= {"updates": 1, "effective_share": 1.0, "gaps": {}, "tokens": 9, "probabilities": {}}
+    return StepResult(**figures | changes)

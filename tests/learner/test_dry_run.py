@@ -60,7 +60,7 @@ def write_run(folder: Path, *, rows: int = 1397, plant: Path | None = None) -> P
         with output.open("rank-0.pt") as file:
             file.write(weights.read_bytes())
         draft.reports = [WriteReport(by="rank 0", files=tuple(output.files))]
-        draft.own = write_state(draft.place, DriverState(step=1, config=config, stream=stream, counts={}))
+        draft.own = write_state(draft.place, DriverState(step=1, config=config, stream=stream, counts={}, control={}))
     weights.unlink()
     (folder / "config.yaml").write_text(cli.dump(config))
     return folder

@@ -128,7 +128,7 @@ FREE = {
     "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine "
     "max_restarts start_timeout_s step_timeout_s",
     "reward": "max_drop_share timeout_s workers cpus_per_worker",
-    "learner": "probe_gap max_logprob_gap mean_logprob_gap cpus_per_rank labels gpus_per_rank "
+    "learner": "probe_gap max_logprob_gap mean_logprob_gap max_skipped_steps cpus_per_rank labels gpus_per_rank "
     "start_timeout_s step_timeout_s",
     "weights": "transport bucket_mb timeout_s",
     "evaluation": "every limit closed_set sets samples pass_at_k",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ import pytest
 
 from common.command import Grace, Terminated
 from common.config.schema import Config
+from common.data.stream import StreamState
+from common.errors import LearnerError
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
 from learner.driver.control.steering import Steering
 from learner.driver.ledger import Ledger
@@ -183,3 +186,28 @@ def test_a_save_that_fails_at_sigterm_is_an_event() -> None:
     made, _ = stopped_run(Terminated())
     with pytest.raises(Terminated):
         made.save_before_leaving()
+
+
+def test_steps_that_are_no_number_are_left_out_and_stop_a_run_in_the_end(tmp_path: Path) -> None:
+    """Law 6 holds, nothing is published, and what was in the last batch is on disk."""
+    made, _, _ = run(config("grpo", learner={"beta": 0.0, "max_skipped_steps": 2}))
+    events: list[tuple[str, dict[str, Any]]] = []
+    made.tracker = cast(
+        "Any",
+        SimpleNamespace(
+            event=lambda kind, **fields: events.append((kind, fields)),
+            keep_batch=lambda step, scored: tmp_path / f"batch-{step}",
+        ),
+    )
+    made.feed = cast("Any", SimpleNamespace(state=lambda: StreamState(rows=1, epoch=0, position=0, deferred=())))
+    made.version = 3
+    scored, broken = tiny.ragged(), tiny.step_result(loss=float("nan"), updates=0)
+    for number in (1, 2):
+        made.ledger.dispatched += len(scored)
+        made.skip(3, scored, broken)
+        assert (made.version, made.skipped_in_a_row, made.ledger.pending) == (3, number, 0)
+        assert made.whole is not None
+        assert made.whole.counts["dropped"] == number * len(scored)
+    with pytest.raises(LearnerError, match=r"3 times in a row[\s\S]*loss nan[\s\S]*batch-3"):
+        made.skip(3, scored, broken)
+    assert [kind for kind, _ in events] == ["step_skipped"] * 3

@@ -37,7 +37,7 @@ def begin(run: Path, data: Path, **changes: Any) -> None:
     """Leave a checkpoint of step 5 on this data."""
     config = parse(words(run, data)).config
     stream = PromptStream(load(config.data, split="train"), seed=config.seed, prompts_per_step=4)
-    state = DriverState(step=5, config=config, stream=asdict(replace(stream.state(), **changes)), counts={})
+    state = DriverState(step=5, config=config, stream=asdict(replace(stream.state(), **changes)), counts={}, control={})
     with CheckpointFolder(run / "checkpoints", keep=2).write_checkpoint(5, estimate=0) as draft:
         output = open_output(draft.place)
         with output.open("rank-0.pt") as file:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from common.config.schema import Config, DataConfig, RewardConfig
-from common.types import ScoredGroup, StepResult
+from common.types import ScoredGroup
 from learner.driver.clock import StepClock
 from learner.driver.ledger import Ledger
 from learner.driver.step_record import make_step_record
 from learner.tracking.records import StepRecord
+from tests.helpers import tiny
 from tests.helpers.fake_run import scored
 
 DEFAULT = Config()
@@ -23,8 +24,7 @@ def record(
     groups: Sequence[ScoredGroup], probabilities: Mapping[str, tuple[float, ...]], config: Config = DEFAULT
 ) -> StepRecord:
     figures: Any = dict.fromkeys(("loss", "kl", "entropy", "grad_norm", "lr", "clip_share"), 0.5)
-    gaps: Any = dict.fromkeys(("logprob_gap_mean", "logprob_gap_max", "engine_kl", "corrected_share"), 0.0)
-    result = StepResult(**figures, **gaps, effective_share=1.0, gaps={}, tokens=9, probabilities=probabilities)
+    result = tiny.step_result(**figures, probabilities=probabilities)
     return make_step_record(
         3,
         groups,

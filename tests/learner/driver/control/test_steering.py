@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from common.config.schema import Config
-from common.types import StepResult
 from learner.driver.control.steering import Steering
-
-
-def result(*, kl: float = 0.0, entropy: float = 0.0) -> StepResult:
-    names = ("loss", "grad_norm", "lr", "clip_share", "logprob_gap_mean", "logprob_gap_max", "engine_kl")
-    others: Any = dict.fromkeys((*names, "effective_share", "corrected_share"), 0.0)
-    return StepResult(kl=kl, entropy=entropy, gaps={}, tokens=9, probabilities={}, **others)
+from tests.helpers import tiny
 
 
 def steering(**objective: Any) -> Steering:
@@ -25,7 +19,7 @@ def steering(**objective: Any) -> Steering:
 def test_without_a_target_nothing_changes() -> None:
     made = steering(entropy_bonus=0.1)
     before = made.coefficients
-    made.observe(result(kl=50.0, entropy=0.001))
+    made.observe(tiny.step_result(kl=50.0, entropy=0.001))
     assert made.coefficients == before
     assert (before.beta, before.entropy_bonus) == (0.04, 0.1)
 
@@ -36,7 +30,7 @@ def test_without_a_target_nothing_changes() -> None:
 def test_the_weight_of_the_kl_follows_its_target(kl: float, factor: float) -> None:
     """By hand: 128 completions a step over a horizon of 10,000, and 0.2 off at most."""
     made = steering(kl_target=0.1)
-    made.observe(result(kl=kl))
+    made.observe(tiny.step_result(kl=kl))
     assert made.coefficients.beta == pytest.approx(0.04 * factor)
 
 
@@ -45,12 +39,12 @@ def test_the_entropy_bonus_acts_below_the_floor_alone() -> None:
     acts = []
     for entropy in (0.9, 0.4, 0.6, 0.2):
         acts.append(made.coefficients.entropy_bonus)
-        made.observe(result(entropy=entropy))
+        made.observe(tiny.step_result(entropy=entropy))
     assert [*acts, made.coefficients.entropy_bonus] == [0.0, 0.0, 0.1, 0.0, 0.1]
 
 
 def test_it_goes_on_from_a_checkpoint() -> None:
     made, again = (steering(kl_target=0.1, entropy_bonus=0.1, entropy_floor=0.5) for _ in range(2))
-    made.observe(result(kl=0.5, entropy=0.1))
+    made.observe(tiny.step_result(kl=0.5, entropy=0.1))
     again.restore(made.state())
     assert again.coefficients == made.coefficients
