@@ -81,7 +81,7 @@ class ScoringHead(nn.Linear):
         try:
             yield self._seen
         finally:
-            self._request = None
+            self._request, self._seen = None, []  # the entropy has a graph, which must not outlive the caller's use
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Linear's name
         """Return (1, N) log-probs inside `scoring`, else logits of (rows, S, width) hidden states."""
