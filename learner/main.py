@@ -23,9 +23,8 @@ def train(run: Run) -> None:
     """One step a turn: sample or write answers, score, learn, publish, write down."""
     from learner.driver.clock import StepClock
 
-    config = run.config
     run.evaluate()
-    while (step := run.version) < config.steps:
+    while (step := run.version) < run.end:
         clock = StepClock()
         prompts = run.next_prompts()  # P prompts
         groups = clock.iterate("generate", run.groups(step, prompts))  # P groups of G completions, as they finish

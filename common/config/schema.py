@@ -378,11 +378,26 @@ class Config(Section):
             if not place.strip().strip("@") or not name.strip():
                 what = "names no place" if name.strip() else "has no name"
                 yield f"evaluation.sets = {self.evaluation.sets}: the set {name!r} {what}; write NAME: PATH[@SPLIT]"
+        yield from self._stop_misfits()
         largest, samples = max(self.evaluation.pass_at_k, default=0), self.evaluation.samples
         if largest > samples:
             yield (
                 f"evaluation.pass_at_k = {self.evaluation.pass_at_k} with evaluation.samples = {samples}: "
                 "no k above the samples can be measured"
+            )
+
+    def _stop_misfits(self) -> Iterator[str]:
+        """Yield those of an end before the last step."""
+        after, every, delta = self.evaluation.stop_after, self.evaluation.every, self.evaluation.stop_delta
+        if after is None:
+            if delta:
+                yield f"evaluation.stop_delta = {delta:g} with evaluation.stop_after = null: it has no effect"
+        elif not every:
+            yield f"evaluation.stop_after = {after} with evaluation.every = 0: nothing is evaluated before the end"
+        elif self.epochs is None and after * every >= self.steps:
+            yield (
+                f"evaluation.stop_after = {after} with evaluation.every = {every}: so many evaluations end no earlier "
+                f"than steps = {self.steps}; lower one"
             )
 
 

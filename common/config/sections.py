@@ -298,6 +298,11 @@ class EvaluationConfig(Section):
 
     every: NonNegative = 50
     """Steps between evaluations; 0 evaluates only before and after."""
+    stop_after: Positive | None = None
+    """End the run once so many evaluations in a row brought no better `checkpoint.best_by`; null takes every step. The
+    learning rate falls as if the run went on. A resumed run ends at once, unless this is raised."""
+    stop_delta: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """By how much that measure must rise to count as better for `stop_after`. Raise it where few rows are evaluated."""
     limit: Positive | None = None
     """Evaluate only so many rows of each set, the first ones; null evaluates all."""
     closed_set: bool | None = None

@@ -33,6 +33,7 @@ class Finish:
     version: int  # of the weights that the learner holds: optimizer steps done
     startup_seconds: float = 0.0
     checkpoint_failures: int = 0
+    stopped_early: str | None = None  # why a run that ended well did not take all its steps
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +48,7 @@ class Finish:
             startup_seconds=self.startup_seconds,
             weights_version=self.version,
             checkpoint_failures=self.checkpoint_failures,
+            stopped_early=self.stopped_early,
         )
         report = None
         with nullcontext() if kind is None else hurry():  # whoever told a run to end does not wait for a bucket

@@ -69,6 +69,9 @@ def open_run(start: RunStart, *, started: float, grace: Grace, command: Command 
         finally:
             grace.end()
             finish.version, finish.checkpoint_failures = run.version, run.checkpoints.failures
+        if why := run.plateau:
+            finish.stopped_early = why
+            tracker.event("stopped_early", step=run.version, why=why)
         run.profiler.stop()
         if config.checkpoint.export:
             run.learner.export(folder.place("export"))

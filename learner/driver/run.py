@@ -14,6 +14,7 @@ from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
+from learner.driver.control.plateau import find_plateau
 from learner.driver.control.steering import Steering
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
@@ -61,6 +62,24 @@ class Run:
     @property
     def config(self) -> Config:
         return self.inputs.config
+
+    @property
+    def end(self) -> int:
+        """The optimizer steps after which the run is over: `steps`, or those done where a plateau ends it now."""
+        return self.config.steps if self.plateau is None else self.version
+
+    @property
+    def plateau(self) -> str | None:
+        """Why `evaluation.stop_after` ends the run before its last step; None where it does not."""
+        evaluation, best_by = self.config.evaluation, self.config.checkpoint.best_by
+        if evaluation.stop_after is None or self.version >= self.config.steps:
+            return None
+        measured = self.tracker.history.list_measures(best_by)
+        best = find_plateau(measured, stop_after=evaluation.stop_after, stop_delta=evaluation.stop_delta)
+        if best is None:
+            return None
+        more = f" by more than {evaluation.stop_delta:g}" if evaluation.stop_delta else ""
+        return f"{best_by} did not rise above {best:.3f}{more} in {evaluation.stop_after} evaluations"
 
     def restore(self, point: ResumePoint) -> None:
         """Go on exactly where the checkpoint was written: weights, data, counts."""
@@ -150,7 +169,7 @@ class Run:
     def publish(self, version: int) -> None:
         """Name the current weights `version`, and load them into every engine that is asked before the next step."""
         self.version = version
-        wanted = self.config.sampled_prompts or self._find_due_sets() or version == self.config.steps
+        wanted = self.config.sampled_prompts or self._find_due_sets() or version == self.end
         if wanted or self.served is None:
             self.weight_sync.publish(version)
             self.served = version
@@ -205,7 +224,7 @@ class Run:
     def _find_due_sets(self) -> Sequence[EvaluationSet]:
         """Return the sets that the current weights are to be evaluated on, and were not yet; none between times."""
         version, every = self.version, self.config.evaluation.every
-        due = version in (0, self.config.steps) or (every and version % every == 0)
+        due = version in (0, self.end) or (every and version % every == 0)
         return self.inputs.sets if due and version not in self.tracker.history.evaluations else ()
 
     @property
@@ -229,7 +248,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint when one is due, at the end, and of the best weights so far."""
         self.grace.hold()
-        self._save(due=self.version == self.config.steps)
+        self._save(due=self.version == self.end)
         self.grace.release()
 
     def save_before_leaving(self) -> None:

@@ -99,9 +99,16 @@ def _check_candidates(name: str, source: ExampleSource, closed_set: ClosedSet) -
 
 
 def check_best_by(config: Config, sets: Sequence[EvaluationSet]) -> None:
-    """Raise ConfigError when `checkpoint.best_by` names a measure that these sets do not have."""
+    """Raise ConfigError when `checkpoint.best_by` names a measure that these sets do not have, or a run is to end by
+    it and there are no sets."""
+    if not sets and config.evaluation.stop_after is not None:
+        raise ConfigError(
+            f"evaluation.stop_after = {config.evaluation.stop_after}, and nothing is evaluated",
+            got=f"data.eval_split = {config.data.eval_split}, and no evaluation.sets",
+            remedy="name held-out rows, or leave evaluation.stop_after out",
+        )
     if not sets:
-        return  # nothing is evaluated, and no checkpoint is the best
+        return  # and no checkpoint is the best
     name, measure = parse_measure(config.checkpoint.best_by)
     measured = {one.name: one.closed_set for one in sets}
     if BASE in measured and NEW in measured:

@@ -99,6 +99,7 @@ def _describe_head(run: RunData) -> dict[str, Any]:
     sha = str(summary.get("git_sha") or run.environment.get("git_sha") or "")
     facts = {
         "steps": f"{run.steps}" + (f" of {config['steps']}" if config.get("steps") else ""),
+        "stopped early": summary.get("stopped_early"),
         "time": _format_time(as_number(summary.get("wall_seconds")), as_number(summary.get("startup_seconds"))),
         "speed": _format_known(summary.get("completions_per_second"), f"{{:.0f}} {run.learnt}/s"),
         "log-prob gap": _describe_gap(run),

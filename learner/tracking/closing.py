@@ -36,7 +36,8 @@ def format_closing(
         rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"
     if log_failures:
         rows["log"] = f"{log_failures} lines or files could not be written"
-    head = f"{config.name}: {summary.outcome} after {summary.steps} of {config.steps} steps"
+    why = f": {summary.stopped_early}" if summary.stopped_early else ""
+    head = f"{config.name}: {summary.outcome} after {summary.steps} of {config.steps} steps{why}"
     return ["", head, *(f"  {name:<13} {value}" for name, value in rows.items())]
 
 

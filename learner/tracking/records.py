@@ -124,6 +124,11 @@ class History:
         name, measure = parse_measure(best_by)
         return self.evaluations.get(step, {}).get(name, {}).get(measure)
 
+    def list_measures(self, best_by: str) -> list[float]:
+        """Return a measure at every evaluation so far, by step; times at which it was not measured are left out."""
+        measured = (self.find_measure(step, best_by) for step in sorted(self.evaluations))
+        return [value for value in measured if value is not None]
+
     @property
     def completions_per_second(self) -> float:
         return self.completions / self.seconds if self.seconds else 0.0
@@ -156,6 +161,7 @@ class Summary:
     """`summary.json`: how the run ended."""
 
     outcome: str  # "finished", "interrupted" or "failed"
+    stopped_early: str | None  # why a finished run did not take all its steps; None: it did
     steps: int  # optimizer steps done, over every start of the run
     accuracy_before: float | None  # held-out, greedy; None: not evaluated
     accuracy_after: float | None

@@ -135,11 +135,13 @@ class Tracker:
         startup_seconds: float,
         weights_version: int,
         checkpoint_failures: int = 0,
+        stopped_early: str | None = None,
     ) -> Summary:
         """Write `summary.json` from the arguments and the history, and return it."""
         history = self.history
         summary = Summary(
             outcome=outcome,
+            stopped_early=stopped_early,
             steps=steps,
             accuracy_before=history.before,
             accuracy_after=history.now if len(history.accuracies) > 1 else None,

@@ -64,6 +64,9 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"model": {"dtype": "bfloat16"}, "learner": {"max_logprob_gap": 1e-3}}, "set learner.max_logprob_gap = null"),
         ({"learner": {"offload": "optimizer_and_parameters"}}, "from stage 3 on"),
         ({"learner": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}, "all is in the host's memory already"),
+        ({"evaluation": {"stop_delta": 0.1}}, "evaluation.stop_delta = 0.1 with evaluation.stop_after = null"),
+        ({"evaluation": {"stop_after": 2, "every": 0}}, "nothing is evaluated before the end"),
+        ({"steps": 100, "evaluation": {"stop_after": 2}}, "end no earlier than steps = 100; lower one"),
         ({"rollout": {"group_size": 1}}, "greater than or equal to 2"),
         ({"learner": {"betas": [0.9, 1.0]}}, "less than or equal to 0.999999"),
         ({"learner": {"lr": float("inf")}}, "finite number"),
@@ -131,7 +134,7 @@ FREE = {
     "learner": "probe_gap max_logprob_gap mean_logprob_gap max_skipped_steps cpus_per_rank labels gpus_per_rank "
     "start_timeout_s step_timeout_s",
     "weights": "transport bucket_mb timeout_s",
-    "evaluation": "every limit closed_set sets samples pass_at_k",
+    "evaluation": "every stop_after stop_delta limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by grace_s export",
     "tracking": "samples_every samples profile_steps",
     "cluster": "address device threads wait_for_resources_s",

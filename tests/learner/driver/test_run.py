@@ -18,6 +18,7 @@ from learner.driver.control.steering import Steering
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
 from learner.storage.checkpoint import DriverState
+from learner.tracking.records import History
 from tests.helpers import tiny
 from tests.learner.trainer.test_offline_groups import prompt, row, writer
 
@@ -211,3 +212,57 @@ def test_steps_that_are_no_number_are_left_out_and_stop_a_run_in_the_end(tmp_pat
     with pytest.raises(LearnerError, match=r"3 times in a row[\s\S]*loss nan[\s\S]*batch-3"):
         made.skip(3, scored, broken)
     assert [kind for kind, _ in events] == ["step_skipped"] * 3
+
+
+def measured(*accuracies: float | None) -> History:
+    """The history of a run that is evaluated every 2 steps."""
+    history = History()
+    for number, accuracy in enumerate(accuracies):
+        history.add_evaluation(2 * number, {"accuracy": accuracy, "lenient": 1.0})
+    return history
+
+
+@pytest.mark.parametrize(
+    ("history", "keys", "end"),
+    [
+        (measured(0.1, 0.5, 0.5, 0.4), {"stop_after": 2}, 6),
+        (measured(0.1, 0.5, 0.5, 0.4), {}, 10),
+        (measured(0.1, 0.5, 0.5, 0.4), {"stop_after": 3}, 10),
+        (measured(0.1, 0.5, 0.6, 0.7), {"stop_after": 2}, 10),
+        (measured(0.1, 0.5, 0.6, 0.7), {"stop_after": 2, "stop_delta": 0.3}, 6),
+        (measured(0.5, None, 0.5, 0.4), {"stop_after": 3}, 10),
+    ],
+)
+def test_a_plateau_ends_a_run_where_it_is(history: History, keys: dict[str, Any], end: int) -> None:
+    """Every later step of a run that ends there is not taken, and its weights are published and saved as the last."""
+    made, _, _ = run(config("sft", evaluation={"every": 2, **keys}))
+    made.tracker = cast("Any", SimpleNamespace(history=history))
+    made.version = 6
+    assert made.end == end
+    assert (made.plateau is None) is (end == 10)
+    made.checkpoints = cast("Any", Saves())
+    made.grace.hold()
+    made.save()
+    assert cast("Any", made.checkpoints).steps == ([6] if end == 6 else [])
+    made.version = 10
+    assert made.plateau is None, "it has taken all its steps"
+
+
+def test_a_plateau_is_of_the_measure_that_checkpoints_are_kept_by() -> None:
+    made, _, _ = run(config("sft", evaluation={"every": 2, "stop_after": 2}, checkpoint={"best_by": "lenient"}))
+    made.tracker = cast("Any", SimpleNamespace(history=measured(0.1, 0.2, 0.3, 0.4)))
+    made.version = 6
+    assert made.plateau == "lenient did not rise above 1.000 in 2 evaluations"
+
+
+def test_a_run_resumed_between_evaluations_is_evaluated_before_it_ends() -> None:
+    """`stop_after` was lowered: the weights that it ends with are measured, and if they are better it goes on."""
+    made, _, _ = run(config("sft", evaluation={"every": 2, "stop_after": 1}))
+    history = measured(0.5, 0.4)
+    made.tracker = cast("Any", SimpleNamespace(history=history))
+    made.version = 3
+    assert made.end == 3
+    assert made._find_due_sets()  # noqa: SLF001  # `evaluate` needs engines
+    history.add_evaluation(3, {"accuracy": 0.6})
+    assert made.end == 10
+    assert not made._find_due_sets()  # noqa: SLF001

@@ -69,6 +69,7 @@ def test_closed_set_where_every_question_offers_a_list(tmp_path: Path) -> None:
         (["checkpoint.best_by=H"], ConfigError, "best_by = H is not measured"),
         (["checkpoint.best_by=closed_set", "evaluation.closed_set=false"], ConfigError, "is not measured"),
         (["checkpoint.best_by=new/accuracy"], ConfigError, "is not measured"),
+        (["evaluation.stop_after=1", "data.eval_split=null"], ConfigError, "stop_after = 1, and nothing is evaluated"),
         (["evaluation.samples=2", "evaluation.pass_at_k=[1, 4]"], ConfigError, "no k above the samples"),
         (["evaluation.pass_at_k=[1]"], ConfigError, "no k above the samples"),
     ],

@@ -12,6 +12,7 @@ from learner.tracking.model_card import make_model_card, write_model_card
 from learner.tracking.records import Summary
 
 SUMMARY = Summary(
+    stopped_early=None,
     outcome="finished",
     steps=250,
     accuracy_before=0.125,
