@@ -125,6 +125,10 @@ class Group:
     engine_id: str | None  # None where given
     weights_version: int
 
+    def count_lag(self, version: int) -> int:
+        """Count the steps between the weights that sampled it and the learner's `version`; 0 where it is given."""
+        return version - self.weights_version if self.origin == "sampled" else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedGroup:
@@ -217,6 +221,22 @@ class GroupGap:
     tokens: int
 
 
+GAP_EDGES = tuple(10 ** (half / 2) for half in range(-16, 3))  # nats: 1e-8, 3e-8, 1e-7, ... 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagFigures:
+    """How far engines and learner are apart about the tokens that were sampled with weights of one age."""
+
+    tokens: int
+    gap_mean: float  # |engine - learner| of a token's log-prob, in nats
+    gap_max: float
+    engine_kl: float  # KL(engine || learner) of a token
+    effective_share: float  # effective sample size of exp(learner - engine), as a share of the tokens
+    corrected_share: float  # of the tokens, whose weight was truncated or masked
+    gap_counts: tuple[int, ...]  # tokens by their gap: below the first of GAP_EDGES, between two, from the last on
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """The measurements of one optimizer step, over all ranks."""
@@ -234,6 +254,7 @@ class StepResult:
     engine_kl: float  # KL(engine || learner) of a token
     effective_share: float  # effective sample size of exp(learner - engine), as a share of the sampled tokens
     corrected_share: float  # of sampled tokens, whose weight was truncated or masked
+    by_lag: Mapping[int, LagFigures]  # the same by steps between the weights that sampled and those that learn
     tokens: int
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
 

@@ -71,10 +71,10 @@ class ObjectiveConfig(Section):
     """KL that `learner.beta` is steered towards, from step to step; null leaves it as it is."""
     kl_horizon: Positive = 10_000
     """Completions over which that steering acts. Raise it for a slower one."""
-    correction: Literal["auto", "none", "truncate", "mask"] = "auto"
+    correction: Literal["auto", "none", "truncate", "mask", "bypass"] = "auto"
     """What is done about tokens whose log-prob in the engine was another. truncate: weigh each with its probability
-    ratio, at most `correction_high` (TIS). mask: leave out those outside the band (IcePop, MIS). auto: none in float32,
-    truncate in bfloat16."""
+    ratio, at most `correction_high` (TIS). mask: leave out those outside the band (IcePop, MIS). bypass: take the
+    clipped ratio to the engine itself. auto: truncate in bfloat16 and for older weights, else none."""
     correction_level: Literal["token", "sequence", "mean"] = "token"
     """Of what that ratio is taken: each token, the whole completion, or the mean over its tokens."""
     correction_low: NotNegative = 0.5
@@ -120,7 +120,11 @@ _IDLE: list[tuple[tuple[str, ...], Callable[[ObjectiveConfig], bool], str]] = [
     (("kl_corrected",), lambda own: own.kl_in == "reward", "kl_in"),
     (("kl_horizon",), lambda own: own.kl_target is None, "kl_target"),
     (("entropy_floor",), lambda own: not own.entropy_bonus, "entropy_bonus"),
-    (("correction_level", "correction_low", "correction_high"), lambda own: own.correction == "none", "correction"),
+    (
+        ("correction_level", "correction_low", "correction_high"),
+        lambda own: own.correction in ("none", "bypass"),
+        "correction",
+    ),
     (("correction_low",), lambda own: own.correction == "truncate", "correction"),
 ]
 _NEED_BETA = ("kl", "kl_in", "kl_corrected", "kl_target")

@@ -154,12 +154,14 @@ class Config(Section):
         """Sampled completions of a step."""
         return self.sampled_prompts * self.rollout.group_size
 
-    @property
-    def correction(self) -> str:
-        """What `objective.correction` comes to: auto corrects where engine and learner round differently."""
+    def correction_at(self, lag: int) -> str:
+        """Return what `objective.correction` comes to for groups sampled with weights `lag` steps old.
+
+        auto corrects where engine and learner hold other weights, and where they round differently.
+        """
         if self.objective.correction != "auto":
             return self.objective.correction
-        return "none" if self.model.dtype == "float32" else "truncate"
+        return "none" if lag <= 0 and self.model.dtype == "float32" else "truncate"
 
     @property
     def sampled_prompts(self) -> int:
@@ -327,7 +329,7 @@ class Config(Section):
                 f"objective.{key} = {getattr(objective, key)} with method = {self.method}: nothing is sampled, so "
                 "it has no effect"
             )
-        settled = objective.model_copy(update={"correction": self.correction})
+        settled = objective.model_copy(update={"correction": self.correction_at(lag=0)})
         for key, reason in explain_idle(settled, beta=self.learner.beta):
             yield f"objective.{key} = {getattr(objective, key)} with {reason}: it has no effect"
         if objective.minibatches > 1 and rollout.prompts_per_step % (objective.minibatches * self.learner.ranks):

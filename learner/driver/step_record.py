@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from math import sqrt
 from operator import mul
 from statistics import fmean, stdev
 
 from common.config.schema import Config, DataConfig
 from common.labels.consistency import consistency
-from common.types import ScoredGroup, StepResult
+from common.types import LagFigures, ScoredGroup, StepResult
 from learner.driver.clock import StepClock
 from learner.driver.ledger import Ledger
 from learner.objective.advantages import is_zero_std
@@ -64,6 +65,8 @@ def make_step_record(
         engine_kl=result.engine_kl,
         effective_share=result.effective_share,
         corrected_share=result.corrected_share,
+        lag={f"{lag}/{name}": value for lag, own in result.by_lag.items() for name, value in _list_scalars(own)},
+        gap_counts={str(lag): own.gap_counts for lag, own in result.by_lag.items()},
         weights_version=weights_version,
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         step_seconds=clock.elapsed,
@@ -75,6 +78,12 @@ def make_step_record(
         checkpoint_failures=checkpoint_failures,
         engine_restarts=engine_restarts,
     )
+
+
+def _list_scalars(figures: LagFigures) -> list[tuple[str, float]]:
+    """List the figures of a lag by name, all but the counts of its histogram."""
+    names = [item.name for item in fields(figures) if item.name != "gap_counts"]
+    return [(name, getattr(figures, name)) for name in names]
 
 
 Weights = Sequence[float] | None  # probabilities of the given answers of a group; None: sampled, and alike

@@ -72,6 +72,7 @@ class Pack:
         entropy: Tensor | None = None,
         objective: ObjectiveConfig = CLS_RL,
         longest: int = 1,
+        corrected: Tensor | None = None,
     ) -> LossInputs:
         """Return what a loss reads: this pack and its (N,) log-probs under policy and reference; see `LossInputs`."""
         return LossInputs(
@@ -85,6 +86,7 @@ class Pack:
             reward=self.reward,
             advantage=self.advantage,
             truncated=self.truncated,
+            corrected=corrected,
             step=step,
             coefficients=coefficients,
             objective=objective,

@@ -2,6 +2,7 @@
 
 The ratio of a token is exp(logp - old_logp): its probability now, over that before the first update of the step. In
 that first update it is 1, and every surrogate has the gradient of plain policy optimisation, -A times that of logp.
+Under `objective.correction = bypass` the log-prob in the engine stands in the place of old_logp.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _mean_ratio(inputs: LossInputs) -> Tensor:
 def _clip(ratio: Tensor, inputs: LossInputs) -> Tensor:
     """Return the (N,) clipped surrogate of (N,) ratios."""
     advantage, objective = inputs.advantage[inputs.row], inputs.objective
-    if inputs.old_logp is None:  # every ratio is 1, and nothing can be clipped
+    if inputs.at_anchor:
         return -ratio * advantage
     clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     loss = torch.maximum(-ratio * advantage, -clipped * advantage)

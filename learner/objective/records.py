@@ -60,6 +60,7 @@ class LossInputs:
     reward: Tensor  # (R,)
     advantage: Tensor  # (R,)
     truncated: Tensor  # (R,) bool: cut at `longest` tokens
+    corrected: Tensor | None = None  # (R,) bool: `objective.correction` acts on the row; None: on all
     step: StepCounts
     coefficients: Coefficients
     objective: ObjectiveConfig = CLS_RL
@@ -76,9 +77,19 @@ class LossInputs:
         return len(self.group)
 
     @property
-    def anchor(self) -> Tensor:
+    def before(self) -> Tensor:
         """The (N,) log-probs of the policy that the step began with, without graph."""
         return self.logp.detach() if self.old_logp is None else self.old_logp
+
+    @property
+    def anchor(self) -> Tensor:
+        """The (N,) log-probs that ratios compare with: those of `before`, under bypass the engine's."""
+        return self.engine_logp if self.objective.correction == "bypass" else self.before
+
+    @property
+    def at_anchor(self) -> bool:
+        """Whether every ratio is 1, so that nothing can be clipped."""
+        return self.old_logp is None and self.objective.correction != "bypass"
 
     def sum_rows(self, values: Tensor) -> Tensor:
         """Sum (N,) values of tokens into the (R,) values of whole rows."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from common.config.schema import keys_free_on_resume
 from common.errors import RunFolderError
 from learner.report.evaluations import Evaluation, find_evaluations, read_evaluations, read_matrix
+from learner.report.histogram import add_counts
 from learner.report.rows import Reader, Row, as_mapping, as_number, as_text, as_whole
 from learner.report.samples import Samples, read_samples
 from learner.tracking.records import STAGES, list_unmeasured, name_learnt
@@ -54,6 +55,7 @@ class RunData:
     environment: Row
     summary: Row
     curves: Mapping[str, Curve]  # column of metrics.jsonl -> values, "step" among them, all of one length
+    gap_counts: Mapping[int, Curve]  # lag -> sampled tokens by their log-prob gap, over all steps
     evaluations: tuple[Evaluation, ...]  # by step; classes and confusions of the first and last of each set
     samples: Samples
     events: tuple[EventKind, ...]
@@ -110,7 +112,7 @@ def read_run(folder: Path, label: str) -> RunData:
     config = dict(_flatten(of_run.read_yaml("config.yaml")))
     environment = of_run.read_json("environment.json")
     summary = of_run.read_json("summary.json") if "summary.json" in present else {}
-    curves = _read_curves(of_run, left_out=_find_unmeasured(config))
+    curves, gap_counts = _read_curves(of_run, left_out=_find_unmeasured(config))
     events, other_events = _read_events(of_run)
     evaluations = read_evaluations(of_run)
     samples = read_samples(of_run, after=int(curves["step"][-1]) // 2 if len(curves["step"]) else 0)
@@ -122,6 +124,7 @@ def read_run(folder: Path, label: str) -> RunData:
         environment=environment,
         summary=summary,
         curves=curves,
+        gap_counts=gap_counts,
         evaluations=evaluations,
         samples=samples,
         events=events,
@@ -176,8 +179,12 @@ def _is_locked_by_another(path: Path) -> bool:
     return False
 
 
-def _read_curves(reader: Reader, *, left_out: frozenset[str]) -> dict[str, Curve]:
-    """Read the known columns of `metrics.jsonl`, and one for each reward function; a column of nothing is left out."""
+def _read_curves(reader: Reader, *, left_out: frozenset[str]) -> tuple[dict[str, Curve], dict[int, Curve]]:
+    """Read the known columns of `metrics.jsonl`, and one for each reward function; a column of nothing is left out.
+
+    Also returns the tokens by their log-prob gap, of each lag over all steps.
+    """
+    gap_counts: dict[int, Curve] = {}
     columns = {name: array("d") for name in _COLUMNS if name not in left_out}
     most, length = len(columns) + _KINDS, 0
     for row in reader.read_rows("metrics.jsonl"):
@@ -188,8 +195,11 @@ def _read_curves(reader: Reader, *, left_out: frozenset[str]) -> dict[str, Curve
                 columns[name] = array("d", [math.nan] * length)
         for name, values in columns.items():
             values.append(as_number(row.get(name, row.get(_OLD_NAMES.get(name, name)))))
+        if "logprob_gap_max" not in left_out:
+            add_counts(gap_counts, row)
         length += 1
-    return {name: np.array(values) for name, values in columns.items() if name == "step" or not np.isnan(values).all()}
+    curves = {name: np.array(own) for name, own in columns.items() if name == "step" or not np.isnan(own).all()}
+    return curves, gap_counts
 
 
 def _read_events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:

@@ -12,6 +12,7 @@ import numpy as np
 from learner.report.data import RunData, samples_answers
 from learner.report.evaluations import Evaluation
 from learner.report.format import shorten_name
+from learner.report.histogram import Bars, draw_histogram, merge_lags, name_lag
 from learner.report.plots import (
     BARS,
     LARGEST_MATRIX,
@@ -52,7 +53,11 @@ _CURVES = (
     _Curve("Log-prob gap, engine to learner", "nats, log scale", ("logprob_gap_max", "logprob_gap_mean"), log=True),
 )
 _NAMES = {"logprob_gap_max": "largest", "logprob_gap_mean": "mean"}
-_NOTES = {"Zero-std groups": "All answers earn the same, so the group teaches nothing."}
+_GAPS = "Histogram of log-prob gaps"
+_NOTES = {
+    "Zero-std groups": "All answers earn the same, so the group teaches nothing.",
+    _GAPS: "All sampled tokens. The first and the last bin also hold what is beyond.",
+}
 Legend = tuple[tuple[int, str], ...]  # number of a series, its name
 
 
@@ -87,7 +92,20 @@ class Drawing:
                 continue
             note = _NOTES.get(panel.title, "")
             figures.append(Figure(title=panel.title, svg=draw_panel(panel), legend=legend, note=note))
-        return figures
+        return [*figures, *self._draw_gaps(runs)]
+
+    def _draw_gaps(self, runs: Sequence[RunData]) -> Iterator[Figure]:
+        """Draw the histogram of log-prob gaps: of one run by lag, of several all lags together; nothing without any."""
+        if len(runs) == 1:
+            lags = sorted(runs[0].gap_counts)
+            found = [Bars(runs[0].gap_counts[lag], number) for number, lag in enumerate(lags)]
+            legend = tuple((number, name_lag(lag)) for number, lag in enumerate(lags)) if len(lags) > 1 else ()
+        else:
+            found = [Bars(merge_lags(run.gap_counts), place) for place, run in enumerate(runs)]
+            legend = ()
+        found = [one for one in found if one.counts.any()]
+        if found and not self._is_late(_GAPS):
+            yield Figure(title=_GAPS, svg=draw_histogram(found), legend=legend, note=_NOTES[_GAPS])
 
     def draw_stage_times(self, run: RunData) -> Figure | None:
         """Draw the share of each stage in the time of a step; None where no step is on file."""

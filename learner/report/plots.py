@@ -137,7 +137,7 @@ def _compute_moving_mean(values: Values, width: int) -> Values:
 
 def draw_panel(panel: Panel) -> str:
     """Draw one panel as SVG."""
-    return _render_svg(panel.title, (4.0, 2.3), lambda figure: _draw_curves(figure.add_subplot(), panel))
+    return render_svg(panel.title, (4.0, 2.3), lambda figure: _draw_curves(figure.add_subplot(), panel))
 
 
 def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
@@ -157,13 +157,13 @@ def draw_timing(x: Values, seconds: Sequence[Values]) -> str:
         tops = np.cumsum(shares, axis=0)
         for number, top in enumerate(tops):
             floor = tops[number - 1] if number else np.zeros_like(top)
-            axes.stairs(top, edges, baseline=floor, fill=True, color=_choose_colour(number), linewidth=0)
+            axes.stairs(top, edges, baseline=floor, fill=True, color=choose_colour(number), linewidth=0)
         axes.set_ylim(0, 1)
         axes.margins(x=0)
         _use_whole_steps(axes)
-        _name_axes(axes, "step", "share of the time")
+        name_axes(axes, "step", "share of the time")
 
-    return _render_svg("timing", (4.0, 2.3), draw)
+    return render_svg("timing", (4.0, 2.3), draw)
 
 
 def draw_matrix(
@@ -190,12 +190,12 @@ def draw_matrix(
         axes.tick_params(axis="x", labelsize=size, labelrotation=90 if upright else 0, length=0)
         axes.tick_params(axis="y", labelsize=size, length=0)
         axes.grid(visible=False)
-        _name_axes(axes, *unit)
+        name_axes(axes, *unit)
         if len(columns) <= 15:
             _number_cells(axes, values, shown, size=size * 0.9)
 
     height = 0.9 + (side - 0.9) * min(1.5, max(0.15, len(rows) / max(len(columns), 1)))
-    return _render_svg("matrix", (side, height), draw, layout="constrained")
+    return render_svg("matrix", (side, height), draw, layout="constrained")
 
 
 def _shade_cells(axes: Axes, values: Values) -> None:
@@ -207,7 +207,7 @@ def _shade_cells(axes: Axes, values: Values) -> None:
     places = np.argwhere(values > 0)
     cells = PatchCollection([Rectangle((x - 0.5, y - 0.5), 1, 1) for y, x in places], linewidth=0)
     shades = [0.08 + 0.92 * min(1.0, float(values[y, x])) for y, x in places]
-    cells.set_facecolor([to_rgba(_choose_colour(0), shade) for shade in shades])
+    cells.set_facecolor([to_rgba(choose_colour(0), shade) for shade in shades])
     axes.add_collection(cells)
 
 
@@ -222,7 +222,7 @@ def _number_cells(axes: Axes, values: Values, shown: Callable[[float], str], *, 
 def _draw_curves(axes: Axes, panel: Panel) -> None:
     crowd = len(panel.series) > 1
     for one in panel.series:
-        colour, dash = _choose_colour(one.number), _DASHES[one.number // COLOURS % len(_DASHES)]
+        colour, dash = choose_colour(one.number), _DASHES[one.number // COLOURS % len(_DASHES)]
         if one.raw is not None:
             x, low, high = one.raw
             if np.array_equal(low, high, equal_nan=True):
@@ -244,7 +244,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
     axes.margins(x=0.01)
     if panel.x_unit == "step":
         _use_whole_steps(axes)
-    _name_axes(axes, panel.x_unit, panel.unit)
+    name_axes(axes, panel.x_unit, panel.unit)
 
 
 def _use_whole_steps(axes: Axes) -> None:
@@ -254,16 +254,16 @@ def _use_whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
-def _name_axes(axes: Axes, x: str, y: str) -> None:
+def name_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, labelpad=2)
     axes.set_ylabel(y, labelpad=3)
 
 
-def _choose_colour(number: int) -> str:
+def choose_colour(number: int) -> str:
     return _SERIES.format(number % COLOURS)
 
 
-def _render_svg(
+def render_svg(
     name: str,
     inches: tuple[float, float],
     draw: Callable[[Figure], None],

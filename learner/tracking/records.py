@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isnan
 from typing import Any
@@ -34,6 +34,10 @@ class StepRecord:
     engine_kl: float  # KL(engine || learner) of a sampled token
     effective_share: float  # effective sample size of the ratios learner to engine, as a share of sampled tokens
     corrected_share: float  # of sampled tokens whose ratio was truncated or masked
+    lag: Mapping[
+        str, float
+    ]  # the same as `0/engine_kl`: by steps between the weights that sampled and those that learn
+    gap_counts: Mapping[str, Sequence[int]]  # by that lag, sampled tokens by their gap; see `LagFigures`
     clip_share: float
     truncated_share: float  # of sampled completions: those that ended for length
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet
@@ -60,10 +64,16 @@ class StepRecord:
         """The share of the step that each stage took, in the order of STAGES."""
         return {stage: self.seconds[stage] / max(self.step_seconds, 1e-9) for stage in STAGES}
 
+    def row(self) -> dict[str, Any]:
+        """Return the record as a row of metrics.jsonl: its numbers, and the counts of histograms."""
+        return self.flat() | {f"gap_counts/{lag}": list(counts) for lag, counts in self.gap_counts.items()}
+
     def flat(self) -> dict[str, float]:
-        """Return the record as a row: {"step": 3, "rewards/accuracy": 0.5, "share/learn": 0.4, ...}."""
+        """Return all numbers: {"step": 3, "rewards/accuracy": 0.5, "share/learn": 0.4, ...}."""
         row: dict[str, float] = {}
         for item in fields(self):
+            if item.name == "gap_counts":
+                continue
             value = getattr(self, item.name)
             named = isinstance(value, Mapping)
             row |= {f"{item.name}/{key}": value[key] for key in value} if named else {item.name: value}

@@ -52,7 +52,7 @@ class Tracker:
         row = record.flat()
         self.history.add_step(row)
         with self._count_failures():
-            append_jsonl(self._path / "metrics.jsonl", row)
+            append_jsonl(self._path / "metrics.jsonl", record.row())
         with self._count_failures():
             self._scalars.write(record.step, {key: value for key, value in row.items() if key != "step"})
         with self._count_failures():

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.config.objective import ObjectiveConfig
 from common.config.schema import Config
 from common.models.families import family_of
 from learner.model.head import ScoringSpec
@@ -23,6 +22,7 @@ from learner.model.logprobs import packed_logprobs
 from learner.model.lora import switch_off_adapters
 from learner.model.pack import Pack, build_pack
 from learner.model.rows import build_rows
+from learner.objective.corrections import settle
 from learner.objective.kl import KL
 from learner.objective.losses import LOSSES
 from learner.objective.records import Coefficients
@@ -53,11 +53,6 @@ class LearningStep:
     spec: ScoringSpec  # the distribution that engines sample from
     steps: int  # of the whole run
     tower_runs: bool  # prompts come with pixels
-
-    @property
-    def objective(self) -> ObjectiveConfig:
-        """The settings of the losses, `auto` decided."""
-        return self.config.objective.model_copy(update={"correction": self.config.correction})
 
     def run(self, batches: Sequence[Sequence[RankPack]], coefficients: Coefficients, *, at: int) -> RankStats:
         """Take an optimizer step on each batch of packs, and all of them `objective.updates` times.
@@ -116,7 +111,7 @@ class LearningStep:
 
         losses: list[Tensor] = []
         measured = [
-            self._forward_backward(pack, look, coefficients, losses, last=number == len(packs))
+            self._forward_backward(pack, look, coefficients, losses, at=at, last=number == len(packs))
             for number, (pack, look) in enumerate(zip(packs, looks, strict=True), 1)
         ]
         learner = self.config.learner
@@ -127,12 +122,20 @@ class LearningStep:
         return add_up(measured, grad_norm=norm, lr=lr, applied=math.isfinite(norm))
 
     def _forward_backward(
-        self, rank_pack: RankPack, look: FirstLook, coefficients: Coefficients, losses: list[Tensor], *, last: bool
+        self,
+        rank_pack: RankPack,
+        look: FirstLook,
+        coefficients: Coefficients,
+        losses: list[Tensor],
+        *,
+        at: int,
+        last: bool,
     ) -> PackStats:
         """Add the gradient of a pack and return its figures, all 0 where it is a filler.
 
         Args:
             losses: of the packs before it; its own is added.
+            at: steps of the run so far, the version of the weights that learn.
             last: of the batch. If a loss on any rank is no finite number, the gradient is made none on all of them:
                 the optimizer of any ZeRO stage then leaves out the step, and forgets the gradient.
         """
@@ -149,6 +152,8 @@ class LearningStep:
             look.old_logp, look.kept = scores.logp.detach(), scores.kept
 
         # This pack's share of the loss of the step.
+        lags = [scored.group.count_lag(at) for scored in rank_pack.groups]
+        objective, acts = settle(self.config, lags)
         inputs = pack.inputs(
             scores.logp,
             look.ref_logp,
@@ -156,8 +161,9 @@ class LearningStep:
             entropy=scores.entropy if coefficients.entropy_bonus and term.sampled else None,
             step=term.counts,
             coefficients=coefficients,
-            objective=self.objective,
+            objective=objective,
             longest=self.config.rollout.max_completion_tokens,
+            corrected=torch.tensor(acts, device=pack.group.device)[pack.group],
         )
         outputs = LOSSES[term.loss](inputs)
         loss, kl = outputs.loss * term.share, outputs.kl * term.share
@@ -171,7 +177,14 @@ class LearningStep:
             self.engine.step()  # only counts
 
         return measure_pack(
-            inputs, scores, loss.detach(), kl, groups=rank_pack.groups, given=not term.sampled, counts=rank_pack.real
+            inputs,
+            scores,
+            loss.detach(),
+            kl,
+            groups=rank_pack.groups,
+            lags=lags,
+            given=not term.sampled,
+            counts=rank_pack.real,
         )
 
     def _spec_of(self, term: LossTerm) -> ScoringSpec:

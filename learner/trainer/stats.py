@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from statistics import fmean
@@ -13,6 +13,7 @@ from torch import Tensor
 from common.types import GroupGap, ScoredGroup, StepResult
 from learner.model.logprobs import Scores
 from learner.objective.corrections import correct
+from learner.objective.mismatch import Mismatch
 from learner.objective.records import LossInputs
 
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
@@ -22,9 +23,10 @@ CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
 class PackStats:
     """The figures of one forward and backward, left on the device."""
 
-    sums: Tensor  # (11,) float64: loss to corrected of RankStats, in its order
-    gap: Tensor  # (N,) float32: |learner - engine log-prob| of each token, 0 where it is given
-    sizes: Mapping[str, int]  # tokens of each group by prompt id, in the order of `gap`; of none that is given
+    sums: Tensor  # (5,) float64: loss to tokens of RankStats, in its order
+    difference: Tensor  # (N,) float32: learner - engine log-prob of each token
+    corrected: Tensor  # (N,) bool: the weight of the token was truncated or masked
+    sampled: Sequence[tuple[str, int, int]]  # prompt id, lag and tokens of each sampled group, in their order
     probabilities: Mapping[str, tuple[float, ...]]
 
 
@@ -35,15 +37,9 @@ class RankStats:
     loss: float
     kl: float
     entropy: float
-    gap: float  # |learner - engine log-prob|, over sampled tokens
     clipped: float  # sampled tokens whose ratio is outside the clip
     tokens: float
-    sampled: float  # tokens that engines sampled
-    weight: float  # exp(learner - engine log-prob), over sampled tokens
-    squared_weight: float
-    engine_kl: float  # of engine to learner, over sampled tokens
-    corrected: float  # sampled tokens whose weight was truncated or masked
-    gap_max: float
+    by_lag: Mapping[int, Mismatch]  # of sampled tokens, by steps between the weights that sampled and those that learn
     gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id
     grad_norm: float  # of all ranks
     updates: int  # optimizer steps taken; 0 where loss or gradient was no finite number
@@ -51,7 +47,7 @@ class RankStats:
     probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
 
 
-SUMS = [field.name for field in fields(RankStats)][:11]
+SUMS = [field.name for field in fields(RankStats)][:5]
 
 
 def measure_pack(
@@ -61,6 +57,7 @@ def measure_pack(
     kl: Tensor,
     *,
     groups: Sequence[ScoredGroup],
+    lags: Sequence[int],
     given: bool,
     counts: bool,
 ) -> PackStats:
@@ -68,46 +65,39 @@ def measure_pack(
 
     Args:
         groups: what it was built of.
+        lags: of each group, see `Group.count_lag`.
         given: their completions are given answers; else engines sampled them.
         counts: False for a filler: all its figures are 0.
     """
-    sampled = float(not given)
-    difference = (inputs.anchor - inputs.engine_logp) * sampled
-    weight, gap = difference.exp(), difference.abs()
-    tokens = torch.tensor([len(gap), len(gap) * sampled], device=gap.device)
-    sums = [loss, kl, scores.entropy.detach().sum(), gap.sum(), _find_clipped(inputs, weight).sum() * sampled, *tokens]
-    sums += [weight.sum() * sampled, weight.square().sum() * sampled, (weight - difference - 1).sum()]
-    sums += [_find_corrected(inputs).sum() * sampled]
+    difference = inputs.before - inputs.engine_logp
+    clipped = _find_clipped(inputs, difference.exp()).sum() * (not given)
+    sums = [loss, kl, scores.entropy.detach().sum(), clipped, torch.tensor(len(difference), device=loss.device)]
+    sizes = [(scored.prompt.id, lag, _count_tokens(scored)) for scored, lag in zip(groups, lags, strict=True)]
     return PackStats(
         sums=torch.stack([value.double() for value in sums]) * counts,
-        gap=gap * counts,
-        sizes={scored.prompt.id: _count_tokens(scored) for scored in groups} if counts and not given else {},
+        difference=difference,
+        corrected=correct(inputs).touched,
+        sampled=sizes if counts and not given else (),
         probabilities=_completion_probabilities(inputs, groups) if counts and given else {},
     )
 
 
 def _find_clipped(inputs: LossInputs, weight: Tensor) -> Tensor:
     """Find the (N,) tokens whose ratio to the policy before the step, or else to the engine, is outside the clip."""
-    if inputs.old_logp is None:
+    if inputs.at_anchor:
         return (weight < CLIP_RANGE[0]) | (weight > CLIP_RANGE[1])
-    ratio, objective = (inputs.logp.detach() - inputs.old_logp).exp(), inputs.objective
+    ratio, objective = (inputs.logp.detach() - inputs.anchor).exp(), inputs.objective
     return (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
-
-
-def _find_corrected(inputs: LossInputs) -> Tensor:
-    """Find the (N,) tokens whose weight the correction truncates or masks."""
-    if inputs.objective.correction in ("truncate", "mask"):
-        return correct(inputs).touched
-    return torch.zeros_like(inputs.row)
 
 
 def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: bool) -> RankStats:
     """Return the figures of a rank from those of its packs."""
     sums = torch.stack([pack.sums for pack in packs]).sum(0).tolist()
+    found = [(name, lag, own) for pack in packs for name, lag, own in _measure_groups(pack)]
     return RankStats(
         **dict(zip(SUMS, sums, strict=True)),
-        gap_max=max(pack.gap.max().item() for pack in packs),
-        gaps={name: gap for pack in packs for name, gap in _split_gap(pack).items()},
+        by_lag=_add_by_lag((lag, own) for _, lag, own in found),
+        gaps={name: GroupGap(total=own.gap, largest=own.largest, tokens=own.tokens) for name, _, own in found},
         grad_norm=grad_norm,
         updates=int(applied),
         lr=lr,
@@ -125,7 +115,7 @@ def average_updates(updates: Sequence[RankStats]) -> RankStats:
     sums = {name: sum(getattr(one, name) for one in updates) for name in SUMS}
     return RankStats(
         **sums | {name: sums[name] / len(updates) for name in ("loss", "kl")},
-        gap_max=max(one.gap_max for one in updates),
+        by_lag=_add_by_lag(pair for one in updates for pair in one.by_lag.items()),
         gaps={name: gap for one in updates for name, gap in one.gaps.items()},
         grad_norm=fmean(one.grad_norm for one in updates),
         updates=sum(one.updates for one in updates),
@@ -141,7 +131,8 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
     sampled ones.
     """
     total = {name: sum(getattr(rank, name) for rank in stats) for name in SUMS}
-    sampled = max(1.0, total["sampled"])
+    by_lag = _add_by_lag(pair for rank in stats for pair in rank.by_lag.items())
+    whole = Mismatch.add_up(by_lag.values()).average()
     return StepResult(
         loss=total["loss"],
         kl=total["kl"],
@@ -149,13 +140,14 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
         grad_norm=stats[0].grad_norm,
         updates=stats[0].updates,
         lr=stats[0].lr,
-        clip_share=total["clipped"] / sampled,
-        logprob_gap_mean=total["gap"] / sampled,
-        logprob_gap_max=max(rank.gap_max for rank in stats),
+        clip_share=total["clipped"] / max(1, whole.tokens),
+        logprob_gap_mean=whole.gap_mean,
+        logprob_gap_max=whole.gap_max,
         gaps={name: gap for rank in stats for name, gap in rank.gaps.items()},
-        engine_kl=total["engine_kl"] / sampled,
-        effective_share=_effective_share(total["weight"], total["squared_weight"], sampled),
-        corrected_share=total["corrected"] / sampled,
+        engine_kl=whole.engine_kl,
+        effective_share=whole.effective_share,
+        corrected_share=whole.corrected_share,
+        by_lag={lag: own.average() for lag, own in by_lag.items()},
         tokens=int(total["tokens"]),
         probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
     )
@@ -165,20 +157,22 @@ def _count_tokens(scored: ScoredGroup) -> int:
     return sum(len(completion.token_ids) for completion in scored.group.completions)
 
 
-def _split_gap(pack: PackStats) -> dict[str, GroupGap]:
-    """Return the gaps of the sampled groups of a pack, by prompt id."""
-    if not pack.sizes:
-        return {}
-    parts = pack.gap.double().cpu().split(list(pack.sizes.values()))
-    return {
-        name: GroupGap(total=part.sum().item(), largest=part.max().item(), tokens=len(part))
-        for name, part in zip(pack.sizes, parts, strict=True)
-    }
+def _measure_groups(pack: PackStats) -> Iterator[tuple[str, int, Mismatch]]:
+    """Yield the prompt id of each sampled group of a pack, its lag, and how far engine and learner are apart."""
+    if not pack.sampled:
+        return
+    sizes = [tokens for _, _, tokens in pack.sampled]
+    differences, corrected = pack.difference.cpu().split(sizes), pack.corrected.cpu().split(sizes)
+    for (name, lag, _), difference, touched in zip(pack.sampled, differences, corrected, strict=True):
+        yield name, lag, Mismatch.of(difference, touched)
 
 
-def _effective_share(weight: float, squared: float, count: float) -> float:
-    """Return the effective sample size of weights as a share of their count: 1 where all are equal (Kong 1992)."""
-    return weight**2 / (count * squared) if squared else 1.0
+def _add_by_lag(parts: Iterable[tuple[int, Mismatch]]) -> dict[int, Mismatch]:
+    """Return the sums of all parts of a lag, by lag from the smallest."""
+    found: dict[int, list[Mismatch]] = {}
+    for lag, own in parts:
+        found.setdefault(lag, []).append(own)
+    return {lag: Mismatch.add_up(found[lag]) for lag in sorted(found)}
 
 
 def _completion_probabilities(inputs: LossInputs, groups: Sequence[ScoredGroup]) -> dict[str, tuple[float, ...]]:

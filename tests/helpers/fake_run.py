@@ -10,11 +10,18 @@ from datetime import datetime
 import numpy as np
 
 from common.config.schema import Config
-from common.types import Completion, Example, Group, Prompt, ScoredGroup
+from common.types import GAP_EDGES, Completion, Example, Group, Prompt, ScoredGroup
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import open_console
 from learner.tracking.records import StepRecord
 from learner.tracking.tracker import Tracker
+
+
+def count_gaps(median: float = 4e-7) -> tuple[int, ...]:
+    """900 gaps around a median, a bin of half a decade on either side for every e of them less."""
+    middle = 2 * math.log10(median / GAP_EDGES[0])
+    shares = [math.exp(-((place - 0.5 - middle) ** 2) / 4) for place in range(len(GAP_EDGES) + 1)]
+    return tuple(round(900 * share / sum(shares)) for share in shares)
 
 
 def record(step: int, **changes: object) -> StepRecord:
@@ -40,6 +47,9 @@ def record(step: int, **changes: object) -> StepRecord:
         "engine_kl": 0.0,
         "effective_share": 1.0,
         "corrected_share": 0.0,
+        "lag": {"0/tokens": 900, "0/gap_mean": 4e-7, "0/gap_max": 3.1e-6, "0/engine_kl": 0.0}
+        | {"0/effective_share": 1.0, "0/corrected_share": 0.0},
+        "gap_counts": {"0": count_gaps()},
         "clip_share": 0.0,
         "truncated_share": 0.01,
         "weights_version": step + 1,

@@ -40,7 +40,7 @@ def made_run(
     method = config.get("method", "grpo")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     dump(folder / "environment.json", {"git_sha": say("0123456789abcdef"), "packages": {"torch": say("2.13")}})
-    lines = [json.dumps(record(step, reward=reward(step, steps, seed)).flat()) for step in range(steps)]
+    lines = [json.dumps(record(step, reward=reward(step, steps, seed)).row()) for step in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     for step in (0, steps // 2, steps):
         for number, name in enumerate(("held-out", say("@base_test"), say("@new_test"))):

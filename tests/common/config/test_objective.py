@@ -49,6 +49,8 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("kl_horizon", 500, {"objective": {"kl_target": 0.1}}, {}),
     ("entropy_floor", 0.5, {"objective": {"entropy_bonus": 0.1}}, {}),
     ("correction_high", 3.0, {"objective": {"correction": "mask"}}, {"objective": {"correction": "none"}}),
+    ("correction_high", 3.0, {"objective": {"correction": "mask"}}, {"objective": {"correction": "bypass"}}),
+    ("correction_level", "mean", {"objective": {"correction": "mask"}}, {"objective": {"correction": "bypass"}}),
     ("correction_level", "mean", {"model": {"dtype": "bfloat16"}}, {"model": {"dtype": "float32"}}),
     ("correction_low", 0.1, {"objective": {"correction": "mask"}}, {"objective": {"correction": "truncate"}}),
     ("loss", "gspo", {}, {"method": "exact"}),
@@ -88,12 +90,14 @@ def test_unknown_presets_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("dtype", "asked", "settled"),
     [
-        ("float32", "auto", "none"),
-        ("bfloat16", "auto", "truncate"),
-        ("float32", "mask", "mask"),
-        ("bfloat16", "none", "none"),
+        ("float32", "auto", ["none", "truncate", "truncate"]),
+        ("bfloat16", "auto", ["truncate"] * 3),
+        ("float32", "mask", ["mask"] * 3),
+        ("bfloat16", "none", ["none"] * 3),
+        ("float32", "bypass", ["bypass"] * 3),
     ],
 )
-def test_what_auto_corrects(dtype: str, asked: str, settled: str) -> None:
+def test_what_auto_corrects(dtype: str, asked: str, settled: list[str]) -> None:
+    """Of groups that were sampled with weights of 0, 1 and 4 steps before."""
     config = Config.model_validate({"model": {"dtype": dtype}, "objective": {"correction": asked}})
-    assert config.correction == settled
+    assert [config.correction_at(lag) for lag in (0, 1, 4)] == settled

@@ -95,11 +95,11 @@ def test_a_refused_probe_says_why() -> None:
         probe(Sides(refuses=True))(0, prompts)
 
 
-def step_of(*gaps: Sequence[float]) -> tuple[list[ScoredGroup], dict[str, GroupGap]]:
-    """A step of one group an engine, and the gap of each of its tokens."""
+def step_of(*gaps: Sequence[float], version: int = 7) -> tuple[list[ScoredGroup], dict[str, GroupGap]]:
+    """A step of one group an engine, sampled with one version of the weights, and the gap of each of its tokens."""
     scored = [tiny.group(number, text=4, pictures=[], lengths=[1, 1]) for number in range(len(gaps))]
     scored = [
-        replace(one, group=replace(one.group, engine_id=f"engine-{number}", origin="sampled"))
+        replace(one, group=replace(one.group, engine_id=f"engine-{number}", weights_version=version))
         for number, one in enumerate(scored)
     ]
     figures = [GroupGap(total=sum(own), largest=max(own), tokens=len(own)) for own in gaps]
@@ -131,6 +131,15 @@ def test_one_stale_engine_of_eight_is_found_by_its_own_mean() -> None:
     check([stale], max_logprob_gap=float("inf"))
     with pytest.raises(EngineError, match="mean_logprob_gap"):
         check([stale], max_logprob_gap=float("inf"), mean_logprob_gap=0.2)
+
+
+def test_groups_of_older_weights_are_another_policy_and_no_fault() -> None:
+    config = Config.model_validate({"model": {"dtype": "float32"}})
+    check_gaps(config, 7, *step_of([2.0], version=6))
+    fresh, stale = step_of([1e-6] * 9, [2e-3]), step_of([1e-6], [1e-6], [2.0], version=6)
+    scored, gaps = [*fresh[0], stale[0][2]], {**stale[1], **fresh[1]}
+    with pytest.raises(EngineError, match=r"0\.002.* engine-1"):
+        check_gaps(config, 7, scored, gaps)
 
 
 def test_a_low_temperature_divides_logits_and_so_the_limits_that_nobody_set() -> None:

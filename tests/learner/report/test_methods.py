@@ -18,6 +18,7 @@ NOTHING = "\N{EN DASH}"  # in the cell of a measure that a run does not have
 OF_SAMPLES = (
     "Zero-std groups",
     "Log-prob gap, engine to learner",
+    "Histogram of log-prob gaps",
     "advantage",
     "when it was sampled",
     "Lowest reward",

@@ -71,7 +71,7 @@ def test_one_flushed_line_a_step(folder: RunFolder) -> None:
     for step in range(3):
         track.write(record(step))
         assert [row["step"] for row in rows(folder, "metrics.jsonl")] == list(range(step + 1))
-    assert rows(folder, "metrics.jsonl")[2] == record(2).flat()
+    assert rows(folder, "metrics.jsonl")[2] == record(2).row()
     assert out.getvalue().count("step=") == 3
 
 

@@ -82,12 +82,13 @@ def opened(config: Config, *, tower_runs: bool = True) -> Iterator[LearnerGroup]
 
 
 def batch(step: int) -> list[ScoredGroup]:
-    """Five groups, other rewards each step: two ranks hold three and two."""
+    """Five groups sampled for a step, other rewards each step: two ranks hold three and two."""
     draw = np.random.default_rng(step)
     groups = []
     for scored in tiny.ragged():
         rewards = tuple(draw.normal(size=len(scored.rewards)).tolist())
-        groups.append(replace(scored, rewards_by_name={"test": rewards}, rewards=rewards))
+        own = replace(scored.group, weights_version=step)
+        groups.append(replace(scored, group=own, rewards_by_name={"test": rewards}, rewards=rewards))
     return groups
 
 
@@ -505,6 +506,46 @@ def test_several_updates_of_a_step_are_those_of_one_twin(
     off = sum((weights[name] - tensor).square().sum() for name, tensor in wanted_weights.items())
     moved = sum((start[name] - tensor).square().sum() for name, tensor in wanted_weights.items())
     assert (off / moved).sqrt() < 1e-3
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 3)])
+def test_groups_of_older_weights_are_corrected_and_counted_by_their_lag(
+    ray_session: None, model_path: Path, ranks: int, stage: int
+) -> None:
+    """By default, in float32: the weights of the oracle act on two groups of five, and the others keep their own."""
+    versions = [5, 3, 5, 3, 4]
+    groups = [
+        replace(one, group=replace(one.group, weights_version=version))
+        for one, version in zip(batch(0), versions, strict=True)
+    ]
+    with opened(settings(model_path, ranks=ranks, stage=stage)) as group:
+        found = group.step(groups, at=5)
+
+    policy, reference = tiny.model(), tiny.model()
+    parts: list[Tensor] = []
+    flat: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for scored, version in zip(groups, versions, strict=True):
+        rewards = np.array(scored.rewards, dtype=np.float32)
+        advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+        for index, completion in enumerate(scored.group.completions):
+            lp, ref, _ = oracle.row_logprobs(policy, reference, scored, index, SPEC)
+            weight = (lp.detach() - torch.tensor(completion.logprobs)).exp()
+            flat[5 - version] += weight.log().tolist()
+            weight = weight.clamp(max=2.0) if version < 5 else torch.ones_like(weight)
+            kl = (ref - lp).exp() - (ref - lp) - 1
+            gain = (lp - lp.detach()).exp() * float(advantages[index]) * weight
+            parts.append((BETA * kl - gain).mean())
+    torch.autograd.backward(torch.stack(parts).mean())
+    assert found.grad_norm == pytest.approx(float(oracle.gradient(policy).norm()), rel=1e-5)
+
+    assert found.by_lag.keys() == {0, 1, 2}
+    for lag, own in found.by_lag.items():
+        weights = np.exp(flat[lag])
+        assert own.tokens == sum(own.gap_counts) == len(weights)
+        assert own.gap_mean == pytest.approx(np.abs(flat[lag]).mean(), rel=1e-4)
+        assert own.effective_share == pytest.approx(weights.sum() ** 2 / len(weights) / (weights**2).sum(), rel=1e-3)
+        assert own.corrected_share == pytest.approx(np.mean(weights > 2.0) if lag else 0.0)
+    assert found.corrected_share > 0
 
 
 BROKEN: dict[str, Callable[[ScoredGroup], ScoredGroup]] = {
