@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(checkout: Path, words: Sequence[str]) -> dict[str, Any]:
+def run(checkout: Path, words: Sequence[str], *, module: str = "learner.main") -> dict[str, Any]:
     """Run the default there, evaluating every 10 steps, and read its folder."""
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch:
         folder = Path(scratch) / "run"
-        command = [sys.executable, "-m", "learner.main", "evaluation.every=10", f"run_dir={folder}", *words]
+        command = [sys.executable, "-m", module, "evaluation.every=10", f"run_dir={folder}", *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -70,12 +70,18 @@ def read(folder: Path) -> dict[str, Any]:
     return {
         "seconds_to_90": None if reached is None else sum(spent[:reached]),
         "steps_to_90": reached,
+        "completions_to_90": None if reached is None else round(sum(map(_completions, steps[:reached]))),
         "train_seconds": sum(spent),
         "startup_seconds": summary["startup_seconds"],
         "accuracy": summary["accuracy_after"],
+        "curve": {row["step"]: row["accuracy"] for row in evaluations},
         "max_logprob_gap": summary["max_logprob_gap"],
         "publish_share": fmean(row["share/publish"] for row in steps),
     }
+
+
+def _completions(step: dict[str, Any]) -> float:
+    return float(step["completions_per_second"] * step["step_seconds"])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,9 @@ MODULES = (
     "gpu_learner",
     "default",
     "methods",
+    "objectives",
+    "mismatch",
+    "mismatch_run",
     "plan",
     "startup",
     "classes",
@@ -68,7 +71,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_make_bench_runs_every_benchmark() -> None:
     makefile = (report.ROOT / "Makefile").read_text()
-    wanted = [name for name in MODULES if name not in ("step_rollcall", "step_trl")]
+    wanted = [name for name in MODULES if name not in ("step_rollcall", "step_trl", "mismatch_run")]
     assert f"BENCHMARKS = {' '.join(wanted)}\n" in makefile
 
 
@@ -240,7 +243,7 @@ print(memory.peak() - held)
 
 
 def test_default_reads_a_run(tmp_path: Path) -> None:
-    steps = [{"step_seconds": 2.0, "share/publish": 0.1}] * 30
+    steps = [{"step_seconds": 2.0, "completions_per_second": 8.0, "share/publish": 0.1}] * 30
     evaluations = [{"step": step, "accuracy": accuracy} for step, accuracy in ((0, 0.2), (10, 0.89), (20, 0.9))]
     summary = {"startup_seconds": 9.0, "accuracy_after": 0.9, "max_logprob_gap": 1e-6}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
@@ -249,6 +252,7 @@ def test_default_reads_a_run(tmp_path: Path) -> None:
     found = default.read(tmp_path)
     assert (found["seconds_to_90"], found["steps_to_90"], found["train_seconds"]) == (40.0, 20, 60.0)
     assert found["publish_share"] == pytest.approx(0.1)
+    assert found["completions_to_90"] == 320 and found["curve"] == {0: 0.2, 10: 0.89, 20: 0.9}
 
 
 def test_methods_are_compared_seed_by_seed() -> None:
