@@ -83,7 +83,7 @@ def sapo(inputs: LossInputs) -> Tensor:
 
     t is `gate_high` where A > 0 and `gate_low` elsewhere.
 
-    Source: Gao et al. 2025, Soft Adaptive Policy Optimization.
+    Source: Gao et al. 2025, arXiv:2511.20347.
     """
     advantage, objective = inputs.advantage[inputs.row], inputs.objective
     ratio = _ratio(inputs.logp - inputs.anchor)

@@ -161,6 +161,33 @@ def test_losses_of_given_groups_follow_the_brute_force_gradient(loss: str) -> No
             assert oracle.relative_error(gradient_of(found, policy), wanted) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_in_bfloat16(loss: str) -> None:
+    """Laws 2 and 3 over all losses where the model computes in bfloat16, those of samples after an update."""
+    policy, reference = (model.to(torch.bfloat16) for model in models("qwen2_vl"))
+    exact, exact_reference = copy.deepcopy(policy).float(), copy.deepcopy(reference).float()
+    groups = tiny.ragged()
+    tokens = sum(len(one.token_ids) for scored in groups for one in scored.group.completions)
+    drift = (torch.rand(tokens, generator=torch.Generator().manual_seed(1)) - 0.5).tolist()
+
+    def by_rows(model: Any, ref: Any) -> Tensor:
+        if loss == "sft":
+            return oracle.sft_loss(model, ref, groups, PLAIN)
+        if loss not in SURROGATES:
+            return oracle.exact_loss(model, ref, groups, PLAIN, beta=BETA, name=loss)
+        steps = iter(drift)
+        old = [row - torch.tensor([next(steps) for _ in row]) for row in oracle.all_logprobs(model, groups, PLAIN)]
+        return oracle.policy_loss(model, ref, groups, PLAIN, beta=BETA, name=loss, old=old)
+
+    wanted = gradient_of(by_rows(exact, exact_reference), exact)
+    naive = gradient_of(by_rows(policy, reference), policy)
+    for packs in ([groups], [groups[:2], groups[2:3], groups[3:]]):
+        moved = drift if loss in SURROGATES else ()
+        found = gradient_of(packed_loss(policy, reference, packs, PLAIN, loss=loss, drift=moved), policy)
+        assert oracle.relative_error(found, wanted) < 1.2 * oracle.relative_error(naive, wanted) < 0.08
+
+
 def test_pack_of_text_alone_runs_the_vision_tower_for_nothing() -> None:
     policy, reference = models("qwen2_vl")
     groups = [tiny.group(seed, text=8 + seed, pictures=[], lengths=[2, 3]) for seed in range(2)]
