@@ -26,18 +26,19 @@ def train(run: Run) -> None:
     run.evaluate()
     while (step := run.version) < run.end:
         clock = StepClock()
-        prompts = run.next_prompts()  # P prompts
-        groups = clock.iterate("generate", run.groups(step, prompts))  # P groups of G completions, as they finish
-        with clock.stage("reward"):
-            scored = run.score(prompts, groups)  # P scored groups, in prompt order
+        batch = run.begin_batch()
+        while prompts := run.next_prompts(batch):  # P prompts; then, if wanted, one for each group without signal
+            groups = clock.iterate("generate", run.groups(step, prompts))  # of G completions each, as they finish
+            with clock.stage("reward"):
+                batch.add(run.score(prompts, groups))  # scored groups, in prompt order
         with clock.stage("learn"):
-            result = run.learn(step, scored)  # policy and reference log-probs, loss, optimizer step
+            result = run.learn(step, batch.groups)  # policy and reference log-probs, loss, optimizer step
         if not result.updates:  # loss or gradient was no finite number: the weights are as they were
-            run.skip(step, scored, result)
+            run.skip(step, batch.groups, result)
             continue
         with clock.stage("publish"):
             run.publish(step + 1)  # engines that are asked next hold version step + 1, their caches reset
-        run.write(step, scored, result, clock)
+        run.write(step, batch, result, clock)
         run.evaluate()
         run.save()
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from common.config.schema import RolloutConfig
 from common.types import GenerationRequest, Prompt, Sampling, request_seed
 
 
 def training_requests(
-    prompts: Sequence[Prompt], rollout: RolloutConfig, *, seed: int, step: int
+    prompts: Sequence[Prompt], rollout: RolloutConfig, *, seed: int, step: int, sizes: Sequence[int] | None = None
 ) -> list[GenerationRequest]:
-    """Ask for G sampled completions a prompt, seeded by (run, step, prompt): any engine draws the same tokens."""
-    sampling = Sampling(
+    """Ask for sampled completions, seeded by (run, step, prompt): any engine draws the same tokens.
+
+    Args:
+        sizes: completions of each prompt; None: G of each.
+    """
+    alike = Sampling(
         n=rollout.group_size,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         max_tokens=rollout.max_completion_tokens,
     )
-    return [request(prompt, sampling, seed=request_seed(seed, step, prompt.id)) for prompt in prompts]
+    return [
+        request(prompt, replace(alike, n=size), seed=request_seed(seed, step, prompt.id))
+        for prompt, size in zip(prompts, sizes or [rollout.group_size] * len(prompts), strict=True)
+    ]
 
 
 def greedy_requests(prompts: Sequence[Prompt], rollout: RolloutConfig) -> list[GenerationRequest]:

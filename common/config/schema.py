@@ -37,6 +37,7 @@ from common.config.sections import (
     RolloutConfig,
     Section,
     Seed,
+    SignalConfig,
     TrackingConfig,
     WeightsConfig,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "ModelConfig",
     "RewardConfig",
     "RolloutConfig",
+    "SignalConfig",
     "TrackingConfig",
     "WeightsConfig",
     "config_hash",
@@ -123,6 +125,7 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    signal: SignalConfig = SignalConfig()
     reward: RewardConfig = RewardConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -153,6 +156,16 @@ class Config(Section):
     def completions(self) -> int:
         """Sampled completions of a step."""
         return self.sampled_prompts * self.rollout.group_size
+
+    @property
+    def most_prompts(self) -> int:
+        """Prompts that a step may ask."""
+        return int(self.signal.max_prompts * self.rollout.prompts_per_step + 1e-9)  # 1.15 * 100 is a little less
+
+    @property
+    def largest_group(self) -> int:
+        """Completions that one prompt may be asked for."""
+        return self.signal.max_group_size or self.rollout.group_size
 
     def correction_at(self, lag: int) -> str:
         """Return what `objective.correction` comes to for groups sampled with weights `lag` steps old.
@@ -205,6 +218,7 @@ class Config(Section):
         yield from self._evaluation_misfits()
         yield from self._method_misfits()
         yield from self._objective_misfits()
+        yield from self._signal_misfits()
 
     def _length_misfits(self) -> Iterator[str]:
         """Yield those of steps and of prompts a step."""
@@ -347,6 +361,43 @@ class Config(Section):
             yield (
                 f"objective.{key} = {getattr(objective, key)} with reward.normalise = each: it changes the sum of the "
                 "rewards; set reward.normalise to sum"
+            )
+
+    def _signal_misfits(self) -> Iterator[str]:
+        """Yield those of `signal`."""
+        signal, rollout, default = self.signal, self.rollout, SignalConfig()
+        changed = [key for key in SignalConfig.model_fields if getattr(signal, key) != getattr(default, key)]
+        if changed and not self.sampled_prompts:
+            for key in changed:
+                yield (
+                    f"signal.{key} = {getattr(signal, key)} with method = {self.method}: nothing is sampled, so it has "
+                    "no effect"
+                )
+            return
+        if signal.max_prompts > 1 and self.most_prompts == rollout.prompts_per_step:
+            yield (
+                f"signal.max_prompts = {signal.max_prompts:g} with rollout.prompts_per_step = "
+                f"{rollout.prompts_per_step} is no prompt more: raise it"
+            )
+        if signal.max_seconds is not None and signal.max_prompts == 1:
+            yield f"signal.max_seconds = {signal.max_seconds:g} with signal.max_prompts = 1: it has no effect"
+        if signal.skip_epochs != default.skip_epochs and not signal.skip_solved:
+            yield f"signal.skip_epochs = {signal.skip_epochs} with signal.skip_solved = 0: it has no effect"
+        largest = signal.max_group_size
+        if largest is not None and largest <= rollout.group_size:
+            yield (
+                f"signal.max_group_size = {largest} with rollout.group_size = {rollout.group_size}: a step asks for "
+                "that many a prompt on average, so the most must be larger"
+            )
+        if largest is not None and rollout.group_size == 2:
+            yield (
+                f"signal.max_group_size = {largest} with rollout.group_size = 2: no group can give one up, for 2 is "
+                "the least; raise rollout.group_size"
+            )
+        if largest is not None and self.sampled_prompts == 1:
+            yield (
+                f"signal.max_group_size = {largest} with one sampled prompt a step: there is no other to give "
+                "completions to; raise rollout.prompts_per_step"
             )
 
     def _memory_misfits(self) -> Iterator[str]:

@@ -186,6 +186,28 @@ class RolloutConfig(Section):
     """An engine that gives no group for this many seconds counts as dead and is replaced."""
 
 
+class SignalConfig(Section):
+    """Which prompts a step asks, and how often, so that its groups teach. All of it is off by default."""
+
+    max_prompts: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """Most prompts of a step, as a multiple of `rollout.prompts_per_step`. Above 1 another prompt is asked for each
+    sampled group whose rewards are all equal (DAPO's dynamic sampling). At the bound the first such groups stay: a step
+    always trains on as many groups."""
+    max_seconds: Free[Seconds | None] = None
+    """Seconds of a step after which no further prompt is asked; null has no such bound. When it acts, a repeated run
+    may differ."""
+    skip_solved: NonNegative = 0
+    """Pass over a row once all its completions were right in this many visits in a row; 0 passes over none."""
+    skip_epochs: Positive = 1
+    """Epochs for which such a row is passed over. Then it is asked again."""
+    curriculum: Literal["none", "learnability"] = "none"
+    """learnability: ask a row that was asked before with chance 4p(1-p) in an epoch, and at least 0.1. p is the share
+    of its completions that were right."""
+    max_group_size: Annotated[Answers, Field(ge=3)] | None = None
+    """Most completions of a prompt where they are dealt out by what they may teach; null gives G to each. Rows that are
+    sometimes right get more, those always right 2. Their sum stays the same."""
+
+
 class RewardConfig(Section):
     """How completions are scored."""
 

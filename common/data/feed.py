@@ -3,71 +3,108 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from common.data.stream import PromptStream, StreamState
+from common.data.stream import PromptStream, StreamState, Visit, want_all
 from common.errors import DeadlineError
 from common.models.prompts import PromptEncoder
 from common.types import Prompt
 
-CLOSE_S = 5.0  # for the batch being made, when a run ends
+CLOSE_S = 5.0  # for the prompts being made, when a run ends
 
 
 class PromptFeed:
-    """Encodes the batches of a stream, one batch ahead. An error in a batch is raised when that batch is due."""
+    """Encodes the rows of a stream, one step ahead of who takes them.
 
-    def __init__(self, stream: PromptStream, encoder: PromptEncoder, *, timeout_s: float) -> None:
-        self._stream, self._encoder, self._timeout_s = stream, encoder, timeout_s
-        self._ahead: Future[list[Prompt]] | None = None
-        self._taken = stream.state()
+    What is made ahead is a guess at what will be drawn next. It is kept by visit, and decides nothing: the rows of a
+    step are drawn when they are taken. An error in a row is raised when that row is due.
+    """
 
-    def next_batch(self) -> list[Prompt]:
-        """Return the next P prompts, all different. Raises DeadlineError when they do not come in time."""
-        self._ahead = self._ahead or self._begin()
+    def __init__(self, stream: PromptStream, encoder: PromptEncoder, *, ahead: int, timeout_s: float) -> None:
+        """Begin at the stream's place.
+
+        Args:
+            ahead: prompts to make ahead: P.
+        """
+        self._stream, self._encoder, self._ahead, self._timeout_s = stream, encoder, ahead, timeout_s
+        self._made: dict[Visit, Prompt] = {}
+        self._making: Future[dict[Visit, Prompt]] | None = None
+
+    def take(
+        self, count: int, *, without: Collection[str] = (), wanted: Callable[[str, int], bool] = want_all
+    ) -> list[tuple[Prompt, int]]:
+        """Return the next `count` prompts, all different, each with the epoch it was drawn in.
+
+        Fewer come where the data hold no more beside those of `without`; see `PromptStream.draw`.
+
+        Raises DeadlineError when they do not come in time.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        visits = self._stream.draw(count, without=without, wanted=wanted)
+        with suppress(Exception):  # of a row that may not be due
+            self._keep_made(deadline)
+        if missing := [visit for visit in visits if visit not in self._made]:
+            self._making = self._begin(missing)
+            self._keep_made(deadline)
+
+        prompts = [(self._made.pop(visit), visit.epoch) for visit in visits]
+        self._make_ahead(wanted)
+        return prompts
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows so far, by what was taken."""
+        return self.state().epochs
+
+    def state(self) -> StreamState:
+        """Return the state after the prompts that were taken, without those made ahead."""
+        return self._stream.state()
+
+    def restore(self, state: StreamState) -> None:
+        """Go on from `state`. Raises DataError when it was taken on other rows."""
+        self._stream.restore(state)
+
+    def close(self) -> None:
+        """Wait for the prompts being made, for at most `CLOSE_S`: the disk may be stuck."""
+        if self._making:
+            with suppress(TimeoutError):
+                self._making.exception(CLOSE_S)
+
+    def _make_ahead(self, wanted: Callable[[str, int], bool]) -> None:
+        """Begin to make what the next step will probably draw, and forget what it will not."""
+        coming = self._stream.peek(self._ahead, wanted=wanted)
+        self._made = {visit: self._made[visit] for visit in coming if visit in self._made}
+        if missing := [visit for visit in coming if visit not in self._made]:
+            self._making = self._begin(missing)
+
+    def _keep_made(self, deadline: float) -> None:
+        """Wait for the prompts being made, and keep them. Raises DeadlineError, or what making them raised."""
+        if self._making is None:
+            return
         try:
-            prompts = self._ahead.result(self._timeout_s)
+            self._made |= self._making.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError as error:
-            if self._ahead.done():  # the batch raised it: it is no timeout of ours
+            if self._making.done():  # a row raised it: it is no timeout of ours
                 raise
             raise DeadlineError(
                 "waited too long for the next prompts",
                 got=f"a batch not read and preprocessed after {self._timeout_s:g} s",
                 remedy="look at the disk that data.path lies on, or raise data.timeout_s",
             ) from error
-        self._taken = self._stream.state()
-        self._ahead = self._begin()
-        return prompts
+        self._making = None
 
-    def state(self) -> StreamState:
-        """Return the state after the batches that were taken, without the one made ahead."""
-        return self._taken
-
-    def restore(self, state: StreamState) -> None:
-        """Go on from `state`. Raises DataError when it was taken on other rows."""
-        self._forget(self._timeout_s)
-        self._stream.restore(state)
-        self._taken = state
-
-    def close(self) -> None:
-        """Wait for the batch being made, for at most `CLOSE_S`: the disk may be stuck."""
-        with suppress(TimeoutError):
-            self._forget(CLOSE_S)
-
-    def _forget(self, timeout_s: float) -> None:
-        """Wait for the batch being made and drop it. Raises TimeoutError when it is not done in time."""
-        if self._ahead:
-            self._ahead.exception(timeout_s)
-        self._ahead = None
-
-    def _begin(self) -> Future[list[Prompt]]:
-        """Begin to make a batch in a thread that no exit of the process waits for."""
-        future: Future[list[Prompt]] = Future()
+    def _begin(self, visits: Sequence[Visit]) -> Future[dict[Visit, Prompt]]:
+        """Begin to make prompts in a thread that no exit of the process waits for."""
+        future: Future[dict[Visit, Prompt]] = Future()
 
         def make() -> None:
             try:
-                future.set_result([self._encoder.encode(example) for example in self._stream.next_batch()])
-            except BaseException as error:  # noqa: BLE001  # raised again where the batch is due
+                prompts = [self._encoder.encode(example) for example in self._stream.read(visits)]
+                future.set_result(dict(zip(visits, prompts, strict=True)))
+            except BaseException as error:  # noqa: BLE001  # raised again where the rows are due
                 future.set_exception(error)
 
         threading.Thread(target=make, name="feed", daemon=True).start()

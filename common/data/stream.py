@@ -1,9 +1,10 @@
-"""An endless stream of batches that can be stopped and resumed at any batch."""
+"""An endless stream of rows that can be stopped and resumed after any draw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from common.errors import DataError
 from common.types import Example
 
 
+class Visit(NamedTuple):
+    """A row, and the epoch in whose order it came up."""
+
+    row: int
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamState:
     """The place of a stream. `dataclasses.asdict` of it goes through JSON and back."""
@@ -20,11 +28,19 @@ class StreamState:
     rows: int  # of the data set it was taken on
     epoch: int
     position: int  # rows of this epoch's permutation already taken
-    deferred: tuple[int, ...]  # taken early in a batch that held them already; they open the next one
+    deferred: tuple[Visit, ...]  # came up while their step held that row already; they open the next draw
     digests: Mapping[str, str] | None = None  # see `digest_rows`; None: written by a version that made none
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "deferred", tuple(self.deferred))  # JSON makes it a list
+        """Read what JSON makes of `deferred`: lists, or bare rows, which were all of this epoch."""
+        found: Sequence[int | Sequence[int]] = self.deferred
+        visits = [Visit(one, self.epoch) if isinstance(one, int) else Visit(*one) for one in found]
+        object.__setattr__(self, "deferred", tuple(visits))
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows so far: 1.25 once all were drawn, or passed over, and a quarter of them again."""
+        return (self.epoch * self.rows + self.position - len(self.deferred)) / self.rows
 
 
 def digest_rows(source: ExampleSource) -> dict[str, str]:
@@ -76,11 +92,16 @@ def check_rows(state: StreamState, source: ExampleSource) -> None:
         )
 
 
-class PromptStream:
-    """Deals batches of `prompts_per_step` different rows, each epoch in an order drawn from (seed, epoch).
+def want_all(row_id: str, epoch: int) -> bool:
+    """Pass over no row."""
+    return True
 
-    A batch may lie in two epochs. A row that it holds already is deferred to the next batch, so none is lost. With 3
-    rows and batches of 2, the epochs `0 1 2` and `2 0 1` give [0, 1], [2, 0], [2, 1]: the second 2 was deferred.
+
+class PromptStream:
+    """Draws rows for one step after another, each epoch in an order drawn from (seed, epoch).
+
+    A step may lie in two epochs. A row that it holds already is deferred to the next draw, so none is lost. With 3
+    rows and 2 a step, the epochs `0 1 2` and `2 0 1` give [0, 1], [2, 0], [2, 1]: the second 2 was deferred.
     """
 
     def __init__(
@@ -91,12 +112,12 @@ class PromptStream:
         prompts_per_step: int,
         worded: Callable[[Example, int], Example] | None = None,
     ) -> None:
-        """Begin at the first batch.
+        """Begin at the first row.
 
         `worded` makes the example of a visit out of a row and the epoch it was drawn in: see `Reshuffle`. By default
         the row stays as it is.
 
-        Raises DataError when `source` has fewer rows than a batch.
+        Raises DataError when `source` has fewer rows than a step takes prompts.
         """
         if len(source) < prompts_per_step:
             raise DataError(
@@ -106,27 +127,64 @@ class PromptStream:
             )
         self._source = source
         self._seed = seed % 2**64
-        self._size = prompts_per_step
         self._worded = worded
-        self._deferred: list[int] = []
+        self._ids = [outline.id for outline in source.outlines]
         self._digests = digest_rows(source)
+        self._epoch, self._position = 0, 0
+        self._deferred: list[Visit] = []
+        self._order: list[int] = []
         self._go_to(StreamState(rows=len(source), epoch=0, position=0, deferred=()))
 
-    def next_batch(self) -> list[Example]:
-        """Return the next P examples, with P different ids."""
-        batch = dict.fromkeys(self._deferred, self._epoch)  # row: the epoch it was drawn in
-        self._deferred = []
-        while len(batch) < self._size:
-            row = self._next_row()
-            if row in batch:
-                self._deferred.append(row)  # always of the epoch that the next batch begins in
+    def draw(
+        self, count: int, *, without: Collection[str] = (), wanted: Callable[[str, int], bool] = want_all
+    ) -> list[Visit]:
+        """Draw `count` different rows; fewer where there are not so many beside those of `without`.
+
+        Args:
+            without: ids of rows that this step holds already. They are deferred.
+            wanted: says of a row id and an epoch whether to ask that row, or to pass over it in that epoch. Where all
+                of the next epoch has too few that are wanted, those passed over are drawn all the same.
+        """
+        count = min(count, len(self._source) - len(without))
+        drawn: dict[int, Visit] = {}
+        waiting, self._deferred = self._deferred, []
+        passed: list[Visit] = []
+        last = self._epoch + 1
+
+        def add(visit: Visit) -> None:
+            if len(drawn) == count or visit.row in drawn or self._ids[visit.row] in without:
+                self._deferred.append(visit)
             else:
-                batch[row] = self._epoch
+                drawn[visit.row] = visit
+
+        for visit in waiting:
+            add(visit)
+        while len(drawn) < count and not (self._epoch == last and self._position == len(self._order)):
+            visit = self._next_visit()
+            if wanted(self._ids[visit.row], visit.epoch):
+                add(visit)
+            else:
+                passed.append(visit)
+        for visit in passed[::-1]:  # of a row that was passed over twice, the later visit
+            if len(drawn) < count and visit.row not in drawn and self._ids[visit.row] not in without:
+                drawn[visit.row] = visit
+        return list(drawn.values())
+
+    def peek(self, count: int, *, wanted: Callable[[str, int], bool] = want_all) -> list[Visit]:
+        """Return what the next step will draw first, if as much is wanted then as now."""
+        place = (self._epoch, self._position, self._deferred, self._order)
+        try:
+            return self.draw(count, wanted=wanted)
+        finally:
+            self._epoch, self._position, self._deferred, self._order = place
+
+    def read(self, visits: Sequence[Visit]) -> list[Example]:
+        """Return the example of each visit."""
         worded = self._worded or (lambda example, epoch: example)
-        return [worded(self._source[row], epoch) for row, epoch in batch.items()]
+        return [worded(self._source[visit.row], visit.epoch) for visit in visits]
 
     def state(self) -> StreamState:
-        """Return the place after the batches that were taken."""
+        """Return the place after what was drawn."""
         return StreamState(
             rows=len(self._source),
             epoch=self._epoch,
@@ -141,19 +199,15 @@ class PromptStream:
         self._go_to(state)
 
     def _go_to(self, state: StreamState) -> None:
-        self._epoch, self._position, self._deferred = (
-            state.epoch,
-            state.position,
-            list(state.deferred),
-        )
+        self._epoch, self._position, self._deferred = state.epoch, state.position, list(state.deferred)
         self._order = self._permutation()
 
-    def _next_row(self) -> int:
+    def _next_visit(self) -> Visit:
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._permutation()
         self._position += 1
-        return self._order[self._position - 1]
+        return Visit(self._order[self._position - 1], self._epoch)
 
     def _permutation(self) -> list[int]:
         order: list[int] = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._source)).tolist()

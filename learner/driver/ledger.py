@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import DataError
-from common.types import FailedGroup, Group
+from common.types import FailedGroup, Group, ScoredGroup
 
+_COUNTS = ("dispatched", "trained", "dropped", "failed", "filtered")
 _SETTLED = 20  # groups; a share of fewer says nothing
 
 
@@ -20,6 +21,8 @@ class Ledger:
     dispatched: int = 0
     trained: int = 0
     dropped: int = 0
+    failed: int = 0  # of those dropped: refused by an engine, or not scored
+    filtered: int = 0  # of those dropped: without signal, and replaced
 
     @property
     def pending(self) -> int:
@@ -27,30 +30,40 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Return the counts, for a checkpoint."""
-        return {"dispatched": self.dispatched, "trained": self.trained, "dropped": self.dropped}
+        return {name: getattr(self, name) for name in _COUNTS}
 
     def restore(self, counts: Mapping[str, int]) -> None:
         """Go on with the counts of a checkpoint."""
-        self.dispatched, self.trained, self.dropped = (counts[name] for name in ("dispatched", "trained", "dropped"))
+        for name in _COUNTS:
+            setattr(self, name, counts[name])
 
     def drop(self, lost: FailedGroup) -> None:
-        """Count a dropped group, and log its prompt and reason.
+        """Count a group that failed as dropped, and log its prompt and reason.
 
         Raises:
-            DataError: more than `max_drop_share` of what was dispatched has been dropped.
+            DataError: more than `max_drop_share` of what was dispatched has failed.
         """
         self.dropped += 1
+        self.failed += 1
         self.on_event("dropped", prompt=lost.prompt_id, reason=lost.reason)
-        if self.dispatched >= _SETTLED and self.dropped > self.max_drop_share * self.dispatched:
+        if self.dispatched >= _SETTLED and self.failed > self.max_drop_share * self.dispatched:
             raise DataError(
                 "too many groups were dropped to go on",
-                got=f"{self.dropped} of {self.dispatched}; the last: {lost.prompt_id}: {lost.reason}",
+                got=f"{self.failed} of {self.dispatched}; the last: {lost.prompt_id}: {lost.reason}",
                 remedy="see events.jsonl for each; mend them, or raise reward.max_drop_share",
             )
 
     def skip(self, groups: int) -> None:
         """Count the groups of a step that was left out as dropped. Not they but the steps in a row stop a run."""
         self.dropped += groups
+
+    def filter(self, groups: Sequence[ScoredGroup], *, step: int) -> None:
+        """Count groups without signal, which a step does not train on, as dropped. No number of them stops a run."""
+        if groups:
+            self.dropped += len(groups)
+            self.filtered += len(groups)
+            prompts = [one.prompt.id for one in groups]
+            self.on_event("filtered", step=step, reason="all rewards of the group are equal", prompts=prompts)
 
     def pass_sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
         """Pass on the groups that were sampled; count the failed ones as dropped."""

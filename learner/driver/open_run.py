@@ -10,6 +10,7 @@ from dataclasses import replace
 from common.command import Command, Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
+from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
 from learner.driver.hosts import check_hosts, share_model, share_reward_models
@@ -108,7 +109,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
     models = share_reward_models(config.reward)
     rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models)
     parts.callback(rewards.close)
-    feed = parts.enter_context(closing(PromptFeed(inputs.stream(), model.encoder, timeout_s=config.data.timeout_s)))
+    feed = parts.enter_context(closing(_make_feed(inputs)))
     return Run(
         inputs=inputs,
         tracker=tracker,
@@ -127,7 +128,14 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         profiler=Profiler(config, folder.place("profile"), (fleet, learner)),
         grace=grace,
         steering=Steering(config),
+        solve_rates=SolveRates(config),
     )
+
+
+def _make_feed(inputs: RunInputs) -> PromptFeed:
+    config = inputs.config
+    ahead, timeout_s = config.rollout.prompts_per_step, config.data.timeout_s
+    return PromptFeed(inputs.stream(), inputs.model.encoder, ahead=ahead, timeout_s=timeout_s)
 
 
 def _wait_for_parts(run: Run) -> None:

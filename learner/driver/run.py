@@ -14,8 +14,11 @@ from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
+from learner.driver.control.group_sizes import choose_group_sizes
 from learner.driver.control.plateau import find_plateau
+from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
+from learner.driver.control.step_batch import StepBatch
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe, check_gaps
@@ -54,6 +57,7 @@ class Run:
     profiler: Profiler
     grace: Grace
     steering: Steering
+    solve_rates: SolveRates
     version: int = 0  # of the weights that the learner holds: optimizer steps done
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     skipped_in_a_row: int = 0  # steps whose loss or gradient was no finite number
@@ -87,12 +91,44 @@ class Run:
         self.feed.restore(StreamState(**point.state.stream))
         self.ledger.restore(point.state.counts)
         self.steering.restore(point.state.control["steering"])
+        self.solve_rates.restore(point.state.control["solve_rates"])
         self.version = self.checkpoints.newest = point.state.step
 
-    def next_prompts(self) -> list[Prompt]:
-        """Return the P prompts of the next step, all different."""
+    def begin_batch(self) -> StepBatch:
+        """Begin the next step, which has asked nothing yet."""
         self.profiler.begin_step(self.version)
-        return self._use_features(self.feed.next_batch())
+        return StepBatch(self.config)
+
+    def next_prompts(self, batch: StepBatch) -> list[Prompt]:
+        """Return the prompts that a step asks next, all different; none once it has the groups it trains on.
+
+        First come P. Under `signal.max_prompts` one comes for each group that carries no signal, until all do or a
+        bound is reached.
+
+        Raises:
+            DataError: every group of the step was dropped.
+        """
+        missing = batch.count_missing()
+        if missing and batch.is_late():
+            self.tracker.event("refill_stopped", step=self.version, missing=missing, why="signal.max_seconds")
+            missing = 0
+        drawn = self.feed.take(missing, without=batch.drawn, wanted=self.solve_rates.wants) if missing else []
+        if not drawn:
+            self._close_batch(batch)
+            return []
+        batch.ask(drawn)
+        return self._use_features([prompt for prompt, _ in drawn])
+
+    def _close_batch(self, batch: StepBatch) -> None:
+        """Count the groups that are not trained on, and note what was right in all of them. Raises DataError."""
+        if not batch.scored:
+            raise DataError(
+                "every group of a step was dropped",
+                got=f"{len(batch.drawn)} prompts, the first {next(iter(batch.drawn))}",
+                remedy="see events.jsonl for the reasons",
+            )
+        self.ledger.filter(batch.left_out, step=self.version)
+        self.solve_rates.observe(batch.scored, batch.drawn)
 
     def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
         """Yield one group a prompt: first the given answers of the method, then sampled groups as engines finish them.
@@ -101,16 +137,13 @@ class Run:
         """
         self.ledger.dispatched += len(prompts)
         sampled, given = self.offline.divide(prompts, step)
-        requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step)
+        sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
+        requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step, sizes=sizes)
         yield from map(self.offline.make_group, given)
         yield from self.ledger.pass_sampled(self.fleet.generate(requests))
 
     def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
-        """Return the scored groups in prompt order, on which the last bits of the gradient depend.
-
-        Raises:
-            DataError: every group of the step was dropped.
-        """
+        """Return the scored groups in prompt order, on which the last bits of the gradient depend."""
         scored: dict[str, ScoredGroup] = {}
         probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = {}
         if not self.config.sampled_prompts:  # all groups are given at once, and are scored in one call
@@ -124,12 +157,6 @@ class Run:
                 self.ledger.drop(outcome)
             else:
                 scored[outcome.prompt.id] = outcome
-        if not scored:
-            raise DataError(
-                "every group of a step was dropped",
-                got=f"{len(prompts)} prompts, the first {prompts[0].id}",
-                remedy="see events.jsonl for the reasons",
-            )
         return [scored[prompt.id] for prompt in prompts if prompt.id in scored]
 
     def learn(self, step: int, scored: Sequence[ScoredGroup]) -> StepResult:
@@ -181,18 +208,19 @@ class Run:
         count = min(len(train), max(config.rollout.engines, config.learner.ranks))
         return self.encode([train[index] for index in range(count)])
 
-    def write(self, step: int, scored: Sequence[ScoredGroup], result: StepResult, clock: StepClock) -> None:
+    def write(self, step: int, batch: StepBatch, result: StepResult, clock: StepClock) -> None:
         """Log the step, and every `tracking.samples_every` steps some of its groups."""
-        config = self.config
+        config, scored = self.config, batch.groups
         self.ledger.trained += len(scored)
         record = make_step_record(
             step,
-            scored,
+            batch.scored,
             result,
             clock=clock,
             ledger=self.ledger,
-            epoch=(step + 1) * config.rollout.prompts_per_step / len(self.inputs.data.train),
-            dropped=config.rollout.prompts_per_step - len(scored),
+            epoch=self.feed.epochs,
+            asked=len(batch.drawn),
+            trained=len(scored),
             weights_version=self.served or 0,
             checkpoint_failures=self.checkpoints.failures,
             engine_restarts=self.fleet.restarts,
@@ -213,7 +241,7 @@ class Run:
             config=self.config,
             stream=asdict(self.feed.state()),
             counts=self.ledger.counts(),
-            control={"steering": self.steering.state()},
+            control={"steering": self.steering.state(), "solve_rates": self.solve_rates.state()},
         )
 
     def evaluate(self) -> None:

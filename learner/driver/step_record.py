@@ -25,13 +25,19 @@ def make_step_record(
     clock: StepClock,
     ledger: Ledger,
     epoch: float,
-    dropped: int,
+    asked: int,
+    trained: int,
     weights_version: int,
     checkpoint_failures: int,
     engine_restarts: int,
     config: Config,
 ) -> StepRecord:
     """Make the record of a step that has just ended.
+
+    Args:
+        scored: all groups that came back, also those that the step did not train on.
+        asked: prompts of the step.
+        trained: groups it trained on.
 
     `reward` and `reward_std` are means over groups of the mean and the deviation within a group. Sampled completions
     count alike, and their deviation is the unbiased one, as CLS-RL logs it. Given answers count by their probability
@@ -71,10 +77,12 @@ def make_step_record(
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         step_seconds=clock.elapsed,
         completions_per_second=len(completions) / clock.elapsed,
-        dropped=dropped,
+        asked_share=asked / trained,
+        dropped=asked - trained,
         groups_dispatched=ledger.dispatched,
         groups_trained=ledger.trained,
         groups_dropped=ledger.dropped,
+        groups_filtered=ledger.filtered,
         checkpoint_failures=checkpoint_failures,
         engine_restarts=engine_restarts,
     )

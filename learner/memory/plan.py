@@ -229,7 +229,7 @@ def _largest_packs(config: Config, least: int) -> Iterator[tuple[dict[str, int],
     Packs of the shortest hold the most pictures and predict the most tokens. `least`: tokens of the shortest prompt.
     """
     rollout, longest = config.rollout, max(config.data.max_prompt_tokens, least)
-    size = {"grpo": rollout.group_size, "exact": LISTED, "sft": 1}[config.method]
+    size = {"grpo": config.largest_group, "exact": LISTED, "sft": 1}[config.method]
     for tokens, length in (
         (longest, rollout.max_completion_tokens),
         (least, min(SHORT, rollout.max_completion_tokens)),

@@ -14,7 +14,7 @@ from learner.text import shorten
 from learner.tracking.records import StepRecord
 
 # Events that are not shown: they come every step, or are shown in another way.
-QUIET = frozenset({"start", "engine_up", "weights_loaded", "probe", "evaluation", "phase"})
+QUIET = frozenset({"start", "engine_up", "weights_loaded", "probe", "evaluation", "phase", "filtered"})
 
 
 EMPTY = "(empty)"
@@ -36,7 +36,7 @@ class Pace:
 def count_troubles(record: StepRecord) -> dict[str, int]:
     """Return the counts of faults that are not 0: {"engine_restarts": 1}."""
     counts = {
-        "dropped": record.groups_dropped,
+        "dropped": record.groups_dropped - record.groups_filtered,
         "checkpoint_failures": record.checkpoint_failures,
         "engine_restarts": record.engine_restarts,
     }

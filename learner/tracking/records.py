@@ -44,10 +44,12 @@ class StepRecord:
     seconds: Mapping[str, float]  # of each of STAGES
     step_seconds: float
     completions_per_second: float
+    asked_share: float  # prompts asked for each group trained on; above 1 where groups without signal were replaced
     dropped: int  # groups of this step
     groups_dispatched: int  # these three over the whole run
     groups_trained: int
     groups_dropped: int
+    groups_filtered: int  # of those dropped: all their rewards were equal, and others were asked in their place
     checkpoint_failures: int  # over the whole run, as are restarts
     engine_restarts: int
 

@@ -56,10 +56,12 @@ def record(step: int, **changes: object) -> StepRecord:
         "seconds": seconds,
         "step_seconds": sum(seconds.values()),
         "completions_per_second": 512 / sum(seconds.values()),
+        "asked_share": 1.0,
         "dropped": 0,
         "groups_dispatched": 32 * (step + 1),
         "groups_trained": 32 * (step + 1),
         "groups_dropped": 0,
+        "groups_filtered": 0,
         "checkpoint_failures": 0,
         "engine_restarts": 0,
     }

@@ -124,7 +124,7 @@ def describe_unshared(config: Config) -> str:
     """Say what a prompt costs that the completions of its group do not share: nothing where it has one completion."""
     if config.method == "sft":
         return ""
-    times = f"{config.rollout.group_size} times" if config.method == "grpo" else "once for each candidate"
+    times = f"{config.largest_group} times" if config.method == "grpo" else "once for each candidate"
     return f": the learner reads every prompt {times} instead of once, in up to as many times the time and memory"
 
 

@@ -38,10 +38,10 @@ def stream(source: ExampleSource, *, anew: bool, seed: int = 1, size: int = 4) -
     return PromptStream(source, seed=seed, prompts_per_step=size, worded=Reshuffle(source, seed=seed, anew=anew))
 
 
-def lists(found: PromptStream, batches: int) -> list[list[tuple[str, tuple[str, ...]]]]:
+def lists(found: PromptStream, batches: int, size: int = 4) -> list[list[tuple[str, tuple[str, ...]]]]:
     """(row id, its list) by batch."""
     return [
-        [(example.id, tuple(candidates(example.problem) or ())) for example in found.next_batch()]
+        [(example.id, tuple(candidates(example.problem) or ())) for example in found.read(found.draw(size))]
         for _ in range(batches)
     ]
 
@@ -88,7 +88,7 @@ def test_a_row_is_never_asked_twice_alike_by_mistake_of_its_visit(source: Exampl
     """Three batches of seven rows and more: rows of one epoch lie in two batches, some of them deferred."""
     reshuffle = Reshuffle(source, seed=1, anew=False)
     visits: dict[str, int] = {}
-    for batch in lists(stream(source, anew=False, size=7), 30):
+    for batch in lists(stream(source, anew=False, size=7), 30, 7):
         for row_id, offered in batch:
             visit = visits[row_id] = visits.get(row_id, -1) + 1
             expected = reshuffle(source[int(row_id.removeprefix("train/"))], visit)

@@ -14,6 +14,7 @@ from common.config.schema import Config
 from common.data.stream import StreamState
 from common.errors import LearnerError
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
+from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
@@ -70,6 +71,7 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
         profiler=nothing,
         grace=Grace(9.0),
         steering=Steering(config),
+        solve_rates=SolveRates(config),
     )
     return made, engines, recorded
 
@@ -123,7 +125,7 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     assert [group.origin == "given" for group in groups] == [True] * 12 + [False] * 3
     assert {one.seed for one in engines.asked} == {request_seed(mixed.seed, 3, one.prompt_id) for one in engines.asked}
     assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16
-    assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1}
+    assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1, "failed": 1, "filtered": 0}
     assert made.ledger.pending == len(groups)
 
 

@@ -1,0 +1,113 @@
+"""How often the completions of each row were right, over all epochs: the solve rate, and what is decided by it.
+
+A completion is right if its answer is, as reward `accuracy` and every evaluation count it, whatever a run rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from math import fsum
+
+from common.config.schema import Config
+from common.labels.answers import is_right
+from common.types import ScoredGroup, request_seed
+
+_REMEMBERED = 0.5  # of older visits at each new one: the policy has changed since
+LEAST_CHANCE = 0.1  # of a row to be asked in an epoch under a curriculum, so that none is forgotten
+_BARS = 10  # of a histogram, between 0 and 1
+_CHANCES = 2**48  # values of a request's seed
+
+
+@dataclass(slots=True)
+class RowRecord:
+    """What the visits of one row gave. Two visits of 4 completions, 4 and then 2 right, are 4 right of 6."""
+
+    right: float = 0.0  # completions, those of earlier visits halved at each later one
+    asked: float = 0.0  # completions, likewise
+    solved_in_a_row: int = 0  # latest visits in which all completions were right
+    epoch: int = 0  # of the latest visit
+
+    @property
+    def rate(self) -> float:
+        return self.right / self.asked
+
+
+class SolveRates:
+    """A table of all rows that were sampled so far."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rows: dict[str, RowRecord] = {}
+
+    def observe(self, scored: Sequence[ScoredGroup], drawn: Mapping[str, int]) -> None:
+        """Add the sampled groups of a step.
+
+        Args:
+            drawn: the epoch that each prompt was drawn in.
+        """
+        for one in scored:
+            if one.group.origin == "sampled":
+                self._add(one, drawn[one.prompt.id])
+
+    def _add(self, scored: ScoredGroup, epoch: int) -> None:
+        row, data, label = scored.prompt.example, self._config.data, scored.prompt.example.label
+        aliases = data.aliases.get(label, ())
+        said = [one.text for one in scored.group.completions]
+        right = sum(is_right(text, label, mode=data.mode, aliases=aliases) for text in said)
+
+        record = self._rows.setdefault(row.id, RowRecord())
+        record.right = _REMEMBERED * record.right + right
+        record.asked = _REMEMBERED * record.asked + len(said)
+        record.solved_in_a_row = record.solved_in_a_row + 1 if right == len(said) else 0
+        record.epoch = epoch
+
+    def wants(self, row: str, epoch: int) -> bool:
+        """Say whether a row is asked in an epoch, as `signal` says; a row that was never asked always is."""
+        signal, record = self._config.signal, self._rows.get(row)
+        if record is None:
+            return True
+        solved = signal.skip_solved and record.solved_in_a_row >= signal.skip_solved
+        if solved and epoch <= record.epoch + signal.skip_epochs:
+            return False
+        return signal.curriculum == "none" or self._draw(row, epoch) < find_chance(record.rate)
+
+    def estimate(self, rows: Sequence[str]) -> list[float]:
+        """Return the solve rates of rows, each drawn towards the mean of all rows as by one more completion.
+
+        Rows that were never asked have that mean, and 0.5 before any was: 4 right of 4, with a mean of 0.5, are 0.9.
+        """
+        known, asked = self._rows.values(), fsum(record.asked for record in self._rows.values())
+        mean = fsum(record.right for record in known) / asked if asked else 0.5
+        found = [self._rows.get(row, RowRecord()) for row in rows]
+        return [(record.right + mean) / (record.asked + 1) for record in found]
+
+    def histogram(self) -> list[int]:
+        """Count rows by solve rate: 0, up to 0.1, and so on up to below 1, and 1."""
+        counts = [0] * (_BARS + 2)
+        for record in self._rows.values():
+            inner = 1 + min(int(record.rate * _BARS), _BARS - 1)
+            counts[0 if record.rate == 0 else _BARS + 1 if record.rate == 1 else inner] += 1
+        return counts
+
+    def _draw(self, row: str, epoch: int) -> float:
+        """Return a random number below 1, by run, epoch and row alone."""
+        return request_seed(self._config.seed, epoch, f"curriculum {row}") / _CHANCES
+
+    def state(self) -> dict[str, list[float]]:
+        """Return what a checkpoint must hold."""
+        return {row: list(astuple(record)) for row, record in self._rows.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from the state of a checkpoint."""
+        self._rows = {}
+        for row, (right, asked, solved, epoch) in state.items():
+            self._rows[row] = RowRecord(right, asked, int(solved), int(epoch))
+
+
+def find_chance(rate: float) -> float:
+    """Return the chance of a row to be asked in an epoch: 1 where half its completions are right, 0.1 where all are.
+
+    Source: sampling for learnability, p(1 - p) (Foster et al. 2025, arXiv:2502.12272), here as a chance for each row.
+    """
+    return max(LEAST_CHANCE, 4 * rate * (1 - rate))
