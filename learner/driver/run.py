@@ -221,6 +221,7 @@ class Run:
             epoch=self.feed.epochs,
             asked=len(batch.drawn),
             trained=len(scored),
+            solve_rates=self.solve_rates.describe(),
             weights_version=self.served or 0,
             checkpoint_failures=self.checkpoints.failures,
             engine_restarts=self.fleet.restarts,

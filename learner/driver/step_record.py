@@ -27,6 +27,7 @@ def make_step_record(
     epoch: float,
     asked: int,
     trained: int,
+    solve_rates: Mapping[str, float],
     weights_version: int,
     checkpoint_failures: int,
     engine_restarts: int,
@@ -38,6 +39,7 @@ def make_step_record(
         scored: all groups that came back, also those that the step did not train on.
         asked: prompts of the step.
         trained: groups it trained on.
+        solve_rates: see `SolveRates.describe`.
 
     `reward` and `reward_std` are means over groups of the mean and the deviation within a group. Sampled completions
     count alike, and their deviation is the unbiased one, as CLS-RL logs it. Given answers count by their probability
@@ -77,6 +79,7 @@ def make_step_record(
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         step_seconds=clock.elapsed,
         completions_per_second=len(completions) / clock.elapsed,
+        solve_rates=solve_rates,
         asked_share=asked / trained,
         dropped=asked - trained,
         groups_dispatched=ledger.dispatched,

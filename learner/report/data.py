@@ -28,6 +28,7 @@ RESULTS = "evaluation.json"  # what `learner.evaluate` leaves
 _COLUMNS = (
     *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "zero_std_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
+    *("solve_rates/hard", "solve_rates/easy"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
 _OLD_NAMES = {"zero_std_share": "all_equal_share"}  # columns of runs from before they were renamed

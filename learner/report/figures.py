@@ -47,15 +47,22 @@ _CURVES = (
     _Curve("KL to the reference", "nats a token", ("kl",)),
     _Curve("Entropy", "nats a token", ("entropy",)),
     _Curve("Zero-std groups", "share of groups", ("zero_std_share",), share=True),
+    _Curve("Rows by solve rate", "share of rows", ("solve_rates/hard", "solve_rates/easy"), share=True),
     _Curve("Gradient norm", "before clipping", ("grad_norm",)),
     _Curve("Loss", "mean of a step", ("loss",)),
     _Curve("Completion length", "mean tokens", ("completion_length",)),
     _Curve("Log-prob gap, engine to learner", "nats, log scale", ("logprob_gap_max", "logprob_gap_mean"), log=True),
 )
-_NAMES = {"logprob_gap_max": "largest", "logprob_gap_mean": "mean"}
 _GAPS = "Histogram of log-prob gaps"
+_NAMES = {
+    "logprob_gap_max": "largest",
+    "logprob_gap_mean": "mean",
+    "solve_rates/hard": "hard",
+    "solve_rates/easy": "easy",
+}
 _NOTES = {
     "Zero-std groups": "All answers earn the same, so the group teaches nothing.",
+    "Rows by solve rate": "Under a tenth of the sampled answers to a hard row were right, over 90 % to an easy one.",
     _GAPS: "All sampled tokens. The first and the last bin also hold what is beyond.",
 }
 Legend = tuple[tuple[int, str], ...]  # number of a series, its name

@@ -44,6 +44,7 @@ class StepRecord:
     seconds: Mapping[str, float]  # of each of STAGES
     step_seconds: float
     completions_per_second: float
+    solve_rates: Mapping[str, float]  # `rows` sampled so far; shares of `hard` (< 0.1 right) and `easy` (> 0.9) ones
     asked_share: float  # prompts asked for each group trained on; above 1 where groups without signal were replaced
     dropped: int  # groups of this step
     groups_dispatched: int  # these three over the whole run

@@ -56,6 +56,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "seconds": seconds,
         "step_seconds": sum(seconds.values()),
         "completions_per_second": 512 / sum(seconds.values()),
+        "solve_rates": {"rows": 16 * (step + 1), "hard": 0.5 * (1 - learnt), "easy": 0.6 * learnt},
         "asked_share": 1.0,
         "dropped": 0,
         "groups_dispatched": 32 * (step + 1),

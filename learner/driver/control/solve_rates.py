@@ -5,6 +5,7 @@ A completion is right if its answer is, as reward `accuracy` and every evaluatio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from math import fsum
@@ -15,7 +16,7 @@ from common.types import ScoredGroup, request_seed
 
 _REMEMBERED = 0.5  # of older visits at each new one: the policy has changed since
 LEAST_CHANCE = 0.1  # of a row to be asked in an epoch under a curriculum, so that none is forgotten
-_BARS = 10  # of a histogram, between 0 and 1
+_HARD, _EASY = 0.1, 0.9  # rates below the one and above the other
 _CHANCES = 2**48  # values of a request's seed
 
 
@@ -32,6 +33,12 @@ class RowRecord:
     def rate(self) -> float:
         return self.right / self.asked
 
+    @property
+    def kind(self) -> str:
+        if self.rate < _HARD:
+            return "hard"
+        return "easy" if self.rate > _EASY else "middle"
+
 
 class SolveRates:
     """A table of all rows that were sampled so far."""
@@ -39,6 +46,7 @@ class SolveRates:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._rows: dict[str, RowRecord] = {}
+        self._counts = Counter[str]()  # rows of each kind
 
     def observe(self, scored: Sequence[ScoredGroup], drawn: Mapping[str, int]) -> None:
         """Add the sampled groups of a step.
@@ -56,11 +64,16 @@ class SolveRates:
         said = [one.text for one in scored.group.completions]
         right = sum(is_right(text, label, mode=data.mode, aliases=aliases) for text in said)
 
-        record = self._rows.setdefault(row.id, RowRecord())
+        record = self._rows.get(row.id)
+        if record is None:
+            record = self._rows[row.id] = RowRecord()
+        else:
+            self._counts[record.kind] -= 1
         record.right = _REMEMBERED * record.right + right
         record.asked = _REMEMBERED * record.asked + len(said)
         record.solved_in_a_row = record.solved_in_a_row + 1 if right == len(said) else 0
         record.epoch = epoch
+        self._counts[record.kind] += 1
 
     def wants(self, row: str, epoch: int) -> bool:
         """Say whether a row is asked in an epoch, as `signal` says; a row that was never asked always is."""
@@ -82,13 +95,13 @@ class SolveRates:
         found = [self._rows.get(row, RowRecord()) for row in rows]
         return [(record.right + mean) / (record.asked + 1) for record in found]
 
-    def histogram(self) -> list[int]:
-        """Count rows by solve rate: 0, up to 0.1, and so on up to below 1, and 1."""
-        counts = [0] * (_BARS + 2)
-        for record in self._rows.values():
-            inner = 1 + min(int(record.rate * _BARS), _BARS - 1)
-            counts[0 if record.rate == 0 else _BARS + 1 if record.rate == 1 else inner] += 1
-        return counts
+    def describe(self) -> dict[str, float]:
+        """Return how many rows were asked so far, and the shares of hard and of easy ones; {} before any was.
+
+        A row is hard if fewer than a tenth of its completions were right, and easy if more than nine tenths were.
+        """
+        rows = len(self._rows)
+        return {"rows": rows, **{kind: self._counts[kind] / rows for kind in ("hard", "easy")}} if rows else {}
 
     def _draw(self, row: str, epoch: int) -> float:
         """Return a random number below 1, by run, epoch and row alone."""
@@ -103,6 +116,7 @@ class SolveRates:
         self._rows = {}
         for row, (right, asked, solved, epoch) in state.items():
             self._rows[row] = RowRecord(right, asked, int(solved), int(epoch))
+        self._counts = Counter(record.kind for record in self._rows.values())
 
 
 def find_chance(rate: float) -> float:

@@ -34,6 +34,7 @@ def record(
         epoch=1.0,
         asked=len(groups),
         trained=len(groups),
+        solve_rates={},
         weights_version=4,
         checkpoint_failures=0,
         engine_restarts=0,

@@ -122,8 +122,14 @@ def test_a_checkpoint_holds_the_table_as_it_was_then() -> None:
     assert other.estimate([ROW, "x"]) == table.estimate([ROW, "x"])
 
 
-def test_a_histogram_counts_every_row_once() -> None:
-    table = make_table()
-    rates = [0, 0, 0.01, 0.099, 0.1, 0.45, 0.999, 1, 1, 1]
-    table.restore({str(number): [1000 * rate, 1000, 0, 0] for number, rate in enumerate(rates)})
-    assert table.histogram() == [2, 2, 1, 0, 0, 1, 0, 0, 0, 0, 1, 3]
+def test_hard_and_easy_rows_are_counted_as_they_change() -> None:
+    table, other = make_table(), make_table()
+    assert table.describe() == {}
+    table.restore({str(rate): [1000 * rate, 1000, 0, 0] for rate in (0, 0.09, 0.1, 0.5, 0.9, 0.91, 1)})
+    assert table.describe() == {"rows": 7, "hard": 2 / 7, "easy": 2 / 7}
+    visit(table, RIGHT)
+    assert table.describe() == {"rows": 8, "hard": 2 / 8, "easy": 3 / 8}
+    visit(table, HALF)
+    assert table.describe() == {"rows": 8, "hard": 2 / 8, "easy": 2 / 8}
+    other.restore(table.state())
+    assert other.describe() == table.describe()
