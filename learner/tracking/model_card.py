@@ -76,7 +76,8 @@ def _describe_step(config: Config) -> str:
         parts.append(f"{given} prompts with {answers}")
     if sampled:
         by = " by GRPO" if given else ""
-        parts.append(f"{sampled} prompts with {config.rollout.group_size} sampled completions each{by}")
+        each = "on average" if config.signal.max_group_size else "each"
+        parts.append(f"{sampled} prompts with {config.rollout.group_size} sampled completions {each}{by}")
     return " and ".join(parts)
 
 

@@ -16,7 +16,7 @@ from common.config import cli
 from common.config.schema import Config
 from common.storage.output import WriteReport, open_output
 from learner.driver.preflight.capacity import check_machine
-from learner.driver.preflight.learnable import warn_of_nothing_to_learn
+from learner.driver.preflight.learnable import warn_of_few_rows, warn_of_nothing_to_learn
 from learner.driver.preflight.start import warn_of_room
 from learner.main import main
 from learner.storage.checkpoint import DriverState, write_state
@@ -359,3 +359,26 @@ def test_a_disk_that_is_too_full_draws_a_warning(
         printed: list[str] = []
         warn_of_room(config, tmp_path / "model", tmp_path, say=printed.append)
         assert bool(printed) is warned
+
+
+@pytest.mark.parametrize(
+    ("signal", "rows", "named"),
+    [
+        ({"max_prompts": 3.0}, 40, "at most the 40 rows of the data instead of 48"),
+        ({"max_prompts": 2.5}, 40, None),
+        ({"curriculum": "learnability"}, 160, "signal.curriculum = learnability goes by earlier visits"),
+        ({"max_group_size": 9}, 160, "signal.max_group_size = 9 goes by earlier visits"),
+        ({"max_group_size": 9, "curriculum": "learnability", "skip_solved": 1}, 159, None),
+        ({"skip_solved": 2}, 80, "signal.skip_solved = 2 acts after so many visits of a row, and this run has 2.0"),
+        ({"skip_solved": 2}, 79, None),
+        ({}, 16, None),
+    ],
+)
+def test_signal_that_wants_more_rows_or_visits_is_warned_of(
+    signal: dict[str, Any], rows: int, named: str | None
+) -> None:
+    """Ten steps of 16 prompts."""
+    printed: list[str] = []
+    config = Config.model_validate({"steps": 10, "signal": signal})
+    warn_of_few_rows(config, rows=rows, say=printed.append)
+    assert [str(named) in line for line in printed] == ([True] if named else [])

@@ -18,6 +18,24 @@ def warn_of_nothing_to_learn(config: Config, *, say: Callable[[str], None]) -> N
         say(f"warning: {doubt}")
 
 
+def warn_of_few_rows(config: Config, *, rows: int, say: Callable[[str], None]) -> None:
+    """Say which settings of `signal` want more rows, or more visits of each, than a run of `config.steps` has."""
+    signal, visits = config.signal, config.steps * config.rollout.prompts_per_step / rows
+    if config.most_prompts > rows:
+        say(
+            f"warning: signal.max_prompts = {signal.max_prompts:g}: a step asks no row twice, so at most the {rows} "
+            f"rows of the data instead of {config.most_prompts}"
+        )
+    later = {"curriculum": signal.curriculum != "none", "max_group_size": signal.max_group_size is not None}
+    for key in [key for key, given in later.items() if given and visits <= 1]:
+        say(f"warning: signal.{key} = {getattr(signal, key)} goes by earlier visits, and this run asks no row twice")
+    if signal.skip_solved and visits <= signal.skip_solved:
+        say(
+            f"warning: signal.skip_solved = {signal.skip_solved} acts after so many visits of a row, and this run has "
+            f"{visits:.1f} of each"
+        )
+
+
 def _list_doubts(config: Config) -> Iterator[str]:
     """Yield a line for each doubt, which names its keys as `section.key = value`."""
     learner = config.learner

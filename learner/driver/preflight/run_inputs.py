@@ -12,7 +12,7 @@ from learner.driver.preflight.capacity import check_capacity, check_machine
 from learner.driver.preflight.data import RunData, read_data, settle_steps
 from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
-from learner.driver.preflight.learnable import warn_of_nothing_to_learn
+from learner.driver.preflight.learnable import warn_of_few_rows, warn_of_nothing_to_learn
 from learner.driver.preflight.model import ModelFiles, check_model
 from learner.driver.preflight.sizes import check_picture_size
 from learner.evaluation.sets import EvaluationSet, check_best_by
@@ -57,6 +57,7 @@ def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = Fal
     data = read_data(config, say=say)
     config = settle_steps(config, rows=len(data.train), say=say)
     warn_of_nothing_to_learn(config, say=say)
+    warn_of_few_rows(config, rows=len(data.train), say=say)
     labels = check_labels(config, data, say=say)
     model = check_model(config, data, labels, say=say)
     sets = check_sets(config, data.sets, model, say=say)

@@ -71,3 +71,9 @@ def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
 def test_the_card_says_what_was_followed_and_what_the_processor_got(settings: dict[str, object], says: str) -> None:
     """A processor scales pictures by its own limits afterwards, so none "keep their size"."""
     assert says in make_model_card(Config.model_validate(settings), SUMMARY)
+
+
+def test_groups_of_several_sizes_have_an_average() -> None:
+    for most, words in ((None, "16 prompts with 4 sampled completions each"), (9, "4 sampled completions on average")):
+        config = Config.model_validate({"signal": {"max_group_size": most}})
+        assert words in make_model_card(config=config, summary=SUMMARY)
