@@ -46,6 +46,9 @@ def make_step_record(
     under the policy, and anything else it might say earns 0: answers of reward 1 and 0 that have probabilities 0.6 and
     0.3 give a reward of 0.6.
 
+    Of method exact `listed_mass` is what the listed answers of a given group have together: 0.9 there. What is left
+    goes to answers outside the list.
+
     `zero_std_share` and `truncated_share` are of what engines sampled, as the log-prob gaps are: of 12 given groups and
     4 sampled ones, of which one has equal rewards, the zero-std share is 0.25. Without samples both are 0.
     """
@@ -60,6 +63,7 @@ def make_step_record(
         rewards=_mean_by_name(scored, weights),
         reward=fmean(_weighted_mean(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
         reward_std=fmean(_deviation(item.rewards, own) for item, own in zip(scored, weights, strict=True)),
+        listed_mass=_measure_listed_mass(weights) if config.method == "exact" else 0.0,
         zero_std_share=_share(is_zero_std(item, config.reward) for item in sampled),
         thinking=_thinking(scored, config.data),
         loss=result.loss,
@@ -103,6 +107,11 @@ Weights = Sequence[float] | None  # probabilities of the given answers of a grou
 def _share(found: Iterable[bool]) -> float:
     """Return the share of True, 0 of nothing."""
     return fmean([*found] or [False])
+
+
+def _measure_listed_mass(weights: Sequence[Weights]) -> float:
+    """Return the mean over given groups of the probability of all their answers together, 0 without such groups."""
+    return fmean([sum(own) for own in weights if own is not None] or [0.0])
 
 
 def _mean_by_name(scored: Sequence[ScoredGroup], weights: Sequence[Weights]) -> Mapping[str, float]:

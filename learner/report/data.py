@@ -28,7 +28,7 @@ RESULTS = "evaluation.json"  # what `learner.evaluate` leaves
 _COLUMNS = (
     *("step", "reward", "kl", "loss", "entropy", "grad_norm", "completion_length", "zero_std_share"),
     *("logprob_gap_mean", "logprob_gap_max", "step_seconds", "completions_per_second", "truncated_share"),
-    *("solve_rates/hard", "solve_rates/easy"),
+    *("solve_rates/hard", "solve_rates/easy", "listed_mass"),
     *(f"seconds/{stage}" for stage in STAGES),
 )
 _OLD_NAMES = {"zero_std_share": "all_equal_share"}  # columns of runs from before they were renamed
@@ -155,7 +155,8 @@ def samples_answers(config: Mapping[str, Any]) -> bool:
 
 def _find_unmeasured(config: Mapping[str, Any]) -> frozenset[str]:
     """Return the columns in which a run of this dotted configuration measures nothing."""
-    return list_unmeasured(samples=samples_answers(config), reference=bool(config.get("learner.beta", 1)))
+    reference, lists = bool(config.get("learner.beta", 1)), config.get("method") == "exact"
+    return list_unmeasured(samples=samples_answers(config), reference=reference, lists=lists)
 
 
 def _read_outcome(folder: Path, summary: Row) -> str:

@@ -44,6 +44,7 @@ class _Curve(NamedTuple):
 
 _CURVES = (
     _Curve("Reward", "mean of a step", ("reward",)),
+    _Curve("Listed mass", "probability", ("listed_mass",), share=True),
     _Curve("KL to the reference", "nats a token", ("kl",)),
     _Curve("Entropy", "nats a token", ("entropy",)),
     _Curve("Zero-std groups", "share of groups", ("zero_std_share",), share=True),
@@ -64,6 +65,7 @@ _NOTES = {
     "Zero-std groups": "All answers earn the same, so the group teaches nothing.",
     "Rows by solve rate": "Under a tenth of the sampled answers to a hard row were right, over 90 % to an easy one.",
     _GAPS: "All sampled tokens. The first and the last bin also hold what is beyond.",
+    "Listed mass": "All listed answers together; the rest are answers outside the list.",
 }
 Legend = tuple[tuple[int, str], ...]  # number of a series, its name
 

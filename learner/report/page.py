@@ -24,11 +24,13 @@ from learner.report.measures import (
 )
 from learner.report.plots import COLOURS
 from learner.report.rows import as_number
-from learner.text import format_clock
+from learner.text import format_clock, shorten
+from learner.tracking.lines import format_alarm
+from learner.tracking.watch import SIGNS
 
 TEMPLATE = "page.html.jinja"
 _METHODS = {"grpo": "GRPO", "exact": "exact gradient", "sft": "SFT (supervised)"}
-_TROUBLES = frozenset({"dropped", "engine_lost", "checkpoint_failed", "log_failed", "report_failed"})
+_TROUBLES = frozenset({"dropped", "engine_lost", "checkpoint_failed", "log_failed", "report_failed"}) | SIGNS
 
 
 def render_page(runs: Sequence[RunData], drawing: Drawing, *, made: datetime) -> str:
@@ -140,7 +142,7 @@ def _describe_events(run: RunData) -> list[dict[str, Any]]:
             "trouble": one.kind in _TROUBLES or (one.kind == "start" and one.count > 1),
             "count": one.count,
             "when": "" if math.isnan(one.seconds) else format_clock(one.seconds),
-            "first": format_fields(one.first),
+            "first": shorten(format_alarm(one.first), 600) if one.kind in SIGNS else format_fields(one.first),
         }
         for one in run.events
     ]

@@ -32,6 +32,8 @@ def format_closing(
         rows["look"] = f"tensorboard --logdir {folder.show('tensorboard')}"
     if summary.outcome != "finished" and folder.holds_checkpoint():
         rows["go on"] = f"the same command with resume={folder.shown}"
+    if summary.warnings:
+        rows["warnings"] = f"{', '.join(summary.warnings)}: the report says what to change"
     if summary.checkpoint_failures:
         rows["checkpoints"] = f"{summary.checkpoint_failures} could not be written, see events.jsonl"
     if log_failures:

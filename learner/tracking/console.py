@@ -10,8 +10,8 @@ from common.command import say
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import format_clock
-from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
-from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample
+from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured_of
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
 
@@ -42,7 +42,7 @@ class LineConsole:
 
     def __init__(self, config: Config, out: TextIO | None = None) -> None:
         self._steps, self._name = config.steps, config.name
-        self._unmeasured = list_unmeasured(samples=config.sampled_prompts > 0, reference=config.learner.beta > 0)
+        self._unmeasured = list_unmeasured_of(config)
         self._out = out or sys.stdout
         self._pace: Pace | None = None
 
@@ -59,6 +59,7 @@ class LineConsole:
         measured = {
             "reward": f"reward={record.reward:<6.3f}",
             "zero_std_share": f"zero-std={record.zero_std_share:<4.2f}",
+            "listed_mass": f"listed={record.listed_mass:<5.3f}",
             "kl": f"kl={record.kl:<6.4f}",
             "entropy": f"entropy={record.entropy:<5.3f}",
             "grad_norm": f"grad={record.grad_norm:<5.2g}",
@@ -83,7 +84,7 @@ class LineConsole:
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         if kind not in QUIET:
-            self._print("event " + format_event(kind, fields))
+            self._print(format_line(kind, fields))
 
     def close(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -12,6 +12,7 @@ from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import shorten
 from learner.tracking.records import StepRecord
+from learner.tracking.watch import SIGNS
 
 # Events that are not shown: they come every step, or are shown in another way.
 QUIET = frozenset({"start", "engine_up", "weights_loaded", "probe", "evaluation", "phase", "filtered"})
@@ -64,6 +65,17 @@ def format_sample(group: ScoredGroup, limit: int = 110) -> str:
         said = " · ".join(f"{shorten(text, 40) or EMPTY} x{count}" for text, count in counts.most_common())
     prompt, label = escape_unprintable(group.prompt.id), escape_unprintable(group.prompt.example.label)
     return shorten(f"{group.group.origin} {prompt} label {label}: {said}", limit)
+
+
+def format_line(kind: str, fields: Mapping[str, Any]) -> str:
+    """Return the line of an event: `event engine_lost ...`, or `warning: ...` for a sign of collapse."""
+    return f"warning: {format_alarm(fields)}" if kind in SIGNS else f"event {format_event(kind, fields)}"
+
+
+def format_alarm(fields: Mapping[str, Any]) -> str:
+    """Return `after 60 steps: KL 1.2 to the reference, ... Try learner.lr=0.00025`."""
+    what, advice = (escape_unprintable(str(fields.get(key, ""))) for key in ("what", "advice"))
+    return f"after {fields.get('step')} steps: {what}. {advice}"
 
 
 def format_event(kind: str, fields: Mapping[str, Any]) -> str:

@@ -25,8 +25,8 @@ from common.errors import escape_unprintable
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import format_clock
-from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_event, format_sample
-from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample
+from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured_of
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
 _EVENTS = 4
@@ -38,7 +38,7 @@ class LiveConsole:
 
     def __init__(self, config: Config, console: RichConsole | None = None) -> None:
         self._steps, self._name = config.steps, escape_unprintable(config.name)
-        self._unmeasured = list_unmeasured(samples=config.sampled_prompts > 0, reference=config.learner.beta > 0)
+        self._unmeasured = list_unmeasured_of(config)
         self._console = console or RichConsole(highlight=False)
         self._live = Live(self, console=self._console, refresh_per_second=2, vertical_overflow="crop")
         self._events: deque[tuple[str, str]] = deque(maxlen=_EVENTS)
@@ -76,7 +76,7 @@ class LiveConsole:
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         if kind not in QUIET:
-            self._events.append((time.strftime("%H:%M:%S"), format_event(kind, fields)))
+            self._events.append((time.strftime("%H:%M:%S"), format_line(kind, fields).removeprefix("event ")))
 
     def close(self, lines: Sequence[str]) -> None:
         self._live.stop()
@@ -153,13 +153,14 @@ class LiveConsole:
 
 
 def _draw_numbers(record: StepRecord, history: History, width: int, unmeasured: Container[str]) -> Table:
-    """Draw up to twelve numbers in four columns (three on a narrow screen).
+    """Draw up to thirteen numbers in four columns (three on a narrow screen).
 
     Args:
         unmeasured: columns of the record to leave out.
     """
     numbers = (
         ("zero-std", f"{record.zero_std_share:.0%}", "zero_std_share"),
+        ("listed", f"{record.listed_mass:.3f}", "listed_mass"),
         ("KL", f"{record.kl:.4f}", "kl"),
         ("entropy", f"{record.entropy:.3f}", "entropy"),
         ("grad norm", f"{record.grad_norm:.3g}", "grad_norm"),

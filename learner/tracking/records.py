@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from math import isnan
 from typing import Any
 
+from common.config.schema import Config
 from learner.evaluation.measures import HELD_OUT, parse_measure
 
 STAGES = ("generate", "reward", "learn", "publish", "idle")
@@ -25,6 +26,7 @@ class StepRecord:
     kl: float
     loss: float
     entropy: float
+    listed_mass: float  # method exact: probability of all listed answers of a group together; 0 elsewhere
     zero_std_share: float  # of sampled groups: those whose rewards are all equal, which teach nothing
     thinking: Mapping[str, float]  # `share` of completions with a thought, its `consistency`; {} in no-think mode
     grad_norm: float  # before clipping
@@ -83,16 +85,24 @@ class StepRecord:
         return row | {f"share/{stage}": share for stage, share in self.shares.items()}
 
 
-def list_unmeasured(*, samples: bool, reference: bool) -> frozenset[str]:
+def list_unmeasured(*, samples: bool, reference: bool, lists: bool) -> frozenset[str]:
     """Return the columns of a record that read 0 because nothing is measured there, and are not shown.
 
     Args:
         samples: engines sample at least part of what is learnt. Else there are no groups of equal rewards, no log-probs
             of an engine to compare with and no answers cut for length.
         reference: there is a reference policy. Else there is no KL to it.
+        lists: every candidate of a row is scored (exact). The one answer of sft has its probability as `reward`.
     """
     of_samples = ("zero_std_share", "logprob_gap_mean", "logprob_gap_max", "truncated_share")
-    return frozenset((*(() if samples else of_samples), *(() if reference else ("kl",))))
+    missing = [*(() if samples else of_samples), *(() if reference else ("kl",)), *(() if lists else ("listed_mass",))]
+    return frozenset(missing)
+
+
+def list_unmeasured_of(config: Config) -> frozenset[str]:
+    """Return these columns for a run of `config`."""
+    samples, reference = config.sampled_prompts > 0, config.learner.beta > 0
+    return list_unmeasured(samples=samples, reference=reference, lists=config.method == "exact")
 
 
 def name_learnt(*, samples: bool, given: bool) -> str:
@@ -187,5 +197,6 @@ class Summary:
     weights_version: int
     checkpoint_failures: int
     log_failures: int
+    warnings: tuple[str, ...]  # signs of collapse that were told, over every start
     config_hash: str
     git_sha: str

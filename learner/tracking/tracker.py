@@ -26,6 +26,7 @@ from learner.tracking.console import Console
 from learner.tracking.records import History, StepRecord, Summary
 from learner.tracking.samples import choose_samples, sample_row
 from learner.tracking.tensorboard import ScalarWriter
+from learner.tracking.watch import Alarm, CollapseWatch
 
 _THUMBNAIL = 128  # pixels, longer side
 
@@ -40,6 +41,7 @@ class Tracker:
         """
         self.failures = 0
         self.history = History()
+        self.watch = CollapseWatch(config)
         self._folder, self._config, self._console = folder, config, console
         self._path = folder.path
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
@@ -57,6 +59,7 @@ class Tracker:
             self._scalars.write(record.step, {key: value for key, value in row.items() if key != "step"})
         with self._count_failures():
             self._console.step(record)
+        self._warn(self.watch.observe(row))
         self._push()
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
@@ -74,6 +77,8 @@ class Tracker:
             self._scalars.write(step, {tag: value for line in lines for tag, value in _list_scalars(line).items()})
         with self._count_failures():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
+        for line in lines:
+            self._warn(self.watch.observe_evaluation(step, line))
         self._push()
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
@@ -112,6 +117,10 @@ class Tracker:
             append_jsonl(self._path / "events.jsonl", row)
         with self._count_failures():
             self._console.event(kind, fields)
+
+    def _warn(self, alarms: Sequence[Alarm]) -> None:
+        for one in alarms:
+            self.event(one.kind, step=one.step, what=one.what, advice=one.advice)
 
     def phase(self, what: str, seconds: float) -> None:
         """Log that a part of the start-up is done: `phase("engines up", 14.2)`."""
@@ -154,6 +163,7 @@ class Tracker:
             weights_version=weights_version,
             checkpoint_failures=checkpoint_failures,
             log_failures=self.failures,
+            warnings=tuple(self.watch.told),
             config_hash=config_hash(self._config),
             git_sha=git_sha(),
         )
@@ -196,8 +206,10 @@ class Tracker:
         with self._count_failures():
             for row in read_jsonl(self._path / "metrics.jsonl"):
                 self.history.add_step(row)
+                self.watch.observe(row)  # told by the start that took the step
             for row in read_jsonl(self._path / "evaluations.jsonl"):
                 self.history.add_evaluation(row["step"], row)
+                self.watch.observe_evaluation(row["step"], row)
 
     def _thumbnail(self, image: Pixels, name: str) -> None:
         path = self._path / name

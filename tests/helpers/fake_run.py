@@ -38,6 +38,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "kl": 0.03 * learnt,
         "loss": 0.001 * math.sin(step),
         "entropy": 1.2 * (1 - learnt),
+        "listed_mass": 0.97,
         "zero_std_share": 0.1 + 0.8 * learnt,
         "thinking": {},
         "grad_norm": 0.8,

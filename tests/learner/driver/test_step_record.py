@@ -94,3 +94,25 @@ def test_zero_std_and_truncated_are_shares_of_what_was_sampled() -> None:
     assert (made.zero_std_share, made.truncated_share) == (0.5, 0.25)
     made = record([given], {})
     assert (made.zero_std_share, made.truncated_share) == (0, 0)
+
+
+def test_the_listed_mass_is_that_of_given_groups_of_exact() -> None:
+    """A sampled group beside them has none; the one answer of sft is no list."""
+    given = scored(("seven", "nine", "one"))
+    other = replace(
+        given,
+        prompt=replace(given.prompt, example=replace(given.prompt.example, id="train/18")),
+        group=replace(given.group, prompt_id="train/18"),
+    )
+    sampled = replace(
+        given,
+        prompt=replace(given.prompt, example=replace(given.prompt.example, id="train/19")),
+        group=replace(given.group, prompt_id="train/19"),
+    )
+    probabilities = {"train/17": (0.6, 0.2, 0.1), "train/18": (0.25, 0.25, 0.0)}
+    exact = Config.model_validate({"method": "exact", "exact": {"sampled_share": 0.25}})
+    assert record([given, other, sampled], probabilities, exact).listed_mass == pytest.approx((0.9 + 0.5) / 2)
+    assert record([sampled], {}, exact).listed_mass == 0, "all given groups were dropped"
+    sft = Config.model_validate({"method": "sft", "learner": {"beta": 0.0}})
+    assert record([scored(("seven",))], {"train/17": (0.25,)}, sft).listed_mass == 0
+    assert record([given], {}).listed_mass == 0

@@ -26,7 +26,11 @@ OF_SAMPLES = (
     "Highest reward",
     "3.0e-06 at most",
 )
-OF_CANDIDATES = ("Every candidate of a row, with the reward it earns. No engine sampled them.", "10 given answers")
+OF_CANDIDATES = (
+    "Every candidate of a row, with the reward it earns. No engine sampled them.",
+    "10 given answers",
+    "Listed mass",
+)
 OF_LABELS = ("The right answer of a row, which the run learns. No engine sampled it.", "1 given answer")
 NONE_SAMPLED = ("nothing was sampled", "expected, mean of a step", "640 given answers/s")
 EVERYTHING = {*OF_SAMPLES, *OF_CANDIDATES, *OF_LABELS, *NONE_SAMPLED, "KL to the reference"}

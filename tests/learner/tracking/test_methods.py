@@ -39,6 +39,7 @@ SAMPLED = (
 )
 SAMPLED_NUMBERS = ("zero-std", r"\bgap(=| +[0-9])", "truncated")
 NONE_SAMPLED = ("nothing was sampled to learn from", "given answers/s")
+LISTED = (r"\blisted[ =]+0\.97",)
 ALL_SAMPLED = ("[0-9] completions/s",)
 BOTH = ("completions and given answers/s",)
 GIVEN = ("^given train/17 label seven: seven · nine · one$",)
@@ -47,7 +48,19 @@ LABELS = ("SFT", r"\bsft\b", "the label of each")
 KL = ("KL weight 0.04", r"\b[Kk][Ll][ =]+[0-9]")
 NO_KL = ("no KL to a reference",)
 EVERYTHING = {
-    *(*SAMPLED, *SAMPLED_NUMBERS, *NONE_SAMPLED, *ALL_SAMPLED, *BOTH, *GIVEN, *CANDIDATES, *LABELS, *KL, *NO_KL),
+    *(
+        *SAMPLED,
+        *SAMPLED_NUMBERS,
+        *NONE_SAMPLED,
+        *ALL_SAMPLED,
+        *BOTH,
+        *GIVEN,
+        *CANDIDATES,
+        *LISTED,
+        *LABELS,
+        *KL,
+        *NO_KL,
+    ),
     *("16 prompts with", "12 prompts with", "4 prompts with", "reads every prompt 4 times"),
 }
 NO_BETA = {"learner": {"beta": 0.0}}
@@ -60,10 +73,10 @@ SAID: Mapping[str, tuple[Mapping[str, Any], set[str]]] = {
         {"method": "grpo", **NO_BETA},
         {*SAMPLED, *SAMPLED_NUMBERS, *ALL_SAMPLED, *NO_KL, "16 prompts with", "reads every prompt 4 times"},
     ),
-    "exact": ({"method": "exact"}, {*GIVEN, *CANDIDATES, *NONE_SAMPLED, *KL, "16 prompts with"}),
+    "exact": ({"method": "exact"}, {*GIVEN, *CANDIDATES, *LISTED, *NONE_SAMPLED, *KL, "16 prompts with"}),
     "exact beside samples": (
         {"method": "exact", "exact": {"sampled_share": 0.25}},
-        {*SAMPLED, *SAMPLED_NUMBERS, *GIVEN, *CANDIDATES, *BOTH, "given answers/s", *KL}
+        {*SAMPLED, *SAMPLED_NUMBERS, *GIVEN, *CANDIDATES, *LISTED, *BOTH, "given answers/s", *KL}
         | {"12 prompts with", "4 prompts with"},
     ),
     "sft": ({"method": "sft", **NO_BETA}, {*GIVEN, *LABELS, *NONE_SAMPLED, *NO_KL, "16 prompts with"}),

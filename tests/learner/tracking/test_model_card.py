@@ -13,6 +13,7 @@ from learner.tracking.records import Summary
 
 SUMMARY = Summary(
     stopped_early=None,
+    warnings=(),
     outcome="finished",
     steps=250,
     accuracy_before=0.125,
