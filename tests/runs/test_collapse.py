@@ -31,7 +31,7 @@ def test_a_run_that_learns_is_not_warned_of(tmp_path: Path) -> None:
 def test_a_learning_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
     """The policy says one thing whatever it is asked: groups have one reward, and no KL holds it back."""
     run_dir = jobs.complete(tmp_path / "hot", *LONG, "learner.lr=0.02", "learner.beta=0")
-    assert {"zero_std_groups", "entropy_collapse"} <= set(told(run_dir))
+    assert "zero_std_groups" in told(run_dir)
     assert "learner.lr=0.01" in jobs.console(run_dir)
     assert "learner.beta=0.04" in (run_dir / "report.html").read_text()
 
