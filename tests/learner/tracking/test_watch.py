@@ -167,7 +167,7 @@ def test_a_sign_is_told_again_only_after_it_was_gone() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_knows_what_was_told(case: str) -> None:
-    """Law 5: the records decide, whichever start reads them."""
+    """The records decide, whichever start reads them."""
     curves, _, _ = CASES[case]
     whole = rows(curves, 140)
     watch, resumed = CollapseWatch(CONFIG), CollapseWatch(CONFIG)
