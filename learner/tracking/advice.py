@@ -18,7 +18,10 @@ def list_settings(sign: str, config: Config) -> list[str]:
     objective, rollout = config.objective, config.rollout
     bonus = [f"objective.entropy_bonus={2 * objective.entropy_bonus or 0.01:g}"]
     if sign == "zero_std_groups":
-        return [*_raise("rollout.group_size", rollout.group_size, most=MOST_ANSWERS), *_start_warmer(config)]
+        more = (
+            [] if config.signal.max_group_size else _raise("rollout.group_size", rollout.group_size, most=MOST_ANSWERS)
+        )
+        return [*_ask_further(config), *more, *_start_warmer(config)]
     if sign == "entropy_collapse":
         return [*bonus, *closer, *slower]
     if sign == "entropy_growth":
@@ -58,6 +61,12 @@ def _stay_closer(config: Config) -> list[str]:
     if config.objective.kl_target is not None:
         return [f"objective.kl_target={config.objective.kl_target / 2:g}"]
     return [f"learner.beta={2 * config.learner.beta or 0.04:g}"]
+
+
+def _ask_further(config: Config) -> list[str]:
+    """Return what asks other prompts in place of those that teach nothing, and passes over solved rows."""
+    further = ["signal.max_prompts=3"] if config.signal.max_prompts == 1 else []
+    return [*further, *([] if config.signal.skip_solved else ["signal.skip_solved=2"])]
 
 
 def _start_warmer(config: Config) -> list[str]:

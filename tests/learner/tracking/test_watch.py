@@ -241,6 +241,7 @@ RUNS: Mapping[str, dict[str, Any]] = {
     "thinks": {"data": {"mode": "think"}, "rollout": {"temperature": 0.7}},
     "thinks in form": {"data": {"mode": "think"}, "reward": {"functions": {"accuracy": 1.0, "format": 0.5}}},
     "each": {"reward": {"normalise": "each", "functions": {"accuracy": 1.0, "my.rewards:score": -0.5}}},
+    "signal": {"signal": {"max_prompts": 2, "skip_solved": 3, "max_group_size": 8}},
     "buffer": {"objective": {"overlong_buffer": 64}},
     "huge": {"rollout": {"group_size": 16384, "max_completion_tokens": 2**31 - 1}},
     "tiny": {"rollout": {"max_completion_tokens": 1, "prompts_per_step": 2}},
@@ -288,10 +289,10 @@ def test_a_sign_is_a_line_an_event_and_a_row_of_the_page(tmp_path: Path) -> None
         printed += [line for line in out.getvalue().splitlines() if line.startswith("warning: ")]
     (line,) = printed
     assert line.startswith("warning: after 20 steps: 95% of the groups teach nothing: all answers earn the same")
-    assert line.endswith("Try rollout.group_size=8")
+    assert line.endswith("Try signal.max_prompts=3 or signal.skip_solved=2 or rollout.group_size=8")
     events = [json.loads(row) for row in (folder.path / "events.jsonl").read_text().splitlines()]
     (event,) = (row for row in events if row["kind"] == "zero_std_groups")
     assert event["step"] == 20
     page = write_report([folder.path], seconds=0.0).read_text()
     (cell,) = re.findall(r'<tr class="trouble"><th>zero_std_groups</th>.*?</tr>', page)
-    assert "Try rollout.group_size=8" in cell
+    assert "or rollout.group_size=8" in cell
