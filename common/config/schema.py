@@ -219,6 +219,7 @@ class Config(Section):
         yield from self._method_misfits()
         yield from self._objective_misfits()
         yield from self._signal_misfits()
+        yield from self._reference_misfits()
 
     def _length_misfits(self) -> Iterator[str]:
         """Yield those of steps and of prompts a step."""
@@ -398,6 +399,29 @@ class Config(Section):
             yield (
                 f"signal.max_group_size = {largest} with one sampled prompt a step: there is no other to give "
                 "completions to; raise rollout.prompts_per_step"
+            )
+
+    def _reference_misfits(self) -> Iterator[str]:
+        """Yield those of a reference that follows the policy."""
+        learner, objective, every = self.learner, self.objective, self.learner.reference_reset_every
+        found = {"reference_reset_every": every, "reference_ema": learner.reference_ema}
+        given = [f"learner.{key} = {value:g}" for key, value in found.items() if value is not None]
+        if len(given) > 1:
+            yield f"{given[0]} with {given[1]}: the reference follows in one way; leave one out"
+        for one in given:
+            if not learner.beta:
+                yield f"{one} with learner.beta = 0: there is no reference, so it has no effect"
+            if self.lora.rank:
+                yield (
+                    f"{one} with lora.rank = {self.lora.rank}: the reference is the model without its adapters, which "
+                    "stays as it is; leave it out, or set lora.rank = 0"
+                )
+        if every and self.epochs is None and every >= self.steps:
+            yield f"learner.reference_reset_every = {every} is after the last step of steps = {self.steps}: lower it"
+        if every == 1 and objective.updates == objective.minibatches == 1:
+            yield (
+                "learner.reference_reset_every = 1 with objective.updates = 1: every step would begin at its "
+                "reference, and the KL be 0; raise one of them"
             )
 
     def _memory_misfits(self) -> Iterator[str]:

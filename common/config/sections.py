@@ -261,6 +261,11 @@ class LearnerConfig(Section):
     beta: Annotated[float, Field(ge=0, le=1e6)] = 0.04
     """Weight of the KL to the frozen reference model; 0 keeps no reference. Raise it to stay closer to the first
     model."""
+    reference_reset_every: Positive | None = None
+    """Steps after which the reference model becomes the policy as it then is; null never. Lower it where the KL holds
+    the policy back."""
+    reference_ema: Annotated[float, Field(ge=0.01, le=0.999999)] | None = None
+    """Share of the reference model that stays at each step, as 0.99; the rest becomes the policy. null: all stays."""
     tokens_per_pack: Positive = 1024
     """Most tokens of a pack, the micro-batch of whole groups; a larger group is one alone. Lower it where memory is
     short."""

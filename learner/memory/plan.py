@@ -151,6 +151,8 @@ def plan_rank(counts: Counts, peak: int, config: Config) -> Share:
     ]
     if learner.beta and not config.lora.rank:
         parts.append(Part(name="reference", nbytes=weights))
+    if learner.reference_ema is not None and size < 4:
+        parts.append(Part(name="its average", nbytes=4 * counts.trained // split[3], about="float32"))
     if stage == 3:
         gathered = min(LIVE_PARAMETERS, counts.total) * size if ranks > 1 or all_wait else 0
         parts.append(Part(name="ZeRO-3's buffers", nbytes=bucket + gathered, about="gathered weights, gradient bucket"))

@@ -90,7 +90,8 @@ def _remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield change("learner", zero_stage=3)
     if not config.towers_frozen:
         yield change("lora", targets="language") if config.lora.rank else change("model", freeze_vision=True)
-    if not config.lora.rank:
+    follows = learner.reference_reset_every is not None or learner.reference_ema is not None
+    if not config.lora.rank and not follows:  # adapters have the model without them for a reference
         vision_too = model.freeze_vision and config.lora.targets != "language"  # which cannot go together
         yield change("lora", rank=16, targets="language") if vision_too else change("lora", rank=16)
     if learner.zero_stage and learner.offload == "none" and config.cluster.device == "cuda":

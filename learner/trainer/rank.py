@@ -24,6 +24,7 @@ from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import add_adapters, export_adapter
+from learner.model.reference import MovingReference
 from learner.model.vision_features import compute_features
 from learner.objective.records import Coefficients
 from learner.trainer.learning_step import LearningStep
@@ -98,10 +99,12 @@ class LearnerRank:
         self._engine = (
             zero.build_training_engine(policy, config) if self._steps else zero.build_scoring_engine(policy, config)
         )
+        reference = self._make_reference()
+        self._moving = self._follow_policy(reference)
         self._learning = LearningStep(
             config=config,
             engine=self._engine,
-            reference=self._make_reference(),
+            reference=reference,
             adapters=self._adapters,
             spec=self._spec,
             steps=self._steps,
@@ -125,7 +128,10 @@ class LearnerRank:
         """
         timeout_s = self._config.learner.step_timeout_s
         fetched = [fetch_images(packs, timeout_s=timeout_s) for packs in batches]
-        return self._learning.run(fetched, coefficients, at=at)
+        stats = self._learning.run(fetched, coefficients, at=at)
+        if self._moving and stats.updates:  # a skipped step makes no new version
+            self._moving.follow(at + 1)
+        return stats
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
         """Return the policy's log-prob of every completion token, one flat list a pack.
@@ -175,17 +181,18 @@ class LearnerRank:
 
     def save(self, place: Place) -> WriteReport:
         """Write this rank's share of a checkpoint to `place`; see `learner.trainer.rank_files`."""
-        return save_rank(self._engine, place, rank=self._rank, base=self._base)
+        return save_rank(self._engine, place, rank=self._rank, base=self._base, moving=self._moving)
 
     def checkpoint_bytes(self) -> int:
         """Estimate the bytes that all ranks together write at `save`."""
         from learner.trainer import zero
 
-        return zero.checkpoint_bytes(self._engine)
+        partitions = self._config.learner.ranks if self._config.learner.zero_stage == 3 else 1
+        return zero.checkpoint_bytes(self._engine) + (self._moving.nbytes * partitions if self._moving else 0)
 
     def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
         """Continue exactly where `save` was called, in this process or another; see `learner.trainer.rank_files`."""
-        load_rank(self._engine, place, reports, rank=self._rank, base=self._base)
+        load_rank(self._engine, place, reports, rank=self._rank, base=self._base, moving=self._moving)
 
     def export(self, place: Place) -> WriteReport:
         """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""
@@ -224,6 +231,16 @@ class LearnerRank:
         if self._adapters:
             return self._engine
         return zero.build_reference(load_model(self._model_path, self._config), self._config, self._device)
+
+    def _follow_policy(self, reference: Any) -> MovingReference | None:
+        """Return what moves the reference after the policy; None where it stays as it is."""
+        from learner.trainer import zero
+
+        learner = self._config.learner
+        if not self._steps or (learner.reference_reset_every is None and learner.reference_ema is None):
+            return None
+        model = reference.module if learner.zero_stage == 3 else reference
+        return MovingReference(self._engine.module, model, self._config, refresh=zero.refresh_whole)
 
     def _make_sender(self) -> WeightSender:
         if self._config.weights.transport == "object_store":

@@ -17,24 +17,39 @@ from common.storage.output import (
     write_folder,
 )
 from learner.model.load import require_base
+from learner.model.reference import MovingReference
 from learner.trainer.rng import read_random_states, set_random_states
 
 
-def save_rank(engine: Any, place: Place, *, rank: int, base: Mapping[str, Any]) -> WriteReport:
+def save_rank(
+    engine: Any, place: Place, *, rank: int, base: Mapping[str, Any], moving: MovingReference | None
+) -> WriteReport:
     """Write what this rank trains, its optimizer, the step counter and random states to `place`. A collective.
+
+    A reference that moves is written too: by every rank its partition under ZeRO-3, else all of it by the first.
 
     Returns what was written on this host, with the error of a write that failed.
     """
     from learner.trainer import zero
 
     output = open_output(place)
-    own = {"base": base, "random": read_random_states()}
-    error = zero.save(engine, output, besides={f"rank-{rank}.pt": own})
+    besides: dict[str, Any] = {f"rank-{rank}.pt": {"base": base, "random": read_random_states()}}
+    if moving and _find_reference(engine, rank) == rank:
+        besides[_name_reference(rank)] = moving.state()
+    error = zero.save(engine, output, besides=besides)
     return WriteReport(by=name_rank(rank), files=tuple(output.files), error=error)
 
 
-def load_rank(engine: Any, place: Place, reports: Sequence[WriteReport], *, rank: int, base: Mapping[str, Any]) -> None:
-    """Put engine and random states back to where `save_rank` was called. A collective.
+def load_rank(
+    engine: Any,
+    place: Place,
+    reports: Sequence[WriteReport],
+    *,
+    rank: int,
+    base: Mapping[str, Any],
+    moving: MovingReference | None,
+) -> None:
+    """Put engine, reference and random states back to where `save_rank` was called. A collective.
 
     Args:
         reports: of all ranks; needed where the place is a bucket, from which a rank brings what it reads.
@@ -45,17 +60,29 @@ def load_rank(engine: Any, place: Place, reports: Sequence[WriteReport], *, rank
     from learner.trainer import zero
 
     own_name, first = name_rank(rank), name_rank(0)
+    reference = _name_reference(_find_reference(engine, rank))
     needed = [
         file
         for report in reports
         for file in report.files
-        if report.by == own_name or (report.by == first and file.name.endswith(zero.SHARED_FILE))
+        if report.by == own_name or (report.by == first and file.name.endswith((zero.SHARED_FILE, reference)))
     ]
     with zero.refuse_strangers(str(place)), read_folder(place, needed) as folder:
         own = zero.read_file(folder / f"rank-{rank}.pt")
         require_base(base, own["base"], folder)
         zero.load(engine, folder)
+        if moving:
+            moving.restore(zero.read_file(folder / reference, map_location="cpu"))
         set_random_states(own["random"])
+
+
+def _find_reference(engine: Any, rank: int) -> int:
+    """Return the rank that writes the reference which this one reads."""
+    return rank if engine.zero_optimization_stage() == 3 else 0
+
+
+def _name_reference(rank: int) -> str:
+    return f"reference-{rank}.pt"
 
 
 def export_rank(write: Callable[[Path], None], place: Place, *, rank: int) -> WriteReport:

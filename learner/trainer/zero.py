@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 from torch._C._distributed_c10d import Store
@@ -101,6 +102,23 @@ def build_reference(model: Any, config: Config, device: torch.device) -> Any:
         return model.to(device)
     engine, *_ = deepspeed.initialize(model=model, config=partition_config(model, config, stage=3))
     return engine
+
+
+def refresh_whole(parameters: Sequence[Tensor]) -> None:
+    """Make parameters that ZeRO-3 keeps whole on every rank what their changed partitions are. A collective."""
+    whole = [one for one in parameters if getattr(one, "ds_status", None) is ZeroParamStatus.AVAILABLE]
+    if not whole:
+        return
+    shares = [cast("Any", one).ds_tensor.to(one.device) for one in whole]
+    sent = torch.cat(shares)
+    ranks = torch.distributed.get_world_size()
+    received = sent.new_empty(ranks * len(sent))
+    torch.distributed.all_gather_into_tensor(received, sent)
+
+    # Of each parameter the shares of all ranks in order; the last may end with padding.
+    parts = received.view(ranks, -1).split([len(share) for share in shares], dim=1)
+    for parameter, part in zip(whole, parts, strict=True):
+        parameter.data.copy_(part.reshape(-1)[: parameter.numel()].view(parameter.shape))
 
 
 def build_scoring_engine(model: Any, config: Config) -> Any:

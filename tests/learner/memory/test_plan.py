@@ -67,6 +67,17 @@ def test_no_reference_without_beta() -> None:
     assert "reference" not in names
 
 
+@pytest.mark.parametrize(("dtype", "bytes_more"), [("float32", 0), ("bfloat16", 4)])
+@pytest.mark.parametrize(("stage", "ranks"), [(2, 2), (3, 2)])
+def test_a_moving_average_is_kept_in_float32(dtype: str, bytes_more: int, stage: int, ranks: int) -> None:
+    counts = Counts.of(tiny.model().to(getattr(torch, dtype)))
+    still, moving = (
+        plan_rank(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks, **learner))
+        for learner in ({}, {"reference_ema": 0.9})
+    )
+    assert moving.nbytes - still.nbytes == bytes_more * counts.trained // (ranks if stage == 3 else 1)
+
+
 def test_a_rank_is_as_large_as_its_largest_moment() -> None:
     counts = Counts.of(tiny.model())
     config = settings(zero_stage=1)
