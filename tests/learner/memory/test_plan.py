@@ -144,6 +144,14 @@ def test_every_remedy_is_a_configuration_that_a_run_accepts(
     assert {words for words, _ in found if "freeze" in words or "lora" in words} == wanted
 
 
+def test_no_remedy_gives_adapters_to_a_run_whose_reference_moves() -> None:
+    for moving in ({"reference_ema": 0.9}, {"reference_reset_every": 5}):
+        found = dict(_remedies(settings(zero_stage=1, ranks=2, **moving)))
+        assert "lora.rank=16" not in found
+        for remedy in found.values():
+            assert Config.model_validate(remedy.model_dump()) == remedy
+
+
 @pytest.mark.slow
 def test_the_command_prints_it_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--plan", f"run_dir={tmp_path / 'run'}"]) == 0
