@@ -44,7 +44,7 @@ class MovingReference:
             return
         with torch.no_grad():
             for kept, (new, _) in zip(self._kept, self._pairs, strict=True):
-                share = _hold(new).to(kept.dtype)
+                share = _hold(new).to(kept)
                 if self._decay is None:
                     kept.copy_(share)
                 else:
@@ -53,7 +53,7 @@ class MovingReference:
 
     def state(self) -> dict[str, list[Tensor]]:
         """Return what a checkpoint must hold of this rank."""
-        return {"kept": self._kept}
+        return {"kept": [tensor.detach() for tensor in self._kept]}  # plain: DeepSpeed's partitions carry more
 
     def restore(self, state: dict[str, list[Tensor]]) -> None:
         """Go on from the state of a checkpoint. A collective. Raises CheckpointError for tensors of another kind."""
