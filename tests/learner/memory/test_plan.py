@@ -72,8 +72,8 @@ def test_no_reference_without_beta() -> None:
 def test_a_moving_average_is_kept_in_float32(dtype: str, bytes_more: int, stage: int, ranks: int) -> None:
     counts = Counts.of(tiny.model().to(getattr(torch, dtype)))
     still, moving = (
-        plan_rank(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks, **learner))
-        for learner in ({}, {"reference_ema": 0.9})
+        plan_rank(counts, 0, settings(dtype=dtype, zero_stage=stage, ranks=ranks, reference_ema=decay))
+        for decay in (None, 0.9)
     )
     assert moving.nbytes - still.nbytes == bytes_more * counts.trained // (ranks if stage == 3 else 1)
 
