@@ -136,5 +136,5 @@ def test_a_reset_reference_survives_a_kill_and_a_damaged_one_is_refused(
         assert again == later
         assert_equal(resumed[-1], ends[-1])
         torch.save({"kept": [torch.zeros(1)]}, checkpoint / "reference-1.pt")
-        with pytest.raises(CheckpointError, match="cannot be used"):
+        with pytest.raises(CheckpointError, match="the reference of the checkpoint is of another kind"):
             group.load(checkpoint)
