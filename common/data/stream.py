@@ -154,17 +154,15 @@ class PromptStream:
         def add(visit: Visit) -> None:
             if len(drawn) == count or visit.row in drawn or self._ids[visit.row] in without:
                 self._deferred.append(visit)
-            else:
+            elif wanted(self._ids[visit.row], visit.epoch):
                 drawn[visit.row] = visit
+            else:
+                passed.append(visit)
 
         for visit in waiting:
             add(visit)
         while len(drawn) < count and not (self._epoch == last and self._position == len(self._order)):
-            visit = self._next_visit()
-            if wanted(self._ids[visit.row], visit.epoch):
-                add(visit)
-            else:
-                passed.append(visit)
+            add(self._next_visit())
         for visit in passed[::-1]:  # of a row that was passed over twice, the later visit
             if len(drawn) < count and visit.row not in drawn and self._ids[visit.row] not in without:
                 drawn[visit.row] = visit

@@ -150,6 +150,20 @@ def test_unwanted_rows_are_passed_over_unless_there_are_too_few_others(
         assert drawn <= liked or drawn >= liked
 
 
+def test_a_deferred_row_that_is_wanted_no_more_is_passed_over() -> None:
+    """The second epoch begins within a step, with a row that the step holds already."""
+    source = next(one for one in (stream(3, 2, seed) for seed in range(99)) if source_defers(one))
+    (visit,) = source.state().deferred
+    drawn = source.draw(2, wanted=lambda row, epoch: row != str(visit.row))
+    assert visit.row not in {one.row for one in drawn}
+    assert visit not in source.state().deferred
+
+
+def source_defers(source: PromptStream) -> bool:
+    take(source, 2, 2)
+    return bool(source.state().deferred)
+
+
 def test_the_deferred_rows_of_an_older_checkpoint_are_of_its_epoch() -> None:
     state = StreamState(**json.loads('{"rows": 9, "epoch": 3, "position": 4, "deferred": [7, 2]}'))
     assert state.deferred == (Visit(7, 3), Visit(2, 3))
