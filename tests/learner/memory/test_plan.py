@@ -165,3 +165,11 @@ def test_the_command_prints_it_and_starts_nothing(capsys: pytest.CaptureFixture[
     ):
         assert line in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_the_largest_group_that_may_come_is_planned_for() -> None:
+    """Not the one of the average size."""
+    alike = settings(tokens_per_pack=1)
+    dealt = Config.model_validate(alike.model_dump() | {"signal": {"max_group_size": 11}})
+    for config, most in ((alike, 4), (dealt, 11)):
+        assert {shape["completions"] for shape, _ in plans._largest_packs(config, 16)} == {most}  # noqa: SLF001
