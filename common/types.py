@@ -239,7 +239,10 @@ class LagFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The measurements of one optimizer step, over all ranks."""
+    """The measurements of one optimizer step, over all ranks.
+
+    Groups that `objective.dead_groups` leaves out are in the loss, with 0; all else is of the groups that were read.
+    """
 
     loss: float
     kl: float
@@ -255,8 +258,9 @@ class StepResult:
     effective_share: float  # effective sample size of exp(learner - engine), as a share of the sampled tokens
     corrected_share: float  # of sampled tokens, whose weight was truncated or masked
     by_lag: Mapping[int, LagFigures]  # the same by steps between the weights that sampled and those that learn
-    tokens: int
+    tokens: int  # that were read
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
+    left_out: int = 0  # groups that were not read, since they change no weight
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:

@@ -92,6 +92,10 @@ class ObjectiveConfig(Section):
     """Tokens before rollout.max_completion_tokens in which the reward falls by up to 1, in a straight line; 0: none."""
     mask_truncated: bool = False
     """Leave out completions that were cut at rollout.max_completion_tokens."""
+    dead_groups: Literal["auto", "keep", "drop"] = "auto"
+    """What is done about groups whose advantages are all 0. auto: leave out those that change no weight, which are all
+    where neither the KL nor the entropy is in the loss. keep: read all, so that every figure is of all. drop: leave out
+    all, with their KL and entropy."""
 
 
 # What each paper sets. Sources stand with the functions in `learner.objective`.
@@ -137,6 +141,22 @@ def list_changed(objective: ObjectiveConfig) -> set[str]:
     return {key for key, value in values.items() if value not in (getattr(default, key), preset.get(key))}
 
 
+def reaches_dead_groups(objective: ObjectiveConfig, *, beta: float) -> bool:
+    """Say whether a group without advantages has a gradient all the same: that of the KL, or of the entropy."""
+    return (beta > 0 and objective.kl_in == "loss") or objective.entropy_bonus > 0
+
+
+def _explain_dead_groups(objective: ObjectiveConfig, *, beta: float) -> str | None:
+    """Return the setting under which `dead_groups` does what auto does; None where it differs."""
+    reached = reaches_dead_groups(objective, beta=beta)
+    if objective.dead_groups == "drop" and not reached:
+        return f"objective.kl_in = {objective.kl_in}" if beta else "learner.beta = 0"
+    if objective.dead_groups == "keep" and reached and not objective.mask_truncated:
+        bonus = objective.entropy_bonus
+        return f"objective.entropy_bonus = {bonus:g}" if bonus else f"learner.beta = {beta:g}"
+    return None
+
+
 def explain_idle(objective: ObjectiveConfig, *, beta: float) -> Iterator[tuple[str, str]]:
     """Yield the keys that were changed and have no effect, each with the setting that takes it: `loss = grpo`.
 
@@ -149,6 +169,8 @@ def explain_idle(objective: ObjectiveConfig, *, beta: float) -> Iterator[tuple[s
         for key in keys:
             if key in changed and idle(objective):
                 yield key, f"objective.{cause} = {getattr(objective, cause)}"
+    if "dead_groups" in changed and (reason := _explain_dead_groups(objective, beta=beta)):
+        yield "dead_groups", reason
     for key in _NEED_BETA:
         if key in changed and not beta:
             yield key, "learner.beta = 0"

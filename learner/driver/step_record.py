@@ -79,6 +79,7 @@ def make_step_record(
         corrected_share=result.corrected_share,
         lag={f"{lag}/{name}": value for lag, own in result.by_lag.items() for name, value in _list_scalars(own)},
         gap_counts={str(lag): own.gap_counts for lag, own in result.by_lag.items()},
+        left_out_share=result.left_out / max(1, len(sampled)),
         weights_version=weights_version,
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         step_seconds=clock.elapsed,

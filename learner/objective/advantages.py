@@ -91,7 +91,7 @@ def whiten_centred(step: StepRewards) -> list[Tensor]:
 
 def _whiten(values: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
     tokens = torch.cat([value.repeat_interleave(length) for value, length in zip(values, lengths, strict=True)])
-    if len(tokens) < 2:
+    if all_equal(tokens):  # by formula not 0: see `centre`
         return [torch.zeros_like(value) for value in values]
     scale = torch.rsqrt(tokens.var() + WHITEN_EPS)
     return [(value - tokens.mean()) * scale for value in values]

@@ -32,5 +32,5 @@ def average_tokens(per_token: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def _mask_truncated(per_token: Tensor, inputs: LossInputs) -> Tensor:
-    """Make the values of completions that were cut 0, under `objective.mask_truncated`."""
-    return per_token * ~inputs.truncated[inputs.row] if inputs.objective.mask_truncated else per_token
+    """Make the values of completions that were cut 0, even infinite ones, under `objective.mask_truncated`."""
+    return per_token.masked_fill(inputs.truncated[inputs.row], 0.0) if inputs.objective.mask_truncated else per_token

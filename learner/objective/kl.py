@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.objective.records import LossInputs
+from learner.objective.records import MOST_LOG_RATIO, LossInputs, bounded_exp
 
 
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -23,11 +23,12 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """Return ratio - 1 - log ratio of reference to policy: (N,), unbiased and never negative.
 
-    Where policy and reference nearly agree, float32 rounds it by up to 2e-7.
+    Where policy and reference nearly agree, float32 rounds it by up to 2e-7. It ends where the reference is e^20 times
+    as likely, and has no gradient beyond: 5e8 is far, and more is infinite sooner or later.
 
     Source: Schulman, "Approximating KL divergence" (2020), which names k1 to k3.
     """
-    log_ratio = ref_logp - logp
+    log_ratio = (ref_logp - logp).clamp(max=MOST_LOG_RATIO)
     return torch.exp(log_ratio) - log_ratio - 1
 
 
@@ -46,4 +47,4 @@ def estimate_kl(inputs: LossInputs, ref_logp: Tensor) -> Tensor:
     The weight corrects for tokens that an older policy drew; in the first update of a step it is 1, but has a gradient.
     """
     kl = KL[inputs.objective.kl](inputs.logp, ref_logp)
-    return torch.exp(inputs.logp - inputs.anchor) * kl if inputs.objective.kl_corrected else kl
+    return bounded_exp(inputs.logp - inputs.anchor) * kl if inputs.objective.kl_corrected else kl

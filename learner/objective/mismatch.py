@@ -11,6 +11,7 @@ from torch import Tensor
 from common.types import GAP_EDGES, LagFigures
 
 _EDGES = torch.tensor(GAP_EDGES, dtype=torch.float64)
+_MOST_LOG_WEIGHT = 300.0  # the square of a larger weight is infinite in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Mismatch:
     def of(cls, difference: Tensor, touched: Tensor) -> Mismatch:
         """Sum up tokens by their (N,) learner - engine log-probs and whether each was `touched`, both on the host."""
         difference = difference.double()
-        gap, weight = difference.abs(), difference.exp()
+        gap, weight = difference.abs(), difference.clamp(max=_MOST_LOG_WEIGHT).exp()
         bins = torch.bucketize(gap, _EDGES, right=True)
         return cls(
             tokens=len(gap),

@@ -12,9 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.objective.records import LossInputs
-
-MOST_LOG_RATIO = 20.0  # a ratio of 5e8
+from learner.objective.records import LossInputs, bounded_exp
 
 
 def grpo(inputs: LossInputs) -> Tensor:
@@ -25,7 +23,7 @@ def grpo(inputs: LossInputs) -> Tensor:
     Source: Schulman et al. 2017, arXiv:1707.06347, equation 7; Shao et al. 2024, arXiv:2402.03300, equation 3. Dual
     clip: Ye et al. 2020, arXiv:1912.09729, equation 5.
     """
-    return _clip(_ratio(inputs.logp - inputs.anchor), inputs)
+    return _clip(bounded_exp(inputs.logp - inputs.anchor), inputs)
 
 
 def gspo(inputs: LossInputs) -> Tensor:
@@ -41,7 +39,7 @@ def gspo_token(inputs: LossInputs) -> Tensor:
 
     Source: Zheng et al. 2025, arXiv:2507.18071, equation 13.
     """
-    own = _ratio(inputs.logp - inputs.logp.detach())
+    own = bounded_exp(inputs.logp - inputs.logp.detach())
     return _clip(_mean_ratio(inputs).detach()[inputs.row] * own, inputs)
 
 
@@ -55,7 +53,7 @@ def gmpo(inputs: LossInputs) -> Tensor:
     advantage, objective = inputs.advantage[inputs.row], inputs.objective
     log_ratio = inputs.logp - inputs.anchor
     cut = torch.where(advantage > 0, log_ratio.clamp(max=objective.clip_high), log_ratio.clamp(min=-objective.clip_low))
-    return -inputs.advantage[inputs.row] * inputs.mean_rows(cut).exp()[inputs.row]
+    return -advantage * bounded_exp(inputs.mean_rows(cut))[inputs.row]
 
 
 def rloo(inputs: LossInputs) -> Tensor:
@@ -63,7 +61,7 @@ def rloo(inputs: LossInputs) -> Tensor:
 
     Source: Ahmadian et al. 2024, arXiv:2402.14740.
     """
-    return _clip(_ratio(inputs.sum_rows(inputs.logp - inputs.anchor))[inputs.row], inputs)
+    return _clip(bounded_exp(inputs.sum_rows(inputs.logp - inputs.anchor))[inputs.row], inputs)
 
 
 def cispo(inputs: LossInputs) -> Tensor:
@@ -73,7 +71,7 @@ def cispo(inputs: LossInputs) -> Tensor:
 
     Source: MiniMax 2025, arXiv:2506.13585, equation 4.
     """
-    objective, ratio = inputs.objective, _ratio(inputs.logp.detach() - inputs.anchor)
+    objective, ratio = inputs.objective, bounded_exp(inputs.logp.detach() - inputs.anchor)
     least = 1 - objective.clip_low if 0 < objective.clip_low < 1 else 0.0
     return -ratio.clamp(least, 1 + objective.clip_high) * inputs.advantage[inputs.row] * inputs.logp
 
@@ -86,7 +84,7 @@ def sapo(inputs: LossInputs) -> Tensor:
     Source: Gao et al. 2025, arXiv:2511.20347.
     """
     advantage, objective = inputs.advantage[inputs.row], inputs.objective
-    ratio = _ratio(inputs.logp - inputs.anchor)
+    ratio = bounded_exp(inputs.logp - inputs.anchor)
     t = torch.where(advantage > 0, objective.gate_high, objective.gate_low).to(ratio.dtype)
     return -(4 / t) * torch.sigmoid(t * (ratio - 1)) * advantage
 
@@ -102,14 +100,9 @@ SURROGATES: dict[str, Callable[[LossInputs], Tensor]] = {
 }
 
 
-def _ratio(log_ratio: Tensor) -> Tensor:
-    """Return exp of a log-ratio of at most 20: a ratio without end times an advantage of 0 is no number."""
-    return torch.exp(log_ratio.clamp(max=MOST_LOG_RATIO))
-
-
 def _mean_ratio(inputs: LossInputs) -> Tensor:
     """Return the (R,) ratios of whole completions, as the geometric mean over their tokens."""
-    return _ratio(inputs.mean_rows(inputs.logp - inputs.anchor))
+    return bounded_exp(inputs.mean_rows(inputs.logp - inputs.anchor))
 
 
 def _clip(ratio: Tensor, inputs: LossInputs) -> Tensor:

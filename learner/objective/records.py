@@ -19,6 +19,15 @@ from common.config.objective import ObjectiveConfig
 from common.config.schema import Config
 
 CLS_RL = ObjectiveConfig(correction="none")
+MOST_LOG_RATIO = 20.0  # a ratio of 5e8
+
+
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """Return exp of a log-ratio of at most 20, beyond which it has no gradient.
+
+    A ratio without end times an advantage of 0 is no number.
+    """
+    return torch.exp(log_ratio.clamp(max=MOST_LOG_RATIO))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ class StepRecord:
         str, float
     ]  # the same as `0/engine_kl`: by steps between the weights that sampled and those that learn
     gap_counts: Mapping[str, Sequence[int]]  # by that lag, sampled tokens by their gap; see `LagFigures`
+    left_out_share: float  # of sampled groups: those that change no weight and were not read; kl to here are of others
     clip_share: float
     truncated_share: float  # of sampled completions: those that ended for length
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet

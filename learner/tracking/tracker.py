@@ -103,11 +103,15 @@ class Tracker:
                 self._console.sample(groups[0])
 
     def keep_batch(self, step: int, groups: Sequence[ScoredGroup]) -> Path:
-        """Write all groups of a step to a file of their own, without pictures. Return where it is."""
+        """Write all groups of a step to a file of their own, token by token, without pictures. Return where it is."""
         file = self._path / f"batch-{step:06}.jsonl"
         with self._count_failures():
+            file.unlink(missing_ok=True)  # of an earlier start, which ended here too
             for group in groups:
-                append_jsonl(file, sample_row(step, None, group, "all", None))
+                row = sample_row(step, None, group, "all", None)
+                for said, completion in zip(row["completions"], group.group.completions, strict=True):
+                    said |= {"token_ids": completion.token_ids, "token_logprobs": completion.logprobs}
+                append_jsonl(file, row)
         return file
 
     def event(self, kind: str, **fields: Any) -> None:

@@ -19,7 +19,7 @@ from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, Ste
 from learner.objective.advantages import compare_groups
 from learner.objective.records import Coefficients
 from learner.trainer.given_answers import build_unscored_group
-from learner.trainer.loss_terms import LossTerm, split_by_loss
+from learner.trainer.loss_terms import LossTerm, leave_out_dead, split_by_loss
 from learner.trainer.microbatches import Microbatch, count_positions, deal, divide, estimate_cost
 from learner.trainer.rank import LearnerRank
 from learner.trainer.rank_pack import RankPack, without_picture
@@ -104,7 +104,8 @@ class LearnerGroup:
             for rank, own in zip(self._ranks, zip(*batches, strict=True), strict=True)
         ]
         stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
-        result = combine(stats)
+        read = {one.prompt.id for batch in batches for packs in batch for pack in packs for one in pack.groups}
+        result = replace(combine(stats), left_out=len(scored) - len(read))
         return replace(result, kl=fmean(chain.from_iterable(chain.from_iterable(kl.values())))) if kl else result
 
     def _measure_kl(self, scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[float, ...]]]:
@@ -118,9 +119,10 @@ class LearnerGroup:
     ) -> list[list[RankPack]]:
         """Return the packs of each rank for one optimizer step on `batch`."""
         packs: list[list[RankPack]] = [[] for _ in self._ranks]
-        for term, own in split_by_loss(batch, self._config.loss, self._config.objective):
-            for rank, dealt in enumerate(self._packs(own, self._deal(own), term, compared)):
-                packs[rank] += dealt
+        for whole, groups in split_by_loss(batch, self._config.loss, self._config.objective):
+            for term, own in leave_out_dead(whole, groups, compared, self._config):
+                for rank, dealt in enumerate(self._packs(own, self._deal(own), term, compared)):
+                    packs[rank] += dealt
         return packs
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:

@@ -166,7 +166,7 @@ class LearningStep:
             corrected=torch.tensor(acts, device=pack.group.device)[pack.group],
         )
         outputs = LOSSES[term.loss](inputs)
-        loss, kl = outputs.loss * term.share, outputs.kl * term.share
+        loss, kl = outputs.loss * (term.share * term.taught), outputs.kl * (term.share / term.read)
         losses.append(loss.detach())
         if last and not _are_finite(losses):
             loss = loss * torch.nan

@@ -51,6 +51,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "lag": {"0/tokens": 900, "0/gap_mean": 4e-7, "0/gap_max": 3.1e-6, "0/engine_kl": 0.0}
         | {"0/effective_share": 1.0, "0/corrected_share": 0.0},
         "gap_counts": {"0": count_gaps()},
+        "left_out_share": 0.0,
         "clip_share": 0.0,
         "truncated_share": 0.01,
         "weights_version": step + 1,

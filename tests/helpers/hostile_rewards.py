@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NOT_CALLABLE = 3
+TOLD = "ROLLCALL_TEST_TOLD"  # environment variable with the path of a file
 
 
 def length(completions: Sequence[str], *, label: str, **columns: Any) -> list[float]:
@@ -46,6 +47,13 @@ def raises(completions: Sequence[str], **columns: Any) -> list[float]:
 
 def exits(completions: Sequence[str], **columns: Any) -> list[float]:
     sys.exit(0)
+
+
+def accuracy_until_told(completions: Sequence[str], *, label: str, **columns: Any) -> list[float]:
+    """Accuracy; once there is a file at TOLD, rewards of either sign whose mean is nearly none."""
+    if not Path(os.environ[TOLD]).exists():
+        return [float(label in completion) for completion in completions]
+    return [1e15, -1e15, *[1e-9] * (len(completions) - 2)]
 
 
 def nan(completions: Sequence[str], **columns: Any) -> list[float]:

@@ -54,6 +54,11 @@ IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
     ("correction_level", "mean", {"model": {"dtype": "bfloat16"}}, {"model": {"dtype": "float32"}}),
     ("correction_low", 0.1, {"objective": {"correction": "mask"}}, {"objective": {"correction": "truncate"}}),
     ("loss", "gspo", {}, {"method": "exact"}),
+    ("dead_groups", "drop", {}, {"learner": {"beta": 0.0}}),
+    ("dead_groups", "drop", {"learner": {"beta": 0.0}, "objective": {"entropy_bonus": 0.1}}, {"method": "exact"}),
+    ("dead_groups", "drop", {}, {"objective": {"kl_in": "reward"}}),
+    ("dead_groups", "keep", {"learner": {"beta": 0.0}}, {}),
+    ("dead_groups", "keep", {"objective": {"mask_truncated": True}}, {"objective": {"entropy_bonus": 0.1}}),
 ]
 
 
