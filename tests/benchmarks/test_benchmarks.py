@@ -31,6 +31,7 @@ MODULES = (
     "plan",
     "startup",
     "classes",
+    "dead_groups",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(

@@ -113,8 +113,8 @@ def test_also_over_several_updates_and_masked_completions(
         steps[1][number] = replace(one, group=replace(one.group, completions=cut))
     found = []
     for how in ("keep", "auto"):
-        own = changes["objective"] | {"dead_groups": how}
-        config = configure(model_path, ranks=2, stage=2, **changes | {"objective": own})
+        own: dict[str, Any] = changes | {"objective": changes["objective"] | {"dead_groups": how}}
+        config = configure(model_path, ranks=2, stage=2, **own)
         results, weights = learn(config, steps)
         found.append(weights)
     assert_equal(*found)
