@@ -93,9 +93,8 @@ class ObjectiveConfig(Section):
     mask_truncated: bool = False
     """Leave out completions that were cut at rollout.max_completion_tokens."""
     dead_groups: Literal["auto", "keep", "drop"] = "auto"
-    """What is done about groups whose advantages are all 0. auto: leave out those that change no weight, which are all
-    where neither the KL nor the entropy is in the loss. keep: read all, so that every figure is of all. drop: leave out
-    all, with their KL and entropy."""
+    """What is done about groups whose advantages are all 0. auto: leave them out where they change no weight, as
+    without a KL. keep: read all, so that every figure is of all. drop: leave out all, with their KL and entropy."""
 
 
 # What each paper sets. Sources stand with the functions in `learner.objective`.

@@ -56,7 +56,7 @@ def test_too_many_skipped_steps_in_a_row_stop_a_run_that_resumes(
         for said in row["completions"]:
             assert len(said["token_ids"]) == len(said["token_logprobs"]) == said["tokens"]
 
-    # It resumes from the last checkpoint, as if nothing had been: the run left alone has the same weights.
+    # Law 5: it resumes from the last checkpoint, and ends with the weights of a run left alone.
     told.unlink()
     alone = tmp_path / "alone"
     jobs.complete(run_dir, *WORDS, "resume=auto")

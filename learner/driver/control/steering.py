@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from common.config.schema import Config
@@ -9,6 +10,7 @@ from common.types import StepResult
 from learner.objective.records import Coefficients
 
 _MOST = 0.2  # share by which the KL counts as off its target, at most
+_LARGEST_BETA = 1e6  # as of `learner.beta`
 
 
 class Steering:
@@ -38,9 +40,10 @@ class Steering:
         Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
         """
         target = self._objective.kl_target
-        if target is not None:
+        if target is not None and math.isfinite(result.kl):  # one update of several may have had no number
             off = min(max(result.kl / target - 1, -_MOST), _MOST)
-            self._beta *= 1 + off * self._completions / self._objective.kl_horizon
+            share = min(1.0, self._completions / self._objective.kl_horizon)  # of more the weight could turn negative
+            self._beta = min(self._beta * (1 + off * share), _LARGEST_BETA)
         if self._objective.entropy_floor is not None:
             self._below_floor = result.entropy < self._objective.entropy_floor
 

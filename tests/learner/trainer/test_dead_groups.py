@@ -1,4 +1,4 @@
-"""Groups that change no weight are not read: on real ranks, every weight keeps every bit."""
+"""Groups that change no weight are not read: on real ranks, every weight keeps every bit (law 3)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_dropping_dead_groups_keeps_every_bit(
     assert kept[1].grad_norm == 0 and dropped[1].updates == 1
     start = tiny.model().state_dict()
     assert any((weights[name].float() - tensor).abs().max() > 0 for name, tensor in start.items())
-    for one in dropped:  # law 1 is checked on what was read, and each figure is of that
+    for one in dropped:  # each figure is of what was read, the gaps too
         assert one.tokens == sum(gap.tokens for gap in one.gaps.values()) > 0
         assert one.entropy > 0 and one.logprob_gap_mean > 0
     assert len(dropped[0].gaps) == 6 and len(dropped[1].gaps) == 1 and len(kept[0].gaps) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -32,6 +33,17 @@ def test_the_weight_of_the_kl_follows_its_target(kl: float, factor: float) -> No
     made = steering(kl_target=0.1)
     made.observe(tiny.step_result(kl=kl))
     assert made.coefficients.beta == pytest.approx(0.04 * factor)
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 10_000])
+@pytest.mark.parametrize("kl", [0.0, 9.0, math.inf, math.nan])
+def test_the_weight_stays_a_sound_number_whatever_was_measured(kl: float, horizon: int) -> None:
+    """Within what `learner.beta` may be, after any number of steps; of no number nothing is learnt."""
+    made = steering(kl_target=0.1, kl_horizon=horizon)
+    for _ in range(500):
+        made.observe(tiny.step_result(kl=kl))
+        assert 0 <= made.coefficients.beta <= 1e6
+    assert (made.coefficients.beta == 0.04) == (not math.isfinite(kl))
 
 
 def test_the_entropy_bonus_acts_below_the_floor_alone() -> None:
