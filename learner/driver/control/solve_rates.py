@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
 from math import fsum
+from typing import NamedTuple
 
 from common.config.schema import Config
 from common.labels.answers import is_right
@@ -20,14 +20,13 @@ _HARD, _EASY = 0.1, 0.9  # rates below the one and above the other
 _CHANCES = 2**48  # values of a request's seed
 
 
-@dataclass(slots=True)
-class RowRecord:
+class RowRecord(NamedTuple):
     """What the visits of one row gave. Two visits of 4 completions, 4 and then 2 right, are 4 right of 6."""
 
-    right: float = 0.0  # completions, those of earlier visits halved at each later one
-    asked: float = 0.0  # completions, likewise
-    solved_in_a_row: int = 0  # latest visits in which all completions were right
-    epoch: int = 0  # of the latest visit
+    right: float  # completions, those of earlier visits halved at each later one
+    asked: float  # completions, likewise
+    solved_in_a_row: int  # latest visits in which all completions were right
+    epoch: int  # of the latest visit
 
     @property
     def rate(self) -> float:
@@ -38,6 +37,9 @@ class RowRecord:
         if self.rate < _HARD:
             return "hard"
         return "easy" if self.rate > _EASY else "middle"
+
+
+_NEVER = RowRecord(right=0.0, asked=0.0, solved_in_a_row=0, epoch=0)
 
 
 class SolveRates:
@@ -64,15 +66,15 @@ class SolveRates:
         said = [one.text for one in scored.group.completions]
         right = sum(is_right(text, label, mode=data.mode, aliases=aliases) for text in said)
 
-        record = self._rows.get(row.id)
-        if record is None:
-            record = self._rows[row.id] = RowRecord()
-        else:
-            self._counts[record.kind] -= 1
-        record.right = _REMEMBERED * record.right + right
-        record.asked = _REMEMBERED * record.asked + len(said)
-        record.solved_in_a_row = record.solved_in_a_row + 1 if right == len(said) else 0
-        record.epoch = epoch
+        before = self._rows.get(row.id, _NEVER)
+        if before.asked:
+            self._counts[before.kind] -= 1
+        record = self._rows[row.id] = RowRecord(
+            right=_REMEMBERED * before.right + right,
+            asked=_REMEMBERED * before.asked + len(said),
+            solved_in_a_row=before.solved_in_a_row + 1 if right == len(said) else 0,
+            epoch=epoch,
+        )
         self._counts[record.kind] += 1
 
     def wants(self, row: str, epoch: int) -> bool:
@@ -92,7 +94,7 @@ class SolveRates:
         """
         known, asked = self._rows.values(), fsum(record.asked for record in self._rows.values())
         mean = fsum(record.right for record in known) / asked if asked else 0.5
-        found = [self._rows.get(row, RowRecord()) for row in rows]
+        found = [self._rows.get(row, _NEVER) for row in rows]
         return [(record.right + mean) / (record.asked + 1) for record in found]
 
     def describe(self) -> dict[str, float]:
@@ -107,9 +109,9 @@ class SolveRates:
         """Return a random number below 1, by run, epoch and row alone."""
         return request_seed(self._config.seed, epoch, f"curriculum {row}") / _CHANCES
 
-    def state(self) -> dict[str, list[float]]:
-        """Return what a checkpoint must hold."""
-        return {row: list(astuple(record)) for row, record in self._rows.items()}
+    def state(self) -> dict[str, RowRecord]:
+        """Return what a checkpoint must hold: a copy, which later steps leave as it is."""
+        return dict(self._rows)
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
         """Go on from the state of a checkpoint."""

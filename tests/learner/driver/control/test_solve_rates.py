@@ -49,7 +49,7 @@ def test_what_is_right_follows_the_mode_and_the_aliases_not_the_rewards() -> Non
     table = SolveRates(Config.model_validate({"data": data, "reward": {"functions": {"format": 1.0}}}))
     visit(table, ("<think>a</think>\n<answer>7</answer>", "<think>a</think>\n<answer>Seven</answer>", "seven", "7"))
     (record,) = table.state().values()
-    assert record[:2] == [2, 4]
+    assert record[:2] == (2, 4)
 
 
 def test_given_answers_are_not_the_policys() -> None:
