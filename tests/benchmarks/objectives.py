@@ -19,10 +19,18 @@ from tests.benchmarks.default import GOAL, run
 from tests.benchmarks.report import ROOT, emit, table
 
 TWICE = ["steps=100", "objective.updates=2"]
+FILTERS = {
+    "dead groups dropped": ["objective.dead_groups=drop"],
+    "dead groups refilled": ["signal.max_prompts=3"],
+    "solved rows passed over": ["signal.skip_solved=2"],
+    "adaptive G": ["signal.max_group_size=64"],
+    "refilled, adaptive G": ["signal.max_prompts=3", "signal.max_group_size=64"],
+}
 EXACT = ["--config", "deploy/recipes/digits-exact.yaml"]
 RUNS: dict[str, list[str]] = {
     "default": [],
     **{f"{preset} x 2": [f"objective.preset={preset}", *TWICE] for preset in PRESETS},
+    **{f"grpo x 2, {name}": [*TWICE, *words] for name, words in FILTERS.items()},
     **{f"exact {kind}": [*EXACT, f"exact.advantage={kind}"] for kind in ("raw", "arcsine", "log")},
 }
 COLUMNS = ("steps_to_90", "completions_to_90", "seconds_to_90", "train_seconds", "accuracy")
