@@ -187,7 +187,7 @@ class Run:
                 f"loss or gradient is no finite number, {self.skipped_in_a_row} times in a row",
                 got=f"step {step}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; its groups are in "
                 f"{self.tracker.keep_batch(step, scored)}",
-                remedy="look at its rewards and log-probs. Where a reward was at fault, mend it and resume=auto; a lower "
+                remedy="look at its rewards and log-probs. Mend a reward that is at fault and resume=auto; a lower "
                 "learner.lr wants a new run",
             )
         self.whole = self._describe_state()

@@ -10,8 +10,7 @@ import yaml
 from common.config.schema import Config
 from learner.tracking.records import Summary
 
-_FINE_TUNED = {  # by loss
-    "grpo": "fine-tuned with GRPO",
+_ON_GIVEN_ANSWERS = {  # by loss
     "exact_raw": "fine-tuned with the exact gradient of the expected reward over listed candidates",
     "exact_arcsine": "fine-tuned with the exact gradient of the scaled reward over listed candidates",
     "exact_log": "fine-tuned with the exact gradient of the log of the expected reward over listed candidates",
@@ -30,9 +29,10 @@ def make_model_card(config: Config, summary: Summary) -> str:
     """Return the card of the weights that a run exported, as Markdown with a YAML head."""
     base, data = _hide_path(config.model.path), _hide_path(config.data.path)
     revision = f" at revision `{config.model.revision}`" if config.model.revision else ""
-    method = _FINE_TUNED[config.loss]
+    sampled = _name_objective(config)
+    method = _ON_GIVEN_ANSWERS.get(config.loss, f"fine-tuned with {sampled}")
     if config.sampled_prompts and config.method != "grpo":
-        method = f"{method}, and GRPO,"
+        method = f"{method}, and {sampled},"
     adapters = f", by adapters of rank {config.lora.rank} (LoRA)" if config.lora.rank else ""
     size = config.data.image_size
     images = f"resized to {size}x{size}" if size else "at their own size"
@@ -53,6 +53,14 @@ def make_model_card(config: Config, summary: Summary) -> str:
 - Images go to the processor {images}; prompts are in `{config.data.mode}` mode.
 {_describe_gap(config, summary)}- Configuration `{summary.config_hash}`, source `{summary.git_sha}`.
 """
+
+
+def _name_objective(config: Config) -> str:
+    """Return how sampled completions were learnt from: GRPO, or GRPO with the preset or loss that it took."""
+    objective = config.objective
+    if objective.preset not in (None, "grpo"):
+        return f"GRPO (objective {objective.preset})"
+    return "GRPO" if objective.loss == "grpo" else f"GRPO (loss {objective.loss})"
 
 
 def _make_head(config: Config) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.config.objective import PRESETS
 from common.config.schema import Config
+from learner.objective.ratios import SURROGATES
 from learner.tracking.model_card import make_model_card, write_model_card
 from learner.tracking.records import Summary
 
@@ -72,6 +74,21 @@ def test_the_card_of_an_adapter_names_its_library(tmp_path: Path) -> None:
 def test_the_card_says_what_was_followed_and_what_the_processor_got(settings: dict[str, object], says: str) -> None:
     """A processor scales pictures by its own limits afterwards, so none "keep their size"."""
     assert says in make_model_card(Config.model_validate(settings), SUMMARY)
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_the_card_names_the_objective(preset: str | None) -> None:
+    settings = {"preset": preset, **PRESETS[preset]} if preset else {}
+    text = make_model_card(Config.model_validate({"objective": settings}), SUMMARY)
+    wanted = "GRPO" if preset in (None, "grpo") else f"GRPO (objective {preset})"
+    assert f"fine-tuned with {wanted} on" in text
+
+
+@pytest.mark.parametrize("loss", SURROGATES)
+def test_the_card_names_the_loss(loss: str) -> None:
+    for settings in ({}, {"method": "exact", "exact": {"sampled_share": 0.5}}):
+        text = make_model_card(Config.model_validate({"objective": {"loss": loss}, **settings}), SUMMARY)
+        assert ("GRPO" if loss == "grpo" else f"GRPO (loss {loss})") in text
 
 
 def test_groups_of_several_sizes_have_an_average() -> None:

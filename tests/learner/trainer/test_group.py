@@ -568,7 +568,9 @@ def test_a_step_that_is_no_number_leaves_no_trace(
     config = settings(model_path, ranks=ranks, stage=stage, dtype=dtype)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"advantage": "none"})})
     weights = []
-    for faults in ({}, BROKEN):
+    # ZeRO-3 adds up the norm in float64, where it is finite, and clips the gradient as it should.
+    broken_by = dict(list(BROKEN.items())[: 2 if stage == 3 else 3])
+    for faults in ({}, broken_by):
         with opened(config) as group:
             results = [group.step(batch(0), at=0)]
             for at, fault in enumerate(faults.values()):
