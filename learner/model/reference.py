@@ -1,5 +1,7 @@
 """A reference policy that follows the policy: set to it every N steps, or a moving average of it.
 
+Sources: resets, Liu et al. 2025, arXiv:2505.24864; moving average, Rame et al. 2024, arXiv:2406.16768.
+
 Every rank moves what it holds of each tensor: all of it below ZeRO-3, else its partition. Tensors that do not train are
 the same in both and stay. A moving average is kept in float32, for in bfloat16 most of its small moves would round to
 none: 0.001 of the way from 1 to 1.01 is lost there at every step.
