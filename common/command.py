@@ -63,7 +63,8 @@ class Grace:
     """Lets a run that SIGTERM or SIGHUP ends come to a point where it can be saved, within a number of seconds.
 
     The first signal raises Terminated, where the run holds only once it lets go. A second one, or the end of the
-    seconds, raises it at once.
+    seconds, raises it at once. Ctrl-C raises KeyboardInterrupt at once. A library that catches everything may swallow
+    what was raised, as Ray does while its actors start: `release` then raises it again.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -72,26 +73,35 @@ class Grace:
         self._holds = False
         self._asked_at: float | None = None  # by time.monotonic()
         self._number = int(signal.SIGTERM)  # that asked
+        self._interrupted = False  # by Ctrl-C
 
     def install(self) -> None:
         """Handle the signals of ENDING that are not ignored, as SIGHUP is under nohup, and the end of the grace."""
         for number in (*ENDING, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where a shell put the run aside
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def hold(self) -> None:
         """Put off what the first signal does until `release`."""
         self._holds = True
 
     def release(self) -> None:
-        """Raise Terminated if a signal came since `hold`."""
+        """Raise Terminated if a signal came since `hold`, and KeyboardInterrupt if that of a Ctrl-C was lost."""
         self._holds = False
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self._asked_at is not None:
             raise Terminated(self._number)
 
     def end(self) -> None:
         """Stop the timer: what could be saved is saved."""
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

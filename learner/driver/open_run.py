@@ -62,6 +62,7 @@ def open_run(start: RunStart, *, started: float, grace: Grace, command: Command 
             run.publish(run.version)
         finish.startup_seconds = time.monotonic() - started
         tracker.phase("everything up", finish.startup_seconds)
+        grace.release()
         try:
             yield run
         except Terminated:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_exit_codes(
 @pytest.fixture
 def grace() -> Iterator[Grace]:
     """Half a second, installed."""
-    before = [(number, signal.getsignal(number)) for number in (*ENDING, signal.SIGALRM)]
+    before = [(number, signal.getsignal(number)) for number in (*ENDING, signal.SIGALRM, signal.SIGINT)]
     made = Grace(0.5)
     made.install()
     yield made
@@ -89,6 +90,24 @@ def test_a_signal_within_the_grace_is_that_exit_code(grace: Grace, number: int, 
     assert command.exit_code == code
     assert not grace.over, "there is time to save"
     grace.end()
+
+
+def test_a_ctrl_c_that_a_library_swallows_ends_the_run_at_its_next_rest(grace: Grace) -> None:
+    with run_command() as command:
+        grace.install()
+        with suppress(BaseException):  # as a library does that catches everything
+            signal.raise_signal(signal.SIGINT)
+        grace.hold()
+        grace.release()
+        raise AssertionError("it went on")
+    assert command.exit_code == 130
+
+
+def test_an_ignored_ctrl_c_stays_ignored(grace: Grace) -> None:
+    """A shell has it so for what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    grace.install()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("graceful", [False, True])
