@@ -115,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "reinforce_pp_baseline": {"advantage": "whitened_baseline", "aggregation": "token"},
     "lite_ppo": {"advantage": "batch", "aggregation": "token"},
     "maxrl": {"advantage": "mean"},
-    "quick": {"updates": 2},  # of no paper: what learnt the digits fastest
+    "quick": {"advantage": "mean", "updates": 2},  # of no paper: what learnt the digits fastest
 }
 
 # Keys, when they have no effect, and the key that says so.
