@@ -29,6 +29,7 @@ FILTERS = {
 EXACT = ["--config", "deploy/recipes/digits-exact.yaml"]
 RUNS: dict[str, list[str]] = {
     "default": [],
+    "grpo x 1": ["steps=100"],
     **{f"{preset} x 2": [f"objective.preset={preset}", *TWICE] for preset in PRESETS if preset != "quick"},
     **{f"grpo x 2, {name}": [*TWICE, *words] for name, words in FILTERS.items()},
     **{f"exact {kind}": [*EXACT, f"exact.advantage={kind}"] for kind in ("raw", "arcsine", "log")},

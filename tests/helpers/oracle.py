@@ -62,16 +62,8 @@ def row_logprobs(
 
 
 def loss(model: Any, reference: Any, groups: Sequence[ScoredGroup], spec: ScoringSpec, *, beta: float) -> Tensor:
-    """CLS-RL's GRPO loss over all groups, one row at a time."""
-    rows = []
-    for scored in groups:
-        rewards = np.array(scored.rewards, dtype=np.float32)
-        scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
-        for index, advantage in enumerate(scaled.tolist()):
-            lp, ref, _ = row_logprobs(model, reference, scored, index, spec)
-            kl = (ref - lp).exp() - (ref - lp) - 1
-            rows.append(-((lp - lp.detach()).exp() * advantage - beta * kl).mean())
-    return torch.stack(rows).mean()
+    """CLS-RL's GRPO loss over all groups, one row at a time, in the first update of a step."""
+    return policy_loss(model, reference, groups, spec, beta=beta, name="grpo", old=None)
 
 
 def policy_loss(
@@ -82,21 +74,21 @@ def policy_loss(
     *,
     beta: float,
     name: str,
-    old: Sequence[Tensor],
+    old: Sequence[Tensor] | None,
 ) -> Tensor:
     """The loss `name` over all groups, one row at a time, with the default clip of 0.2 on both sides.
 
     Args:
-        old: (C,) log-probs of each row before the step began.
+        old: (C,) log-probs of each row before the step began; None: those of the model, in a first update.
     """
-    rows, before = [], iter(old)
+    rows, before = [], iter(old or ())
     for scored in groups:
         rewards = np.array(scored.rewards, dtype=np.float32)
         scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         for index, advantage in enumerate(scaled.tolist()):
             lp, ref, _ = row_logprobs(model, reference, scored, index, spec)
             kl = (ref - lp).exp() - (ref - lp) - 1
-            rows.append(beta * kl.mean() - _gain(name, lp, next(before), advantage))
+            rows.append(beta * kl.mean() - _gain(name, lp, lp.detach() if old is None else next(before), advantage))
     return torch.stack(rows).mean()
 
 
