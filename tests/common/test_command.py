@@ -45,8 +45,9 @@ def test_exit_codes(
 
 @pytest.fixture
 def grace() -> Iterator[Grace]:
-    """Half a second, installed."""
+    """Half a second, installed, as in a terminal: where the tests run in the background, a Ctrl-C is ignored."""
     before = [(number, signal.getsignal(number)) for number in (*ENDING, signal.SIGALRM, signal.SIGINT)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     made = Grace(0.5)
     made.install()
     yield made
