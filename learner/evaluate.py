@@ -51,7 +51,7 @@ def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
     from learner.driver.hosts import check_hosts, share_model
     from learner.driver.places import reserve_places
     from learner.trainer.group import LearnerGroup
-    from rollout.fleet import OWN_WEIGHTS, RolloutFleet
+    from rollout.fleet.fleet import OWN_WEIGHTS, RolloutFleet
     from rollout.spec import engine_spec
 
     config, model, learner = target.config, target.model, None
@@ -68,7 +68,7 @@ def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
         if learner:
             learner.ready(config.learner.start_timeout_s)
         fleet.ready()
-        fleet.load(OWN_WEIGHTS)
+        fleet.publish(OWN_WEIGHTS)
         yield Evaluator(
             config=config,
             fleet=fleet,

@@ -1,16 +1,18 @@
 """One vLLM engine inside a Ray actor: requests in, groups of completions streamed out as they finish.
 
-vLLM runs in this very process (no child to leak), and the actor is synchronous: no generation can fall between
-start and finish of a weight update.
+vLLM runs in this very process (no child to leak), and one thread loads and serves: no generation can fall between start
+and finish of a weight update. Another thread takes what is sent meanwhile, and says how far the first one is.
 """
 
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,33 @@ FINISHED: tuple[FinishReason, ...] = ("stop", "length")  # what ends a whole ans
 Outcomes = tuple[Group | FailedGroup, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Requests for a stream."""
+
+    stream: int
+    requests: tuple[GenerationRequest, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """Requests of a stream that nobody waits for any more."""
+
+    stream: int
+    prompt_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """The end of a stream, once it has answered or dropped so many requests."""
+
+    stream: int
+    sent: int
+
+
+Sent = Submission | Cancellation | End
+
+
 class RolloutEngine:
     """One engine as a Ray actor. It starts with the checkpoint's weights, and serves once a version is loaded."""
 
@@ -50,12 +79,19 @@ class RolloutEngine:
         self._spec = spec
         self._id = engine_id
         self._llm = build_engine(spec, model_path=find_local(spec.model_path, timeout_s=FETCH_TIMEOUT_S))
-        self._version: int | None = None  # None: nothing is served
-        self._requests = 0  # handed to vLLM so far: the next one's name
+        self._begin_serving()
         self._recorder = Recorder()
         self._receiver = WeightReceiver()
         self._loader = WeightLoader(self._llm)
         self._startup_seconds = time.monotonic() - started
+
+    def _begin_serving(self) -> None:
+        """Serve nothing yet."""
+        self._version: int | None = None  # None: nothing is served
+        self._requests = 0  # handed to vLLM so far: the next one's name
+        self._running: dict[str, GenerationRequest] = {}  # by vLLM's name of it
+        self._inbox: queue.SimpleQueue[Sent] = queue.SimpleQueue()  # filled by another thread
+        self._steps = 0
 
     def info(self) -> EngineInfo:
         """Return the facts of this engine; an answer means that it is up."""
@@ -68,7 +104,7 @@ class RolloutEngine:
     def load(self, manifest: WeightManifest) -> LoadedWeights:
         """Replace every weight by those of the manifest, reset the caches, and return what is served now.
 
-        A manifest without buckets (`rollout.fleet.OWN_WEIGHTS`) leaves the weights the engine started with.
+        A manifest without buckets (`rollout.fleet.fleet.OWN_WEIGHTS`) leaves the weights the engine started with.
 
         Raises:
             EngineError: the bytes do not match their checksum (the old version is still served).
@@ -104,13 +140,37 @@ class RolloutEngine:
         """Enter the NCCL group that the learner's rank 0 has opened; return when every engine is in it."""
         self._llm.collective_rpc("init_weight_transfer_engine", args=(dict(init_info),))
 
-    def generate(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Outcomes]:
-        """Yield groups as they finish, several at a time when they finish together.
+    def submit(self, stream: int, requests: Sequence[GenerationRequest]) -> None:
+        """Hand requests to a stream, which may be running or not yet begun."""
+        self._inbox.put(Submission(stream=stream, requests=tuple(requests)))
+
+    def cancel(self, stream: int, prompt_ids: Sequence[str]) -> None:
+        """Drop requests of a stream that nobody waits for any more."""
+        self._inbox.put(Cancellation(stream=stream, prompt_ids=tuple(prompt_ids)))
+
+    def finish(self, stream: int, sent: int) -> None:
+        """Let a stream end once it has answered or dropped all of the `sent` requests."""
+        self._inbox.put(End(stream=stream, sent=sent))
+
+    def count_steps(self) -> int:
+        """Return how often it got on with something; a count that stands still is an engine that hangs."""
+        return self._steps
+
+    def hold_lifeline(self) -> None:
+        """Never return: Ray ends the call when the process is gone, and so tells whoever waits for it."""
+        threading.Event().wait()
+
+    def serve(self, version: int, stream: int) -> Iterator[Outcomes]:
+        """Yield groups as they finish, several at a time when they finish together, until the stream is told to end.
 
         A request vLLM refuses becomes a FailedGroup; the others go on.
 
+        Args:
+            version: of the weights that is to be sampled from.
+            stream: its number, by which requests find it.
+
         Raises:
-            EngineError: this engine does not hold the version asked for.
+            EngineError: this engine does not hold that version.
             BrokenEngineError: vLLM failed in a step; nothing is served any more.
         """
         if self._version != version:
@@ -120,36 +180,62 @@ class RolloutEngine:
                 remedy="load that version first; the fleet does so for every engine it serves from",
             )
         try:
-            yield from self._generate(requests, version)
+            yield from self._serve(version, stream)
         except GeneratorExit:
-            self._abort_all()
+            self._abort(self._running)
             raise
         except Exception as error:
             self._version = None  # its requests stay in vLLM's scheduler: see `vllm_patches.PATCHES`
             raise self._describe_failure("generating", error) from error
 
-    def _generate(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Outcomes]:
-        """Hand over all requests, then step vLLM and yield what is finished after each step."""
-        # Hand every request to vLLM; what it refuses is known at once.
-        pending: dict[str, GenerationRequest] = {}
+    def _serve(self, version: int, stream: int) -> Iterator[Outcomes]:
+        """Step vLLM, and yield what is finished after each step; between steps look for what was sent."""
+        received, end = 0, None
+        while end is None or received < end or self._running:
+            for sent in self._receive(stream, wait=not self._running):
+                if isinstance(sent, Submission):
+                    received += len(sent.requests)
+                    if refused := self._begin(sent.requests):
+                        yield refused
+                elif isinstance(sent, Cancellation):
+                    self._abort(
+                        [name for name, request in self._running.items() if request.prompt_id in sent.prompt_ids]
+                    )
+                else:
+                    end = sent.sent
+
+            # One step samples one token of every running completion.
+            if self._running:
+                self._steps += 1
+                finished = [output for output in self._llm.llm_engine.step() if output.finished]
+                if finished:
+                    yield tuple(self._make_group(self._running.pop(out.request_id), out, version) for out in finished)
+
+    def _receive(self, stream: int, *, wait: bool) -> Iterator[Sent]:
+        """Yield what was sent to a stream; with `wait` wait for the first. What older streams left is passed over."""
+        while True:
+            try:
+                sent = self._inbox.get(block=wait)
+            except queue.Empty:
+                return
+            if sent.stream == stream:
+                yield sent
+                wait = False
+
+    def _begin(self, requests: Sequence[GenerationRequest]) -> tuple[FailedGroup, ...]:
+        """Hand requests to vLLM. Return those that it refuses, which is known at once."""
         refused: list[FailedGroup] = []
         images = fetch_features([request.images for request in requests], timeout_s=FETCH_TIMEOUT_S)
         for request, features in zip(requests, images, strict=True):
+            self._steps += 1
             request_id = str(self._requests)
             self._requests += 1
             reason = self._add(request_id, request, features)
             if reason is None:
-                pending[request_id] = request
+                self._running[request_id] = request
             else:
                 refused.append(FailedGroup(prompt_id=request.prompt_id, reason=reason))
-        if refused:
-            yield tuple(refused)
-
-        # One step samples one token of every running completion.
-        while pending:
-            finished = [output for output in self._llm.llm_engine.step() if output.finished]
-            if finished:
-                yield tuple(self._make_group(pending.pop(out.request_id), out, version) for out in finished)
+        return tuple(refused)
 
     def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
         """Hand one request to vLLM. Return the reason when it is refused."""
@@ -201,9 +287,12 @@ class RolloutEngine:
                 texts[ids] = reader.get_next_output_text(finished=True, delta=False)
         return [texts[tuple(one.token_ids)] for one in outputs]
 
-    def _abort_all(self) -> None:
-        engine = self._llm.llm_engine
-        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+    def _abort(self, names: Iterable[str]) -> None:
+        """Drop running requests, by vLLM's names of them."""
+        names = list(names)
+        for name in names:
+            del self._running[name]
+        self._llm.llm_engine.abort_request(names)
 
     def _describe_failure(self, doing: str, error: Exception) -> BrokenEngineError:
         return BrokenEngineError(

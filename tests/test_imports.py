@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.data.build": SHARED
     | {"common.data.build", "common.data", "common.data.content", "common.data.formats", "common.labels"},
     "rollout": SHARED | {"common.models", "rollout", "rollout.rewards"},
+    "rollout.fleet": SHARED | {"rollout", "rollout.fleet"},
     "rollout.rewards": LEARNER - {"learner", "learner.objective"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
     "learner.embedded": LEARNER | {"learner.embedded"},
@@ -50,7 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.objective": {"common", "common.config", "learner.objective"},
     "learner.driver.control": LEARNER | {"learner.driver.control"},
     "learner.driver": LEARNER
-    | {"learner.driver", "learner.driver.control", "learner.driver.preflight", "rollout", "rollout.rewards"}
+    | {
+        "learner.driver",
+        "learner.driver.control",
+        "learner.driver.preflight",
+        "rollout",
+        "rollout.fleet",
+        "rollout.rewards",
+    }
     | {f"learner.{room}" for room in ("evaluation", "trainer", "storage", "tracking", "report")},
 }
 DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes

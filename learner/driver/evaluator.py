@@ -15,7 +15,7 @@ from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import ClosedScores, Verdict, give_verdict
 from learner.trainer.group import LearnerGroup
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import greedy_requests, training_requests
 
 _CHUNK = 512  # prompts at a time: bounds the host memory that a large set takes

@@ -29,7 +29,7 @@ from learner.tracking.console import open_console
 from learner.tracking.tracker import Tracker
 from learner.trainer.group import LearnerGroup
 from learner.trainer.offline_groups import OfflineGroups
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.reward_pool import RewardPool
 from rollout.spec import engine_spec
 

@@ -18,7 +18,7 @@ from common.errors import EngineError
 from common.models.families import Family
 from common.types import FailedGroup, GroupGap, Prompt, Sampling, ScoredGroup
 from learner.trainer.group import LearnerGroup
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import request
 
 # Measured on random models of ten families: up to 5e-6 and 0.06, and 0.38 where bfloat16 turns a router (Aria). Of two

@@ -33,7 +33,7 @@ from learner.storage.resume import ResumePoint
 from learner.tracking.tracker import Tracker
 from learner.trainer.group import LearnerGroup
 from learner.trainer.offline_groups import OfflineGroups
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import training_requests
 from rollout.reward_pool import RewardPool
 

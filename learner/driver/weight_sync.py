@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from learner.trainer.group import LearnerGroup
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 
 
 class WeightSync:
@@ -25,9 +25,9 @@ class WeightSync:
         manifest = self._learner.publish(version)
         self._version = version
         if not self._nccl:
-            self._fleet.load(manifest)
+            self._fleet.publish(manifest)
             return
-        if (engines := tuple(member.id for member in self._fleet.serving())) != self._joined:
+        if (engines := tuple(self._fleet.engines)) != self._joined:
             self._joined = engines
             self._fleet.join(self._learner.nccl_rendezvous(1 + len(self._joined)))
-        self._fleet.load(manifest, meanwhile=lambda: self._learner.broadcast(version))
+        self._fleet.publish(manifest, meanwhile=lambda: self._learner.broadcast(version))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,7 @@ class Tracker:
 
         Evaluations after `first_step` steps stay, since they are of the weights resumed from. So does every event.
         """
+        self._lock = threading.RLock()  # the fleet's thread has events too
         self.failures = 0
         self.history = History()
         self.watch = CollapseWatch(config)
@@ -188,14 +190,15 @@ class Tracker:
 
     @contextmanager
     def _count_failures(self) -> Iterator[None]:
-        """Count an OSError of the block as a failure, and show the first."""
-        try:
-            yield
-        except OSError as error:
-            self.failures += 1
-            if self.failures == 1:  # the rest is counted: a full disk would say so every step
-                with suppress(OSError):
-                    self._console.event("log_failed", {"why": error})
+        """Let one thread write at a time. Count an OSError of the block as a failure, and show the first."""
+        with self._lock:
+            try:
+                yield
+            except OSError as error:
+                self.failures += 1
+                if self.failures == 1:  # the rest is counted: a full disk would say so every step
+                    with suppress(OSError):
+                        self._console.event("log_failed", {"why": error})
 
     def _recall(self, first_step: int) -> None:
         """Remove what is on file about `first_step` and later, and read the rest into the history."""

@@ -30,7 +30,7 @@ class LateSync(WeightSync):
     def publish(self, version: int) -> None:
         """Make the engines hold the weights of the step before `version`."""
         now = self._learner.publish(version)
-        self._fleet.load(self._before or now)
+        self._fleet.publish(self._before or now)
         self._before = now
 
 

@@ -44,7 +44,7 @@ def rollcall(name: str, *, repeats: int) -> dict[str, float]:
             run.learner.step(_learnable(run, prompts, version), at=version)
             manifests: list[Any] = []
             send.append(seconds(lambda v=version, m=manifests: m.append(run.learner.publish(v))))  # type: ignore[misc]
-            receive.append(seconds(lambda m=manifests: run.fleet.load(m[0])))  # type: ignore[misc]
+            receive.append(seconds(lambda m=manifests: run.fleet.publish(m[0])))  # type: ignore[misc]
     both = middle(a + b for a, b in zip(send[1:], receive[1:], strict=True))
     return {"send_s": middle(send[1:]), "receive_s": middle(receive[1:]), "publish_s": both}
 

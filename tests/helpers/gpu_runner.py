@@ -14,6 +14,7 @@ from typing import Any
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.spec import EngineSpec
 from rollout.weights import Tensors
+from tests.helpers.engines import generate
 from tests.helpers.turns import Turns
 
 CHUNK = 48  # tokens of one step, fewer than a prompt with a picture has
@@ -107,7 +108,7 @@ class GpuRunnerTurns(Turns):
 
     def stop_early(self, requests: Sequence[GenerationRequest], version: int) -> int:
         """Generate until the first groups are out, and return how many steps are still under way."""
-        stream: Any = self._running().generate(requests, version)
+        stream: Any = generate(self._running(), requests, version)
         next(stream)
         stream.close()
         return len(self._core().batch_queue)
@@ -124,7 +125,7 @@ class GpuRunnerTurns(Turns):
         except BrokenEngineError as error:
             return str(error)
         finally:
-            engine._abort_all()  # noqa: SLF001
+            engine._llm.llm_engine.abort_request(["amid"])  # noqa: SLF001
         return ""
 
     def _core(self) -> Any:

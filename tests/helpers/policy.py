@@ -55,7 +55,7 @@ class Policy:
             freeze_vision_tower(self.model)
         manifest = self.sender().publish(version)
         assert manifest is not None
-        fleet.load(manifest)
+        fleet.publish(manifest)
         return manifest
 
     def sender(self) -> ObjectStoreSender:

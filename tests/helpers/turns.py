@@ -12,6 +12,7 @@ import torch
 from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
 from rollout.spec import EngineSpec
+from tests.helpers.engines import generate
 
 if TYPE_CHECKING:
     from rollout.engine import RolloutEngine
@@ -41,7 +42,7 @@ class Turns:
         return self._running().load(manifest)
 
     def generate(self, requests: Sequence[GenerationRequest], version: int) -> list[Group | FailedGroup]:
-        return [group for groups in self._running().generate(requests, version) for group in groups]
+        return [group for groups in generate(self._running(), requests, version) for group in groups]
 
     def find_packed(self) -> dict[str, bool]:
         """Return by layer whether its weight is packed."""

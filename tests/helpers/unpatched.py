@@ -15,6 +15,7 @@ from common.config.schema import Config
 from common.types import GenerationRequest, WeightManifest
 from rollout.spec import EngineSpec, engine_spec
 from rollout.vllm_patches import PATCHES
+from tests.helpers.engines import generate
 from tests.helpers.policy import Policy
 
 CHUNK = 256  # tokens of one step, which may then compute a part of a longer prompt
@@ -103,7 +104,7 @@ class UnpatchedActor:
 
     def sample(self, request: GenerationRequest) -> set[int]:
         """Return the token ids that are sampled."""
-        groups = [group for finished in self._engine.generate([request], 0) for group in finished]
+        groups: Any = [group for finished in generate(self._engine, [request], 0) for group in finished]
         return {token for group in groups for one in group.completions for token in one.token_ids}
 
     def find_block_sizes(self) -> list[int]:
@@ -121,7 +122,7 @@ class UnpatchedActor:
             return compute(*args, **kwargs)
 
         self._model.get_mrope_input_positions = count
-        list(self._engine.generate([request], 0))
+        list(generate(self._engine, [request], 0))
         del self._model.get_mrope_input_positions
         return len(calls)
 
@@ -182,7 +183,7 @@ class UnpatchedActor:
     def break_on(self, request: GenerationRequest) -> tuple[str, bool]:
         """Return what the request raises, "" for nothing, and whether it is still in vLLM's scheduler afterwards."""
         try:
-            list(self._engine.generate([request], 0))
+            list(generate(self._engine, [request], 0))
         except Exception as error:  # noqa: BLE001  # whatever vLLM raises
             return repr(error), self._engine._llm.llm_engine.has_unfinished_requests()  # noqa: SLF001
         return "", False

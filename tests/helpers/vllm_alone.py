@@ -12,6 +12,7 @@ from common.models.prompts import PromptEncoder
 from rollout.engine import RolloutEngine
 from rollout.requests import greedy_requests
 from rollout.spec import engine_spec
+from tests.helpers.engines import generate
 
 DIGITS = DataConfig(path="embedded:digits", image_size=56, max_prompt_tokens=64)
 
@@ -31,7 +32,7 @@ def main(folder: str, rows: int) -> None:
     engine._version = 0  # noqa: SLF001 (for once, the weights it found in the folder)
     source, encoder = load(DIGITS, split="test"), PromptEncoder(load_processor(ModelConfig(path=folder)), DIGITS)
     requests = greedy_requests([encoder.encode(source[row]) for row in range(rows)], config.rollout)
-    answers = {group.prompt_id: group for groups in engine.generate(requests, 0) for group in groups}
+    answers = {group.prompt_id: group for groups in generate(engine, requests, 0) for group in groups}
     for request in requests:
         print("answer:", answers[request.prompt_id].completions[0].text)  # type: ignore[union-attr]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.config.schema import Config
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.spec import engine_spec
 from tests.helpers.policy import Policy
 

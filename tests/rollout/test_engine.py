@@ -13,9 +13,11 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
+from common.placement import get
 from common.types import FailedGroup, Group, ImageFeatures, Sampling
 from learner.model.vision_features import compute_features
-from rollout.fleet import RolloutFleet
+from rollout.fleet import life
+from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import request
 from tests.helpers.policy import SAMPLED, Policy
 
@@ -94,7 +96,7 @@ def test_law_1_holds_when_only_what_changed_is_sent_again(fleet: RolloutFleet, p
         policy.shake(version, lambda name: name.endswith("q_proj.weight"))
         manifest = sender.publish(version)
         assert manifest is not None
-        fleet.load(manifest)
+        fleet.publish(manifest)
         sampled.append(groups(fleet, requests))
         assert policy.gap(prompts, sampled[-1], SAMPLED) < TIGHT
         payloads.append({bucket.kind: bucket.payload for bucket in manifest.buckets})
@@ -143,7 +145,7 @@ def test_a_group_computes_its_prompt_once_but_for_the_last_block(fleet: RolloutF
     """By two patches of vLLM: blocks of 16 on a CPU, and positions that are computed once."""
     policy.push(fleet, 0)
     prompt = policy.prompt(0, size=(84, 140))
-    (member,) = fleet.serving()
+    (member,) = fleet._board.serving()  # noqa: SLF001
     ray.get(member.handle.__ray_call__.remote(watch), timeout=60)
     groups(fleet, [request(prompt, dataclasses.replace(SAMPLED, n=8), seed=0)])
     tokens_by_step, positions = ray.get(member.handle.__ray_call__.remote(unwatch), timeout=60)
@@ -233,17 +235,17 @@ def test_greedy_decoding_takes_the_likeliest_token(fleet: RolloutFleet, policy: 
 
 def test_an_engine_refuses_versions_it_does_not_hold_and_damaged_bytes(fleet: RolloutFleet, policy: Policy) -> None:
     manifest = policy.push(fleet, 4)
-    (member,) = fleet.serving()
+    (member,) = fleet._board.serving()  # noqa: SLF001
     with pytest.raises(ray.exceptions.RayTaskError, match="does not hold"):
-        ray.get(next(member.handle.generate.options(num_returns="streaming").remote([], 5)), timeout=60)
+        ray.get(next(member.handle.serve.options(num_returns="streaming").remote(5, 1)), timeout=60)
     first = manifest.buckets[0]
     arrays = [array.copy() for array in ray.get(first.payload, timeout=60)]
     arrays[1][10] ^= 1
     damaged = dataclasses.replace(first, payload=ray.put(arrays))
+    load = member.handle.load.remote(dataclasses.replace(manifest, version=5, buckets=(damaged, *manifest.buckets[1:])))
     with pytest.raises(EngineError, match="arrived damaged"):
-        fleet.load(dataclasses.replace(manifest, version=5, buckets=(damaged, *manifest.buckets[1:])))
+        get([load], what="damaged weights", timeout_s=60)
     assert list(fleet.versions().values()) == [4]
-    fleet.load(manifest)
 
 
 @pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
@@ -251,7 +253,8 @@ def test_a_lost_engine_is_replaced_and_gives_the_same_tokens_under_the_current_w
     fleet: RolloutFleet, policy: Policy, monkeypatch: pytest.MonkeyPatch, harm: signal.Signals
 ) -> None:
     """Law 1 after a restart, law 5 under a fault: the replacement starts with the checkpoint's weights."""
-    monkeypatch.setattr(fleet, "step_timeout_s", 4.0)
+    monkeypatch.setattr(life, "FRESH_S", 4.0)
+    monkeypatch.setattr(life, "LEAST_S", 4.0)
     policy.shake(11)
     policy.push(fleet, 6)
     prompts = [policy.prompt(n) for n in range(24)]

@@ -64,7 +64,7 @@ def test_damaged_bytes_are_refused(fetched: list[str]) -> None:
 
 
 def test_an_engine_that_gets_no_bytes_is_one_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an error that stops the run: see `rollout.sampling_round.explain_loss`."""
+    """Not an error that stops the run: see `rollout.fleet.losses.explain_loss`."""
 
     def late(payloads: list[str], *, timeout: float) -> None:
         raise ray.exceptions.GetTimeoutError

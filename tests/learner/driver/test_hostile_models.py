@@ -17,7 +17,7 @@ from common.errors import EngineError, ModelError
 from learner.driver.preflight.model import read_model
 from learner.model.load import load_model
 from rollout import build
-from rollout.fleet import RolloutFleet
+from rollout.fleet.fleet import RolloutFleet
 from rollout.reward_actor import RewardActor, RewardTask
 from rollout.rewards.loading import check_functions
 from rollout.rewards.model import RewardModel

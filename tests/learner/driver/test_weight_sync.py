@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,16 +31,13 @@ class Learner:
 
 class Fleet:
     def __init__(self, log: list[str]) -> None:
-        self.log, self.engines = log, ("engine-0", "engine-1")
+        self.log, self.engines = log, ["engine-0", "engine-1"]
         self.copy_of_weights: Callable[[], Any] | None = None
-
-    def serving(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(id=engine) for engine in self.engines]
 
     def join(self, info: dict[str, int]) -> None:
         self.log.append(f"{len(self.engines)} join")
 
-    def load(self, manifest: str, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def publish(self, manifest: str, *, meanwhile: Callable[[], None] = lambda: None) -> None:
         self.log.append(f"engines receive {manifest}")
         meanwhile()
 
@@ -76,7 +72,7 @@ def test_another_set_of_engines_is_another_group_and_late_ones_get_a_copy(log: l
     pair.publish(1)
     assert fleet.copy_of_weights is not None
     assert fleet.copy_of_weights() == "copy 1"
-    fleet.engines = ("engine-0", "engine-2")
+    fleet.engines = ["engine-0", "engine-2"]
     log.clear()
     pair.publish(2)
     assert log[:3] == ["publish 2", "rendezvous of 3", "2 join"]

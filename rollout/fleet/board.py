@@ -1,0 +1,200 @@
+"""What a fleet has to do: batches of requests, and the versions of the weights that somebody still wants.
+
+Everything here runs in the loop of the fleet's thread, so nothing is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from common.config.schema import Config
+from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
+from rollout.fleet.batch import Batch, CopyRequest
+from rollout.fleet.dealing import deal
+from rollout.fleet.member import Member
+
+
+class Board:
+    """Engines find here what to do next, and bring answers."""
+
+    def __init__(self, config: Config, *, on_event: Callable[..., None]) -> None:
+        self.config, self.event = config, on_event
+        self.members: list[Member] = []
+        self.batches: list[Batch] = []  # those with open requests, the oldest first
+        self.manifests: dict[int, WeightManifest] = {}  # the newest, and those that a batch wants
+        self.newest: WeightManifest | None = None
+        self.failure: BaseException | None = None  # what ended the fleet
+        self._changed = asyncio.Condition()  # an engine came up, loaded or left
+        self._copies: dict[
+            int, asyncio.Future[WeightManifest]
+        ] = {}  # by version: weights that were broadcast, as bytes
+        self._told: int | None = None  # the version whose first load was an event
+
+    def serving(self) -> list[Member]:
+        """Return the engines that are up and stay."""
+        return [one for one in self.members if one.state == "serving"]
+
+    # -- batches -----------------------------------------------------------------------------------------------
+
+    async def ask(self, batch: Batch) -> None:
+        """Let the engines begin with a batch. Raises what ended the fleet."""
+        self.raise_failure()
+        self.batches.append(batch)
+        await self.tell()
+
+    async def forget(self, batch: Batch) -> None:
+        """Drop what is left of a batch: nobody waits for it any more."""
+        batch.open.clear()
+        batch.unsent.clear()
+        for member in self.members:
+            if member.stream and member.stream.batch is batch:
+                self._cancel(member, list(member.stream.owed))
+        self._close_batches()
+        await self.tell()
+
+    def send(self, member: Member, requests: Sequence[GenerationRequest]) -> None:
+        """Send requests of a batch to the engine that samples it."""
+        stream, now = member.stream, time.monotonic()
+        assert stream is not None, "requests travel on a stream"
+        stream.share = len(requests)
+        stream.sent += len(requests)
+        for request in requests:
+            stream.owed[request.prompt_id] = request
+            stream.sent_at[request.prompt_id] = now
+            stream.batch.holders.setdefault(request.prompt_id, []).append(member.id)
+        member.call("submit", stream.number, tuple(requests))
+
+    def attend(self, member: Member) -> None:
+        """Send an engine the next requests of its batch. Without any, let its stream end once nothing is owed."""
+        stream = member.stream
+        if stream is None or stream.ending:
+            return
+        capacity, engines = self.config.rollout.max_sequences, len(self.serving())
+        if member.state == "serving" and (share := deal(stream, engines=engines, capacity=capacity)):
+            self.send(member, share)
+        elif not stream.owed:
+            stream.ending = True
+            member.call("finish", stream.number, stream.sent)
+
+    def answer(self, member: Member, outcome: Group | FailedGroup) -> None:
+        """Take an answer of an engine, and let no other engine go on with it."""
+        stream = member.stream
+        assert stream is not None, "answers travel on a stream"
+        if stream.owed.pop(outcome.prompt_id, None) is None:
+            return  # the copy of another engine came first
+        member.heard = time.monotonic()
+        member.served += 1
+        waited = member.heard - stream.sent_at.pop(outcome.prompt_id)
+        member.longest_wait = max(member.longest_wait or 0.0, waited)
+        stream.batch.answer(outcome)
+        holders = stream.batch.holders.pop(outcome.prompt_id)
+        if holders != [member.id]:
+            for other in self.members:
+                if other is not member and other.id in holders:
+                    self._cancel(other, [outcome.prompt_id])
+        if not stream.batch.open:
+            self._close_batches()
+
+    def take_back(self, member: Member, why: str) -> bool:
+        """Send again what a lost engine owed. Return whether a request is suspected of the loss."""
+        stream, member.stream = member.stream, None
+        if stream is None:
+            return False
+        for name in stream.owed:
+            stream.batch.holders[name].remove(member.id)
+        suspected = stream.batch.take_back(list(stream.owed.values()), why)
+        if not stream.batch.open:
+            self._close_batches()
+        return suspected
+
+    def _cancel(self, member: Member, prompt_ids: Sequence[str]) -> None:
+        """Let an engine drop requests that nobody waits for any more."""
+        stream = member.stream
+        assert stream is not None, "it owes them"
+        for name in prompt_ids:
+            del stream.owed[name], stream.sent_at[name]
+        member.call("cancel", stream.number, tuple(prompt_ids))
+        self.attend(member)
+
+    def _close_batches(self) -> None:
+        """Let go of batches without open requests, and of the versions that only they wanted."""
+        self.batches = [batch for batch in self.batches if batch.open]
+        wanted = {batch.version for batch in self.batches} | ({self.newest.version} if self.newest else set())
+        self.manifests = {version: kept for version, kept in self.manifests.items() if version in wanted}
+        self._copies = {version: copy for version, copy in self._copies.items() if version in wanted}
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    async def offer(self, manifest: WeightManifest) -> None:
+        """Make a version the newest. Every engine that is up takes part in a broadcast of it."""
+        self.raise_failure()
+        self.newest = self.manifests[manifest.version] = manifest
+        self._close_batches()
+        if manifest.by_nccl:
+            for member in self.serving():
+                member.broadcast = manifest
+        await self.tell()
+
+    async def wait_until_held(self, version: int) -> None:
+        """Wait until an engine holds a version, or until all have older batches to sample first."""
+
+        def is_held() -> bool:
+            if any(batch.version != version for batch in self.batches):
+                return True
+            return any(member.version == version for member in self.members)
+
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.failure or is_held())
+        self.raise_failure()
+
+    async def get_copy(self, version: int) -> WeightManifest:
+        """Return weights that were broadcast, as bytes, for an engine that came later. The driver makes them."""
+        if version not in self._copies:
+            self._copies[version] = asyncio.get_running_loop().create_future()
+            batch = next(batch for batch in self.batches if batch.version == version)
+            batch.answers.put(CopyRequest(version))
+        return await asyncio.shield(self._copies[version])
+
+    async def give_copy(self, version: int, manifest: WeightManifest) -> None:
+        """Hand over what `get_copy` waits for."""
+        if version in self._copies:
+            self._copies[version].set_result(manifest)
+
+    async def report_load(self, member: Member) -> None:
+        """Note that an engine holds another version."""
+        if member.version != self._told:
+            self._told = member.version
+            self.event("weights_loaded", version=member.version, engine=member.id)
+        await self.tell()
+
+    # -- news --------------------------------------------------------------------------------------------------
+
+    async def tell(self) -> None:
+        """Wake everybody who waits for something to do, or for an engine to be up or to hold a version."""
+        for member in self.members:
+            member.news.set()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait_until_up(self) -> list[Member]:
+        """Return the engines that serve, once each that is there now is up or lost, and at least one is up."""
+        await asyncio.gather(*(one.settled.wait() for one in self.members))
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.failure or self.serving())
+        self.raise_failure()
+        return self.serving()
+
+    def fail(self, error: BaseException) -> None:
+        """End the fleet: whoever waits for it gets the error."""
+        self.failure = self.failure or error
+        for batch in self.batches:
+            batch.answers.put(self.failure)
+        for member in self.members:
+            member.settled.set()
+
+    def raise_failure(self) -> None:
+        """Raise what ended the fleet, if anything did."""
+        if self.failure:
+            raise self.failure

@@ -1,0 +1,182 @@
+"""The fleet as the driver calls it: ask for groups, take them, publish weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from common.config.schema import Config
+from common.errors import DeadlineError, EngineError
+from common.placement import get
+from common.storage.output import Place, WriteReport
+from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
+from rollout.engine import RolloutEngine
+from rollout.fleet.batch import Batch, CopyRequest
+from rollout.fleet.board import Board
+from rollout.fleet.crew import Crew
+from rollout.fleet.thread import LOOK_S, LoopThread
+from rollout.spec import EngineInfo, EngineSpec
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+OWN_WEIGHTS = WeightManifest(version=0, buckets=(), vision_unchanged=True)  # the weights an engine started with
+CALL_S = 30.0  # for what the fleet's thread does at once
+
+
+class RolloutFleet:
+    """N engines as one. Starting is asynchronous: `ready` waits."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EngineSpec,
+        *,
+        on_event: Callable[..., None],
+        places: Sequence[PlacementGroup] | None = None,
+        kind: type = RolloutEngine,
+    ) -> None:
+        """Begin to start `config.rollout.engines` engines.
+
+        Args:
+            on_event: is told of each that joins, fails or loads, by the fleet's thread.
+            places: one of each engine; None: wherever Ray finds room.
+            kind: of the actor.
+        """
+        self._config = config
+        self._board = Board(config, on_event=on_event)
+        self._crew = Crew(self._board, spec, kind=kind)
+        self.copy_of_weights: Callable[[], WeightManifest] = self._no_copy
+        self._thread = LoopThread("rollout fleet")
+        self._thread.call(
+            self._crew.start(places or (None,) * config.rollout.engines), what="engines to start", timeout_s=CALL_S
+        )
+
+    # -- engines -----------------------------------------------------------------------------------------------
+
+    def ready(self) -> list[EngineInfo]:
+        """Wait until every engine is up or lost and at least one is up, and return the facts of those.
+
+        Raises:
+            EngineError: none could start (its own error is inside), or not in `rollout.start_timeout_s`.
+        """
+        timeout_s = self._config.rollout.start_timeout_s * (2 + self._config.rollout.max_restarts)
+        members = self._thread.call(
+            self._board.wait_until_up(), what="the rollout engines to start", timeout_s=timeout_s
+        )
+        return [member.info for member in members if member.info]
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines that serve."""
+        return [member.id for member in self._board.serving()]
+
+    @property
+    def restarts(self) -> int:
+        """Engines that were replaced so far."""
+        return self._crew.restarts
+
+    def versions(self) -> dict[str, int | None]:
+        """Return the version that each engine says it holds, by engine."""
+        members = self._board.serving()
+        calls = [member.call("version") for member in members]
+        held = get(calls, what="the engines' versions", timeout_s=self._config.weights.timeout_s)
+        return {member.id: version for member, version in zip(members, held, strict=True)}
+
+    def start_profile(self) -> None:
+        """Make every engine record what it does from now on."""
+        calls = [member.handle.start_profile.remote() for member in self._board.serving()]
+        get(calls, what="the engines to begin a profile", timeout_s=self._config.weights.timeout_s)
+
+    def stop_profile(self, place: Place) -> list[WriteReport]:
+        """Make every engine write its record to `place`; one that came in between has none."""
+        calls = [member.handle.stop_profile.remote(place) for member in self._board.serving()]
+        return get(calls, what="the engines to write their profiles", timeout_s=self._config.weights.timeout_s)
+
+    def close(self) -> None:
+        """Kill every engine, whose process exits within seconds, and give back its place: it may be a renewed one."""
+        from ray.util.placement_group import remove_placement_group
+
+        with suppress(DeadlineError):
+            for place in self._thread.call(self._crew.close(), what="the engines to be killed", timeout_s=CALL_S):
+                remove_placement_group(place)
+        self._thread.close()
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def join(self, init_info: Mapping[str, Any]) -> None:
+        """Take every engine into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank."""
+        first = init_info["rank_offset"]
+        calls = [
+            member.handle.join.remote({**init_info, "rank_offset": first + index})
+            for index, member in enumerate(self._board.serving())
+        ]
+        timeout_s = self._config.weights.timeout_s
+        get(calls, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
+
+    def publish(self, manifest: WeightManifest, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Make a version the newest. Return once an engine holds it, or all are busy with batches of older ones.
+
+        Args:
+            meanwhile: called while the engines receive: the learner's half of a broadcast.
+
+        Raises:
+            EngineError: no engine is left.
+        """
+        self._thread.call(self._board.offer(manifest), what="weights to be offered", timeout_s=CALL_S)
+        meanwhile()
+        timeout_s = self._config.weights.timeout_s + self._config.rollout.start_timeout_s
+        held = self._board.wait_until_held(manifest.version)
+        self._thread.call(held, what=f"an engine to hold version {manifest.version}", timeout_s=timeout_s)
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        assert self._board.newest is not None, "weights are published before anything is sampled"
+        return self._board.newest.version
+
+    def _no_copy(self) -> WeightManifest:
+        raise EngineError(
+            "an engine came late and there is no copy of the weights for it",
+            got="a version that was broadcast, and no `copy_of_weights`",
+            remedy="this is a bug in Rollcall: the run sets it when it uses nccl",
+        )
+
+    # -- sampling ----------------------------------------------------------------------------------------------
+
+    def ask(self, requests: Sequence[GenerationRequest], *, version: int | None = None) -> Batch:
+        """Let the engines begin to sample requests under a version, None the newest, and return at once."""
+        batch = Batch.of(requests, self.version if version is None else version)
+        if batch.open:
+            self._thread.call(self._board.ask(batch), what="a batch to be asked", timeout_s=CALL_S)
+        return batch
+
+    def take(self, batch: Batch) -> Iterator[Group | FailedGroup]:
+        """Yield the answer to each request exactly once, as they finish. Raises EngineError when no engine is left."""
+        try:
+            for _ in range(batch.size):
+                yield self._await_answer(batch)
+        finally:
+            if batch.open:
+                self._thread.call(self._board.forget(batch), what="a batch to be forgotten", timeout_s=CALL_S)
+
+    def _await_answer(self, batch: Batch) -> Group | FailedGroup:
+        """Wait for as long as the fleet is at work: it notices engines that die or hang, and fails if none is left."""
+        while True:
+            try:
+                answer = batch.answers.get(timeout=LOOK_S)
+            except Empty:
+                self._thread.check()
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            if not isinstance(answer, CopyRequest):
+                return answer
+            given = self._board.give_copy(answer.version, self.copy_of_weights())
+            self._thread.call(given, what="a copy of the weights to be handed over", timeout_s=CALL_S)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
+        """Sample every request exactly once under the newest version, and yield the groups as they finish."""
+        yield from self.take(self.ask(requests))

@@ -1,0 +1,155 @@
+"""The life of one engine: what it does next, and how its death or its hanging is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from common.errors import BrokenEngineError, EngineError
+from common.types import GenerationRequest, LoadedWeights, WeightManifest
+from rollout.fleet.batch import Batch
+from rollout.fleet.board import Board
+from rollout.fleet.member import LIFELINE, Member, Stream
+from rollout.fleet.patience import LostError, resolve, wait_for
+from rollout.spec import EngineInfo
+
+BEAT_S = 0.5  # between two looks at an engine that owes something
+FRESH_S = 120.0  # its first steps may compile kernels
+LEAST_S = 10.0  # a machine may be busy with something else
+SLOWER = 20.0  # times as slow as it ever was: it hangs
+
+
+async def live(board: Board, member: Member) -> None:
+    """Return once an engine has done its last work and is to leave. Raises whatever it is lost by."""
+    parts = [asyncio.create_task(part) for part in (_work(board, member), _await_death(member), _watch(board, member))]
+    try:
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
+    for part in done:
+        part.result()
+
+
+async def _work(board: Board, member: Member) -> None:
+    """Come up, then do one job after the other."""
+    rollout = board.config.rollout
+    info: EngineInfo = await wait_for(resolve(member.handle.info.remote()), rollout.start_timeout_s, "was not up")
+    member.info = info
+    member.state = "serving"
+    member.settled.set()
+    board.event("engine_up", engine=member.id, pid=info.pid, seconds=round(info.startup_seconds, 2))
+    await board.tell()
+
+    while (job := await _find_job(board, member)) is not None:
+        if isinstance(job, WeightManifest):
+            await _load(board, member, job)
+        else:
+            await _sample(board, member, *job)
+
+
+async def _find_job(board: Board, member: Member) -> WeightManifest | tuple[Batch, Sequence[GenerationRequest]] | None:
+    """Wait for something to do: weights to load, or a batch and what is sent of it at once. None: leave."""
+    while True:
+        member.news.clear()
+        if member.broadcast:
+            return member.broadcast
+        if member.state == "draining":
+            return None
+        if member.copies:
+            copies, member.copies = member.copies, None
+            return copies
+        for batch in board.batches:  # the oldest first
+            if batch.unsent:
+                return batch, ()
+        newest = board.newest
+        if newest and newest.version != member.version and not newest.by_nccl:
+            return newest
+        await member.news.wait()
+
+
+async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
+    """Let an engine hold a version. Raises EngineError where it reports another one."""
+    import ray
+
+    if manifest.by_nccl and manifest is not member.broadcast:
+        manifest = await board.get_copy(manifest.version)
+    member.broadcast = member.version = None
+    timeout_s = board.config.weights.timeout_s
+    what = f"did not load version {manifest.version} of the weights"
+    try:
+        answer: LoadedWeights = await wait_for(resolve(member.handle.load.remote(manifest)), timeout_s, what)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BrokenEngineError) or not isinstance(error.cause, EngineError):
+            raise
+        board.event("weights_damaged", engine=member.id, version=manifest.version, why=str(error.cause.got))
+        answer = await wait_for(resolve(member.handle.load.remote(manifest)), timeout_s, what)  # fetched once more
+
+    if answer.version != manifest.version:
+        raise EngineError(
+            f"engine {member.id} reports weights it was not given",
+            got=f"version {answer.version}, published {manifest.version}",
+            remedy="this is a bug in Rollcall's fleet: report it with events.jsonl",
+        )
+    if answer.note:
+        board.event("weights_load_slow", engine=member.id, why=answer.note)
+    member.version = answer.version
+    await board.report_load(member)
+
+
+async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[GenerationRequest]) -> None:
+    """Sample what an engine gets of a batch, and hand on groups as they finish."""
+    manifest = board.manifests.get(batch.version)
+    if manifest and manifest.version != member.version:
+        await _load(board, member, manifest)
+    first = [request for request in first if request.prompt_id in batch.open]
+    if not (first or batch.unsent):
+        return  # others have done it meanwhile
+
+    member.streams += 1
+    stream = member.stream = Stream(number=member.streams, batch=batch)
+    source = member.handle.serve.options(num_returns="streaming").remote(batch.version, stream.number)
+    member.longest_wait, member.heard = None, time.monotonic()
+    if first:
+        board.send(member, first)
+    board.attend(member)
+    async for ref in source:
+        for outcome in await ref:
+            board.answer(member, outcome)
+        board.attend(member)
+    if stream.owed:
+        raise LostError(f"ended its stream owing {len(stream.owed)} groups")
+    member.stream = None
+
+
+async def _await_death(member: Member) -> None:
+    """Raise what Ray says of an engine's process once it is gone, whatever the engine was doing."""
+    await resolve(member.call("hold_lifeline", group=LIFELINE))
+    raise LostError("its process let go of its lifeline")
+
+
+async def _watch(board: Board, member: Member) -> None:
+    """Raise LostError when an engine that owes something stands still.
+
+    It may take 20 times as long as it ever took between two steps, and never more than `rollout.step_timeout_s`.
+    """
+    steps, silent, slowest = -1, 0.0, None
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(BEAT_S)
+        owes = member.stream is not None and member.stream.owed
+        if not owes or began <= member.heard:
+            silent = 0.0
+            continue
+
+        longest = FRESH_S if slowest is None else max(LEAST_S, SLOWER * slowest)
+        limit = min(board.config.rollout.step_timeout_s, longest)
+        found = await wait_for(resolve(member.call("count_steps")), limit, "gave no sign of life")
+        silent += min(time.monotonic() - began, 2 * BEAT_S)  # what this process slept is not the engine's fault
+        if found != steps:
+            slowest = silent if steps >= 0 and slowest is None else max(slowest or 0.0, silent) if steps >= 0 else None
+            steps, silent = found, 0.0
+        elif silent > limit:
+            raise LostError(f"made no step for {limit:.3g} s")

@@ -1,0 +1,58 @@
+"""An engine as the fleet knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from common.types import GenerationRequest, WeightManifest
+from rollout.fleet.batch import Batch
+from rollout.spec import EngineInfo
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+State = Literal["starting", "serving", "draining", "retired", "lost"]
+CONTROL, LIFELINE = "control", "lifeline"  # Ray's concurrency groups of an engine, one thread each
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """Groups on their way from one engine, of one batch; more requests may be sent while it runs."""
+
+    number: int  # of this engine's streams: what is sent for another one is passed over
+    batch: Batch
+    owed: dict[str, GenerationRequest] = field(default_factory=dict)  # by prompt id
+    sent_at: dict[str, float] = field(default_factory=dict)  # by prompt id, on the monotonic clock
+    sent: int = 0  # requests
+    share: int = 0  # of them, the last time
+    ending: bool = False  # nothing more is sent
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """An engine of the fleet."""
+
+    id: str
+    fruitless: int  # engines that were lost in its place before it, one after the other, without a single group
+    place: PlacementGroup | None
+    handle: Any = None  # of the actor; None until its place is there
+    state: State = "starting"
+    info: EngineInfo | None = None  # once it is up
+    version: int | None = None  # of the weights it holds
+    stream: Stream | None = None  # what it samples now
+    copies: tuple[Batch, list[GenerationRequest]] | None = None  # of what a slow engine owes, to sample next
+    broadcast: WeightManifest | None = None  # that it takes part in, before anything else
+    streams: int = 0
+    longest_wait: float | None = None  # seconds from sending to answer, in its last stream
+    served: int = 0  # groups
+    heard: float = field(default_factory=time.monotonic)  # when it last showed that it makes progress
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # something may be there to do
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is up, or lost
+    task: Any = None
+
+    def call(self, method: str, *args: Any, group: str = CONTROL) -> Any:
+        """Call a method of the engine beside what it does, and return the reference of its value."""
+        return getattr(self.handle, method).options(concurrency_group=group).remote(*args)
