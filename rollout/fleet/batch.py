@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from common.types import FailedGroup, GenerationRequest, Group
+from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 
 SUSPECT = 2  # engines lost while they owed a request, from which on it is sent alone
 LONE_LOSSES = 2  # engines lost with that request alone, after which it is to blame
@@ -25,9 +25,9 @@ Answer = Group | FailedGroup | CopyRequest | BaseException
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that are all sampled under one version. The fleet's thread owns all of it but `answers`."""
+    """Requests that are all sampled with the same weights. The fleet's thread owns all of it but `answers`."""
 
-    version: int
+    weights: WeightManifest  # kept for as long as somebody may want them
     size: int  # requests
     unsent: deque[GenerationRequest]  # in the order they go out; suspects last
     open: dict[str, GenerationRequest]  # by prompt id: those without an answer
@@ -37,12 +37,12 @@ class Batch:
     answers: SimpleQueue[Answer] = field(default_factory=SimpleQueue)  # for the driver
 
     @classmethod
-    def of(cls, requests: Sequence[GenerationRequest], version: int) -> Batch:
+    def of(cls, requests: Sequence[GenerationRequest], weights: WeightManifest) -> Batch:
         """Make a batch. Raises ValueError where a prompt is asked twice."""
         by_id = {request.prompt_id: request for request in requests}
         if len(by_id) != len(requests):
             raise ValueError("a batch holds one prompt twice")
-        return cls(version=version, size=len(requests), unsent=deque(requests), open=by_id)
+        return cls(weights=weights, size=len(requests), unsent=deque(requests), open=by_id)
 
     def is_suspect(self, request: GenerationRequest) -> bool:
         """Say whether too many engines were lost while they owed a request."""

@@ -1,4 +1,4 @@
-"""What a fleet has to do: batches of requests, and the versions of the weights that somebody still wants.
+"""What a fleet has to do: batches of requests, and the newest weights.
 
 Everything here runs in the loop of the fleet's thread, so nothing is locked.
 """
@@ -23,14 +23,13 @@ class Board:
         self.config, self.event = config, on_event
         self.members: list[Member] = []
         self.batches: list[Batch] = []  # those with open requests, the oldest first
-        self.manifests: dict[int, WeightManifest] = {}  # the newest, and those that a batch wants
-        self.newest: WeightManifest | None = None
+        self.newest: WeightManifest | None = None  # weights
         self.failure: BaseException | None = None  # what ended the fleet
         self._changed = asyncio.Condition()  # an engine came up, loaded or left
         self._copies: dict[
             int, asyncio.Future[WeightManifest]
         ] = {}  # by version: weights that were broadcast, as bytes
-        self._told: int | None = None  # the version whose first load was an event
+        self._told: WeightManifest | None = None  # those whose first load was an event
 
     def serving(self) -> list[Member]:
         """Return the engines that are up and stay."""
@@ -119,10 +118,9 @@ class Board:
         self.attend(member)
 
     def _close_batches(self) -> None:
-        """Let go of batches without open requests, and of the versions that only they wanted."""
+        """Let go of batches without open requests, and of the weights that only they wanted."""
         self.batches = [batch for batch in self.batches if batch.open]
-        wanted = {batch.version for batch in self.batches} | ({self.newest.version} if self.newest else set())
-        self.manifests = {version: kept for version, kept in self.manifests.items() if version in wanted}
+        wanted = {batch.weights.version for batch in self.batches}
         self._copies = {version: copy for version, copy in self._copies.items() if version in wanted}
 
     # -- weights -----------------------------------------------------------------------------------------------
@@ -130,20 +128,19 @@ class Board:
     async def offer(self, manifest: WeightManifest) -> None:
         """Make a version the newest. Every engine that is up takes part in a broadcast of it."""
         self.raise_failure()
-        self.newest = self.manifests[manifest.version] = manifest
-        self._close_batches()
+        self.newest = manifest
         if manifest.by_nccl:
             for member in self.serving():
                 member.broadcast = manifest
         await self.tell()
 
-    async def wait_until_held(self, version: int) -> None:
-        """Wait until an engine holds a version, or until all have older batches to sample first."""
+    async def wait_until_held(self, weights: WeightManifest) -> None:
+        """Wait until an engine holds these weights, or while there are batches of older ones to sample first."""
 
         def is_held() -> bool:
-            if any(batch.version != version for batch in self.batches):
+            if any(batch.weights is not weights for batch in self.batches):
                 return True
-            return any(member.version == version for member in self.members)
+            return any(member.held is weights for member in self.members)
 
         async with self._changed:
             await self._changed.wait_for(lambda: self.failure or is_held())
@@ -153,7 +150,7 @@ class Board:
         """Return weights that were broadcast, as bytes, for an engine that came later. The driver makes them."""
         if version not in self._copies:
             self._copies[version] = asyncio.get_running_loop().create_future()
-            batch = next(batch for batch in self.batches if batch.version == version)
+            batch = next(batch for batch in self.batches if batch.weights.version == version)
             batch.answers.put(CopyRequest(version))
         return await asyncio.shield(self._copies[version])
 
@@ -163,10 +160,10 @@ class Board:
             self._copies[version].set_result(manifest)
 
     async def report_load(self, member: Member) -> None:
-        """Note that an engine holds another version."""
-        if member.version != self._told:
-            self._told = member.version
-            self.event("weights_loaded", version=member.version, engine=member.id)
+        """Note that an engine holds other weights."""
+        if member.held is not None and member.held is not self._told:
+            self._told = member.held
+            self.event("weights_loaded", version=member.held.version, engine=member.id)
         await self.tell()
 
     # -- news --------------------------------------------------------------------------------------------------

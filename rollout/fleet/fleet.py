@@ -117,7 +117,7 @@ class RolloutFleet:
         get(calls, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
 
     def publish(self, manifest: WeightManifest, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Make a version the newest. Return once an engine holds it, or all are busy with batches of older ones.
+        """Make weights the newest. Return once an engine holds them, or while batches wait that want older ones.
 
         Args:
             meanwhile: called while the engines receive: the learner's half of a broadcast.
@@ -128,14 +128,8 @@ class RolloutFleet:
         self._thread.call(self._board.offer(manifest), what="weights to be offered", timeout_s=CALL_S)
         meanwhile()
         timeout_s = self._config.weights.timeout_s + self._config.rollout.start_timeout_s
-        held = self._board.wait_until_held(manifest.version)
+        held = self._board.wait_until_held(manifest)
         self._thread.call(held, what=f"an engine to hold version {manifest.version}", timeout_s=timeout_s)
-
-    @property
-    def version(self) -> int:
-        """The newest version."""
-        assert self._board.newest is not None, "weights are published before anything is sampled"
-        return self._board.newest.version
 
     def _no_copy(self) -> WeightManifest:
         raise EngineError(
@@ -146,9 +140,10 @@ class RolloutFleet:
 
     # -- sampling ----------------------------------------------------------------------------------------------
 
-    def ask(self, requests: Sequence[GenerationRequest], *, version: int | None = None) -> Batch:
-        """Let the engines begin to sample requests under a version, None the newest, and return at once."""
-        batch = Batch.of(requests, self.version if version is None else version)
+    def ask(self, requests: Sequence[GenerationRequest]) -> Batch:
+        """Let the engines begin to sample requests with the newest weights, and return at once."""
+        assert self._board.newest is not None, "weights are published before anything is sampled"
+        batch = Batch.of(requests, self._board.newest)
         if batch.open:
             self._thread.call(self._board.ask(batch), what="a batch to be asked", timeout_s=CALL_S)
         return batch

@@ -14,7 +14,7 @@ from rollout.fleet.member import LIFELINE, Member, Stream
 from rollout.fleet.patience import LostError, resolve, wait_for
 from rollout.spec import EngineInfo
 
-BEAT_S = 0.5  # between two looks at an engine that owes something
+BEAT_S = 0.5  # between two looks at an engine that samples
 FRESH_S = 120.0  # its first steps may compile kernels
 LEAST_S = 10.0  # a machine may be busy with something else
 SLOWER = 20.0  # times as slow as it ever was: it hangs
@@ -65,18 +65,19 @@ async def _find_job(board: Board, member: Member) -> WeightManifest | tuple[Batc
             if batch.unsent:
                 return batch, ()
         newest = board.newest
-        if newest and newest.version != member.version and not newest.by_nccl:
+        if newest and newest is not member.held and not newest.by_nccl:
             return newest
         await member.news.wait()
 
 
 async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
-    """Let an engine hold a version. Raises EngineError where it reports another one."""
+    """Let an engine hold these weights. Raises EngineError where it reports another version."""
     import ray
 
+    wanted = manifest
     if manifest.by_nccl and manifest is not member.broadcast:
         manifest = await board.get_copy(manifest.version)
-    member.broadcast = member.version = None
+    member.broadcast = member.held = None
     timeout_s = board.config.weights.timeout_s
     what = f"did not load version {manifest.version} of the weights"
     try:
@@ -95,22 +96,21 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         )
     if answer.note:
         board.event("weights_load_slow", engine=member.id, why=answer.note)
-    member.version = answer.version
+    member.held = wanted
     await board.report_load(member)
 
 
 async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[GenerationRequest]) -> None:
     """Sample what an engine gets of a batch, and hand on groups as they finish."""
-    manifest = board.manifests.get(batch.version)
-    if manifest and manifest.version != member.version:
-        await _load(board, member, manifest)
+    if batch.weights is not member.held:
+        await _load(board, member, batch.weights)
     first = [request for request in first if request.prompt_id in batch.open]
     if not (first or batch.unsent):
         return  # others have done it meanwhile
 
     member.streams += 1
     stream = member.stream = Stream(number=member.streams, batch=batch)
-    source = member.handle.serve.options(num_returns="streaming").remote(batch.version, stream.number)
+    source = member.handle.serve.options(num_returns="streaming").remote(batch.weights.version, stream.number)
     member.longest_wait, member.heard = None, time.monotonic()
     if first:
         board.send(member, first)
@@ -131,7 +131,7 @@ async def _await_death(member: Member) -> None:
 
 
 async def _watch(board: Board, member: Member) -> None:
-    """Raise LostError when an engine that owes something stands still.
+    """Raise LostError when an engine that samples stands still, even if others have answered all it owes.
 
     It may take 20 times as long as it ever took between two steps, and never more than `rollout.step_timeout_s`.
     """
@@ -139,8 +139,7 @@ async def _watch(board: Board, member: Member) -> None:
     while True:
         began = time.monotonic()
         await asyncio.sleep(BEAT_S)
-        owes = member.stream is not None and member.stream.owed
-        if not owes or began <= member.heard:
+        if member.stream is None or began <= member.heard:
             silent = 0.0
             continue
 

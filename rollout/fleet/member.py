@@ -41,7 +41,7 @@ class Member:
     handle: Any = None  # of the actor; None until its place is there
     state: State = "starting"
     info: EngineInfo | None = None  # once it is up
-    version: int | None = None  # of the weights it holds
+    held: WeightManifest | None = None  # the weights it serves
     stream: Stream | None = None  # what it samples now
     copies: tuple[Batch, list[GenerationRequest]] | None = None  # of what a slow engine owes, to sample next
     broadcast: WeightManifest | None = None  # that it takes part in, before anything else
