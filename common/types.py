@@ -248,7 +248,8 @@ class StepResult:
     kl: float
     entropy: float
     grad_norm: float
-    updates: int  # optimizer steps taken; 0: loss or gradient was no finite number, and the weights stayed as they were
+    updates: int  # optimizer steps taken; 0: the weights stayed as they were
+    skipped: int  # optimizer steps left out, since loss or gradient was no finite number
     lr: float
     clip_share: float  # of sampled tokens; 0 where none was sampled, as the gaps
     logprob_gap_mean: float  # |engine - learner| over sampled tokens

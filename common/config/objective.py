@@ -79,10 +79,10 @@ class ObjectiveConfig(Section):
     clipped ratio to the engine itself. auto: truncate in bfloat16 and for older weights, else none."""
     correction_level: Literal["token", "sequence", "mean"] = "token"
     """Of what that ratio is taken: each token, the whole completion, or the mean over its tokens."""
-    correction_low: NotNegative = 0.5
-    """Least ratio that mask leaves in."""
-    correction_high: AboveZero = 2.0
-    """Largest ratio that mask leaves in, and that truncate gives."""
+    correction_low: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Least ratio that mask leaves in; at most 1, the ratio of engines that agree."""
+    correction_high: Annotated[float, Field(ge=1, le=1e30)] = 2.0
+    """Largest ratio that mask leaves in, and that truncate gives; at least 1."""
     sequence_mask: AboveZero | None = None
     """Leave out completions worse than their group whose mean log-prob fell by more than this since they were sampled;
     null leaves out none."""
@@ -118,11 +118,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"advantage": "mean", "updates": 2},  # of no paper: what learnt the digits fastest
 }
 
+
+def has_ratio_of_1(objective: ObjectiveConfig) -> bool:
+    """Say whether every ratio is 1 throughout, with `auto` decided: one update a step, compared with itself."""
+    return objective.updates == objective.minibatches == 1 and objective.correction != "bypass"
+
+
 # Keys, when they have no effect, and the key that says so.
 _IDLE: list[tuple[tuple[str, ...], Callable[[ObjectiveConfig], bool], str]] = [
     (("gate_low", "gate_high"), lambda own: own.loss != "sapo", "loss"),
     (("clip_low", "clip_high"), lambda own: own.loss == "sapo", "loss"),
     (("dual_clip",), lambda own: own.loss in ("gmpo", "cispo", "sapo"), "loss"),
+    (("clip_low", "clip_high", "dual_clip", "gate_low", "gate_high"), has_ratio_of_1, "updates"),
     (("kl_corrected",), lambda own: own.kl_in == "reward", "kl_in"),
     (("kl_horizon",), lambda own: own.kl_target is None, "kl_target"),
     (("entropy_floor",), lambda own: not own.entropy_bonus, "entropy_bonus"),

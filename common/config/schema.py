@@ -357,12 +357,28 @@ class Config(Section):
                 f"objective.overlong_buffer = {objective.overlong_buffer} with rollout.max_completion_tokens = "
                 f"{rollout.max_completion_tokens}: it must be shorter"
             )
+        if objective.advantage == "mean":
+            for cause in self._list_negative_rewards():
+                yield (
+                    f"objective.advantage = mean with {cause}: rewards would be below 0, and a share of a mean below 0 "
+                    "teaches the opposite; set objective.advantage to group or none"
+                )
         if self.reward.normalise == "each" and (self.kl_in_reward or objective.overlong_buffer):
             key = "kl_in" if self.kl_in_reward else "overlong_buffer"
             yield (
                 f"objective.{key} = {getattr(objective, key)} with reward.normalise = each: it changes the sum of the "
                 "rewards; set reward.normalise to sum"
             )
+
+    def _list_negative_rewards(self) -> Iterator[str]:
+        """Yield the settings under which a reward that is compared may be below 0."""
+        for name, weight in self.reward.functions.items():
+            if (weight < 0 and self.reward.normalise == "sum") or (weight and name == "repetition"):
+                yield f"reward.functions = {{{name}: {weight:g}}}"
+        if self.kl_in_reward:
+            yield "objective.kl_in = reward"
+        if self.objective.overlong_buffer:
+            yield f"objective.overlong_buffer = {self.objective.overlong_buffer}"
 
     def _signal_misfits(self) -> Iterator[str]:
         """Yield those of `signal`."""

@@ -194,6 +194,14 @@ class PromptStream:
     def restore(self, state: StreamState) -> None:
         """Go on from `state`. Raises DataError when it was taken on other rows."""
         check_rows(state, self._source)
+        rows = len(self._source)
+        held = all(0 <= visit.row < rows and visit.epoch >= 0 for visit in state.deferred)
+        if not (state.epoch >= 0 and 0 <= state.position <= rows and held):
+            raise DataError(
+                "the place in the training data is none",
+                got=f"epoch {state.epoch}, position {state.position} of {rows} rows",
+                remedy="resume from a checkpoint as a run wrote it",
+            )
         self._go_to(state)
 
     def _go_to(self, state: StreamState) -> None:

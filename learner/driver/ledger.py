@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.errors import DataError
+from common.errors import CheckpointError, DataError
 from common.types import FailedGroup, Group, ScoredGroup
 
 _COUNTS = ("dispatched", "trained", "dropped", "failed", "filtered")
@@ -33,9 +33,16 @@ class Ledger:
         return {name: getattr(self, name) for name in _COUNTS}
 
     def restore(self, counts: Mapping[str, int]) -> None:
-        """Go on with the counts of a checkpoint."""
-        for name in _COUNTS:
-            setattr(self, name, counts[name])
+        """Go on with the counts of a checkpoint. Raises CheckpointError for some that no run wrote."""
+        found = [counts[name] for name in _COUNTS]
+        if any(type(count) is not int or count < 0 for count in found) or found[1] + found[2] > found[0]:
+            raise CheckpointError(
+                "the counts of groups in the checkpoint cannot be used",
+                got=dict(zip(_COUNTS, found, strict=True)),
+                remedy="resume from a checkpoint as a run wrote it",
+            )
+        for name, count in zip(_COUNTS, found, strict=True):
+            setattr(self, name, count)
 
     def drop(self, lost: FailedGroup) -> None:
         """Count a group that failed as dropped, and log its prompt and reason.

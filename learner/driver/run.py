@@ -9,7 +9,7 @@ from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
-from common.errors import DataError, LearnerError
+from common.errors import CheckpointError, DataError, LearnerError, raise_as
 from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
@@ -86,12 +86,21 @@ class Run:
         return f"{best_by} did not rise above {best:.3f}{more} in {evaluation.stop_after} evaluations"
 
     def restore(self, point: ResumePoint) -> None:
-        """Go on exactly where the checkpoint was written: weights, data, counts."""
+        """Go on exactly where the checkpoint was written: weights, data, counts.
+
+        Raises CheckpointError, or DataError where the rows are others, for a checkpoint that cannot be used.
+        """
         self.learner.load(point.place, point.reports)
-        self.feed.restore(StreamState(**point.state.stream))
-        self.ledger.restore(point.state.counts)
-        self.steering.restore(point.state.control["steering"])
-        self.solve_rates.restore(point.state.control["solve_rates"])
+        rows = {outline.id for outline in self.inputs.data.train.outlines}
+        with raise_as(
+            CheckpointError,
+            f"the driver's state in checkpoint {point.place} cannot be used",
+            remedy="resume from a checkpoint as a run wrote it",
+        ):
+            self.feed.restore(StreamState(**point.state.stream))
+            self.ledger.restore(point.state.counts)
+            self.steering.restore(point.state.control["steering"])
+            self.solve_rates.restore(point.state.control["solve_rates"], rows)
         self.version = self.checkpoints.newest = point.state.step
 
     def begin_batch(self) -> StepBatch:
@@ -171,6 +180,8 @@ class Run:
         if result.updates:
             check_gaps(self.config, step, scored, result.gaps)
             self.steering.observe(result)
+            if result.skipped:
+                self.tracker.event("updates_skipped", step=step, taken=result.updates, skipped=result.skipped)
         return result
 
     def skip(self, step: int, scored: Sequence[ScoredGroup], result: StepResult) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.config.schema import Config, RewardConfig
+from common.errors import RewardError
 from common.types import ScoredGroup
 
 SUMMED = RewardConfig()
@@ -24,9 +25,13 @@ def all_equal(rewards: Tensor) -> bool:
 def centre(rewards: Tensor) -> Tensor:
     """Return (G,) rewards less their mean; exactly 0 where all are equal.
 
-    By formula they would not be 0: in float32 the mean of 16 rewards of 1.2 is not 1.2.
+    By formula they would not be 0: in float32 the mean of 16 rewards of 1.2 is not 1.2. The mean is taken in float64:
+    of rewards around 1e8 it would be off by some.
     """
-    return torch.zeros_like(rewards) if all_equal(rewards) else rewards - rewards.mean()
+    if all_equal(rewards):
+        return torch.zeros_like(rewards)
+    wide = rewards.double()
+    return (wide - wide.mean()).to(rewards.dtype)
 
 
 def advantages(rewards: Tensor) -> Tensor:
@@ -35,7 +40,12 @@ def advantages(rewards: Tensor) -> Tensor:
     Rewards (1, 0, 0, 0) have mean 0.25 and std 0.5, so their advantages are (1.5, -0.5, -0.5, -0.5). Equal rewards
     have advantage 0 exactly, and so has a group of one.
     """
-    return centre(rewards) if all_equal(rewards) else centre(rewards) / (rewards.std() + EPS)
+    return centre(rewards) if all_equal(rewards) else centre(rewards) / (_measure_std(rewards) + EPS)
+
+
+def _measure_std(rewards: Tensor) -> Tensor:
+    """Return the unbiased deviation, computed in float64 as the mean of `centre` is."""
+    return rewards.double().std().to(rewards.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +63,7 @@ def compare_in_group(step: StepRewards) -> list[Tensor]:
 
 def compare_by_batch(step: StepRewards) -> list[Tensor]:
     """Compare with the mean of the group and the deviation of all rewards of the step (arXiv:2508.08221)."""
-    std = torch.cat(list(step.rewards)).std() + EPS
+    std = _measure_std(torch.cat(list(step.rewards))) + EPS
     return [centre(rewards) / std for rewards in step.rewards]
 
 
@@ -68,7 +78,10 @@ def compare_with_others(step: StepRewards) -> list[Tensor]:
 
 
 def compare_as_share(step: StepRewards) -> list[Tensor]:
-    """Return (reward - mean) / mean, and 0 where the mean is 0 (MaxRL; arXiv:2602.02710)."""
+    """Return (reward - mean) / mean, and 0 where the mean is 0 (MaxRL; arXiv:2602.02710).
+
+    Rewards are at least 0: a mean below 0 would turn better into worse. `step_advantages` refuses others.
+    """
     means = [rewards.mean() for rewards in step.rewards]
     return [
         centre(rewards) / mean if mean else torch.zeros_like(rewards)
@@ -90,11 +103,12 @@ def whiten_centred(step: StepRewards) -> list[Tensor]:
 
 
 def _whiten(values: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+    dtype, values = values[0].dtype, [value.double() for value in values]  # squares overflow in float32
     tokens = torch.cat([value.repeat_interleave(length) for value, length in zip(values, lengths, strict=True)])
     if all_equal(tokens):  # by formula not 0: see `centre`
-        return [torch.zeros_like(value) for value in values]
+        return [torch.zeros_like(value, dtype=dtype) for value in values]
     scale = torch.rsqrt(tokens.var() + WHITEN_EPS)
-    return [(value - tokens.mean()) * scale for value in values]
+    return [((value - tokens.mean()) * scale).to(dtype) for value in values]
 
 
 COMPARISONS: dict[str, Callable[[StepRewards], list[Tensor]]] = {
@@ -114,7 +128,11 @@ def step_advantages(scored: Sequence[ScoredGroup], how: str = "group", reward: R
     `sum` compares the weighted sums. `each` adds up the advantages of each reward function by itself, times its
     weight: two completions that differ in one function differ alike, whatever the others do (Liu et al. 2026,
     arXiv:2601.05242, without its second normalisation over the batch).
+
+    Raises RewardError for a reward below 0 where it would be compared as a share of a mean.
     """
+    if how == "mean":
+        _refuse_negative(scored, reward)
     lengths = [torch.tensor([len(c.token_ids) for c in one.group.completions]) for one in scored]
     parts = [_select_rewards(one, reward) for one in scored]
     totals = [torch.zeros(len(one.rewards)) for one in scored]
@@ -123,6 +141,20 @@ def step_advantages(scored: Sequence[ScoredGroup], how: str = "group", reward: R
         weighted = [weight * own for (weight, _), own in zip(function, compared, strict=True)]
         totals = [total + own for total, own in zip(totals, weighted, strict=True)]
     return totals
+
+
+def _refuse_negative(scored: Sequence[ScoredGroup], reward: RewardConfig) -> None:
+    """Raise RewardError naming the first group that has a reward below 0."""
+    for one in scored:
+        for _, rewards in _select_rewards(one, reward):
+            if rewards.min() < 0:
+                raise RewardError(
+                    "objective.advantage = mean compares a reward with the mean of its group, as a share of it: it "
+                    "wants rewards of at least 0",
+                    got=f"a reward of {rewards.min():g} in the group of {one.prompt.id}, whose mean is "
+                    f"{rewards.mean():g}",
+                    remedy="start a new run with objective.advantage=group or none, or mend the reward and resume=auto",
+                )
 
 
 def shape_rewards(scored: ScoredGroup, kl: Sequence[float] | None, *, longest: int, buffer: int) -> ScoredGroup:

@@ -100,6 +100,24 @@ SURROGATES: dict[str, Callable[[LossInputs], Tensor]] = {
 }
 
 
+def find_clipped(inputs: LossInputs) -> Tensor:
+    """Say of each of (N,) tokens whether the ratio that its surrogate takes is outside the clip. sapo has none."""
+    objective, loss = inputs.objective, inputs.objective.loss
+    log_ratio = inputs.logp.detach() - inputs.anchor
+    if loss == "sapo":
+        return torch.zeros_like(inputs.row).bool()
+    if loss == "gmpo":
+        better = inputs.advantage[inputs.row] > 0
+        return torch.where(better, log_ratio > objective.clip_high, log_ratio < -objective.clip_low)
+    if loss in ("gspo", "gspo_token"):
+        log_ratio = inputs.mean_rows(log_ratio)[inputs.row]
+    elif loss == "rloo":
+        log_ratio = inputs.sum_rows(log_ratio)[inputs.row]
+    ratio, least = log_ratio.exp(), 1 - objective.clip_low
+    bounded = loss != "cispo" or 0 < objective.clip_low < 1
+    return (ratio > 1 + objective.clip_high) | ((ratio < least) if bounded else False)
+
+
 def _mean_ratio(inputs: LossInputs) -> Tensor:
     """Return the (R,) ratios of whole completions, as the geometric mean over their tokens."""
     return bounded_exp(inputs.mean_rows(inputs.logp - inputs.anchor))

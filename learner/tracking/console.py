@@ -10,7 +10,7 @@ from common.command import say
 from common.config.schema import Config
 from common.types import ScoredGroup
 from learner.text import format_clock
-from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample, name_gap
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured_of
 
 _SHORT = dict(zip(STAGES, ("gen", "rew", "learn", "pub", "idle"), strict=True))
@@ -63,7 +63,7 @@ class LineConsole:
             "kl": f"kl={record.kl:<6.4f}",
             "entropy": f"entropy={record.entropy:<5.3f}",
             "grad_norm": f"grad={record.grad_norm:<5.2g}",
-            "logprob_gap_max": f"gap={record.logprob_gap_max:<5.0e}",
+            "logprob_gap_max": f"{name_gap(record)}={record.youngest_gap:<5.0e}",
         }
         cells = [
             f"step={record.step + 1:>{width}}/{self._steps}",

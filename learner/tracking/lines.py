@@ -44,6 +44,11 @@ def count_troubles(record: StepRecord) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def name_gap(record: StepRecord) -> str:
+    """Return "gap", or "gap@2" where all tokens were sampled with weights of 2 steps before or older."""
+    return f"gap@{record.youngest_lag}" if record.youngest_lag > 0 else "gap"
+
+
 def format_evaluation(lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Return `accuracy 0.915, invalid 0.000, closed-set 0.920; new 0.700; H 0.794`, the held-out rows first."""
     own = lines.get(HELD_OUT, {})

@@ -25,7 +25,7 @@ from common.errors import escape_unprintable
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import format_clock
-from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample
+from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample, name_gap
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured_of
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
@@ -165,7 +165,7 @@ def _draw_numbers(record: StepRecord, history: History, width: int, unmeasured: 
         ("entropy", f"{record.entropy:.3f}", "entropy"),
         ("grad norm", f"{record.grad_norm:.3g}", "grad_norm"),
         ("lr", f"{record.lr:.1e}", "lr"),
-        ("gap", f"{record.logprob_gap_max:.0e}", "logprob_gap_max"),
+        (name_gap(record), f"{record.youngest_gap:.0e}", "logprob_gap_max"),
         ("worst gap", f"{history.max_logprob_gap:.0e}", "logprob_gap_max"),
         ("tokens", f"{record.completion_length:.1f}", "completion_length"),
         ("truncated", f"{record.truncated_share:.0%}", "truncated_share"),

@@ -66,6 +66,16 @@ class StepRecord:
             )
 
     @property
+    def youngest_lag(self) -> int:
+        """The fewest steps between weights that sampled and those that learn: 0 where nothing was sampled earlier."""
+        return min((int(lag) for lag in self.gap_counts), default=0)
+
+    @property
+    def youngest_gap(self) -> float:
+        """The largest gap of tokens of that lag; at lag 0 `learner.max_logprob_gap` is its limit."""
+        return self.lag.get(f"{self.youngest_lag}/gap_max", self.logprob_gap_max)
+
+    @property
     def shares(self) -> dict[str, float]:
         """The share of the step that each stage took, in the order of STAGES."""
         return {stage: self.seconds[stage] / max(self.step_seconds, 1e-9) for stage in STAGES}

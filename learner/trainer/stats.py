@@ -14,6 +14,7 @@ from common.types import GroupGap, ScoredGroup, StepResult
 from learner.model.logprobs import Scores
 from learner.objective.corrections import correct
 from learner.objective.mismatch import Mismatch
+from learner.objective.ratios import find_clipped
 from learner.objective.records import LossInputs
 
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
@@ -42,7 +43,8 @@ class RankStats:
     by_lag: Mapping[int, Mismatch]  # of sampled tokens, by steps between the weights that sampled and those that learn
     gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id
     grad_norm: float  # of all ranks
-    updates: int  # optimizer steps taken; 0 where loss or gradient was no finite number
+    updates: int  # optimizer steps taken
+    skipped: int  # those left out, since loss or gradient was no finite number
     lr: float
     probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
 
@@ -83,11 +85,10 @@ def measure_pack(
 
 
 def _find_clipped(inputs: LossInputs, weight: Tensor) -> Tensor:
-    """Find the (N,) tokens whose ratio to the policy before the step, or else to the engine, is outside the clip."""
+    """Find the (N,) tokens that the clip of the loss acts on, or whose ratio to the engine is far, before it acts."""
     if inputs.at_anchor:
         return (weight < CLIP_RANGE[0]) | (weight > CLIP_RANGE[1])
-    ratio, objective = (inputs.logp.detach() - inputs.anchor).exp(), inputs.objective
-    return (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
+    return find_clipped(inputs)
 
 
 def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: bool) -> RankStats:
@@ -100,6 +101,7 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: 
         gaps={name: GroupGap(total=own.gap, largest=own.largest, tokens=own.tokens) for name, _, own in found},
         grad_norm=grad_norm,
         updates=int(applied),
+        skipped=int(not applied),
         lr=lr,
         probabilities={name: shares for pack in packs for name, shares in pack.probabilities.items()},
     )
@@ -108,17 +110,20 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: 
 def average_updates(updates: Sequence[RankStats]) -> RankStats:
     """Return the figures of a rank in a step from those of its optimizer steps.
 
-    Loss, KL and norm are means over them, all that is counted in tokens adds up.
+    Loss, KL and norm are means over them, all that is counted in tokens adds up. Those left out are not counted, but
+    where all of them were.
     """
     if len(updates) == 1:
         return updates[0]
-    sums = {name: sum(getattr(one, name) for one in updates) for name in SUMS}
+    taken = [one for one in updates if one.updates] or updates
+    sums = {name: sum(getattr(one, name) for one in taken) for name in SUMS}
     return RankStats(
-        **sums | {name: sums[name] / len(updates) for name in ("loss", "kl")},
-        by_lag=_add_by_lag(pair for one in updates for pair in one.by_lag.items()),
+        **sums | {name: sums[name] / len(taken) for name in ("loss", "kl")},
+        by_lag=_add_by_lag(pair for one in taken for pair in one.by_lag.items()),
         gaps={name: gap for one in updates for name, gap in one.gaps.items()},
-        grad_norm=fmean(one.grad_norm for one in updates),
+        grad_norm=fmean(one.grad_norm for one in taken),
         updates=sum(one.updates for one in updates),
+        skipped=sum(one.skipped for one in updates),
         lr=updates[0].lr,
         probabilities={name: shares for one in reversed(updates) for name, shares in one.probabilities.items()},
     )
@@ -139,6 +144,7 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
         entropy=total["entropy"] / total["tokens"],
         grad_norm=stats[0].grad_norm,
         updates=stats[0].updates,
+        skipped=stats[0].skipped,
         lr=stats[0].lr,
         clip_share=total["clipped"] / max(1, whole.tokens),
         logprob_gap_mean=whole.gap_mean,

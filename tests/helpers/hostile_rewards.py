@@ -50,10 +50,10 @@ def exits(completions: Sequence[str], **columns: Any) -> list[float]:
 
 
 def accuracy_until_told(completions: Sequence[str], *, label: str, **columns: Any) -> list[float]:
-    """Accuracy; once there is a file at TOLD, rewards of either sign whose mean is nearly none."""
+    """Accuracy; once there is a file at TOLD, rewards whose gradient float32 cannot hold."""
     if not Path(os.environ[TOLD]).exists():
         return [float(label in completion) for completion in completions]
-    return [1e15, -1e15, *[1e-9] * (len(completions) - 2)]
+    return [1e15, -1e15, *[0.0] * (len(completions) - 2)]
 
 
 def nan(completions: Sequence[str], **columns: Any) -> list[float]:

@@ -144,5 +144,13 @@ def step_result(**changes: Any) -> StepResult:
         "engine_kl",
     )
     figures: dict[str, Any] = dict.fromkeys((*names, "corrected_share"), 0.0)
-    figures |= {"updates": 1, "effective_share": 1.0, "gaps": {}, "by_lag": {}, "tokens": 9, "probabilities": {}}
+    figures |= {
+        "updates": 1,
+        "skipped": 0,
+        "effective_share": 1.0,
+        "gaps": {},
+        "by_lag": {},
+        "tokens": 9,
+        "probabilities": {},
+    }
     return StepResult(**figures | changes)

@@ -14,8 +14,8 @@ from tests.helpers import hostile_rewards, jobs
 
 pytestmark = pytest.mark.engine
 WORDS = (
-    "reward.functions={tests.helpers.hostile_rewards:accuracy_until_told: 1}",
-    "objective.advantage=mean",
+    "reward.functions={tests.helpers.hostile_rewards:accuracy_until_told: 1000000}",
+    "objective.advantage=none",
     "checkpoint.every=2",
     "checkpoint.keep=9",
     "learner.max_skipped_steps=2",

@@ -5,12 +5,14 @@ A completion is right if its answer is, as reward `accuracy` and every evaluatio
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import fsum
 from typing import NamedTuple
 
 from common.config.schema import Config
+from common.errors import CheckpointError
 from common.labels.answers import is_right
 from common.types import ScoredGroup, request_seed
 
@@ -113,12 +115,32 @@ class SolveRates:
         """Return what a checkpoint must hold: a copy, which later steps leave as it is."""
         return dict(self._rows)
 
-    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Go on from the state of a checkpoint."""
-        self._rows = {}
-        for row, (right, asked, solved, epoch) in state.items():
-            self._rows[row] = RowRecord(right, asked, int(solved), int(epoch))
+    def restore(self, state: Mapping[str, Sequence[float]], known: Container[str] | None = None) -> None:
+        """Go on from the state of a checkpoint.
+
+        Args:
+            known: the rows of the data; None: any.
+
+        Raises CheckpointError for a table that no run wrote.
+        """
+        for row, record in state.items():
+            if (known is not None and row not in known) or not _is_sound(record):
+                raise CheckpointError(
+                    "the table of solve rates in the checkpoint cannot be used",
+                    got=f"{row}: {record}" if known is None or row in known else f"{row}, which is no row of the data",
+                    remedy="resume from a checkpoint as a run wrote it",
+                )
+        self._rows = {row: RowRecord(*record) for row, record in state.items()}  # type: ignore[arg-type]
         self._counts = Counter(record.kind for record in self._rows.values())
+
+
+def _is_sound(record: Sequence[float]) -> bool:
+    """Say whether a record may be that of a row: 0 to `asked` completions were right, in so many visits."""
+    if len(record) != len(RowRecord._fields) or any(type(value) not in (int, float) for value in record):
+        return False
+    right, asked, solved, epoch = record
+    counts = isinstance(solved, int) and isinstance(epoch, int) and min(solved, epoch) >= 0
+    return counts and 0 <= right <= asked < math.inf and asked > 0
 
 
 def find_chance(rate: float) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from common.config.schema import Config
+from common.errors import CheckpointError
 from common.types import StepResult
 from learner.objective.records import Coefficients
 
@@ -44,7 +45,7 @@ class Steering:
             off = min(max(result.kl / target - 1, -_MOST), _MOST)
             share = min(1.0, self._completions / self._objective.kl_horizon)  # of more the weight could turn negative
             self._beta = min(self._beta * (1 + off * share), _LARGEST_BETA)
-        if self._objective.entropy_floor is not None:
+        if self._objective.entropy_floor is not None and math.isfinite(result.entropy):
             self._below_floor = result.entropy < self._objective.entropy_floor
 
     def state(self) -> dict[str, float]:
@@ -52,5 +53,12 @@ class Steering:
         return {"beta": self._beta, "below_floor": float(self._below_floor)}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from the state of a checkpoint."""
-        self._beta, self._below_floor = state["beta"], bool(state["below_floor"])
+        """Go on from the state of a checkpoint. Raises CheckpointError for one that no run wrote."""
+        beta, below = state["beta"], state["below_floor"]
+        if not 0 <= beta <= _LARGEST_BETA or below not in (0, 1):
+            raise CheckpointError(
+                "the steered coefficients in the checkpoint cannot be used",
+                got=f"beta {beta}, below_floor {below}",
+                remedy="resume from a checkpoint as a run wrote it",
+            )
+        self._beta, self._below_floor = float(beta), bool(below)

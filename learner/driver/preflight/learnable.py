@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from common.config.objective import has_ratio_of_1
 from common.config.schema import Config, flatten
 from rollout.rewards import REWARDS
 
@@ -38,11 +39,17 @@ def warn_of_few_rows(config: Config, *, rows: int, say: Callable[[str], None]) -
 
 def _list_doubts(config: Config) -> Iterator[str]:
     """Yield a line for each doubt, which names its keys as `section.key = value`."""
-    learner = config.learner
+    learner, loss = config.learner, config.objective.loss
     if idle := list(_list_idle(config)):
         yield f"without effect under the other settings: {', '.join(idle)}"
     if config.sampled_prompts:
         yield from _list_sampling_doubts(config)
+        settled = config.objective.model_copy(update={"correction": config.correction_at(lag=0)})
+        if loss in ("gspo", "gspo_token", "gmpo", "cispo", "sapo") and has_ratio_of_1(settled):
+            yield (
+                f"objective.loss = {loss} with objective.updates = 1: its ratios are 1 throughout, so it learns as "
+                "grpo does; raise objective.updates"
+            )
     if learner.lr < LEAST_STEP:
         yield f"learner.lr = {learner.lr:g} is too small to change a weight in float32"
     if learner.beta > HOT_KL:

@@ -28,7 +28,7 @@ def test_a_preset_is_printed_and_read_back(name: str, tmp_path: Any) -> None:
 
 
 def test_a_key_beside_a_preset_holds_before_it() -> None:
-    words = ["objective.clip_high=0.5", "objective.preset=dapo"]
+    words = ["objective.clip_high=0.5", "objective.updates=2", "objective.preset=dapo"]
     for order in (words, words[::-1]):
         objective = parse(order).config.objective
         assert (objective.clip_high, objective.aggregation) == (0.5, "token")
@@ -36,11 +36,14 @@ def test_a_key_beside_a_preset_holds_before_it() -> None:
 
 # A key that is changed, and settings under which it has an effect and none.
 IDLE: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
-    ("gate_low", 2.0, {"objective": {"loss": "sapo"}}, {}),
-    ("gate_high", 2.0, {"objective": {"loss": "sapo"}}, {}),
-    ("clip_low", 0.3, {}, {"objective": {"loss": "sapo"}}),
-    ("clip_high", 0.3, {}, {"objective": {"loss": "sapo"}}),
-    ("dual_clip", 3.0, {}, {"objective": {"loss": "cispo"}}),
+    ("gate_low", 2.0, {"objective": {"loss": "sapo", "updates": 2}}, {"objective": {"updates": 2}}),
+    ("gate_high", 2.0, {"objective": {"loss": "sapo", "minibatches": 2}}, {"objective": {"loss": "sapo"}}),
+    ("clip_low", 0.3, {"objective": {"updates": 2}}, {"objective": {"loss": "sapo", "updates": 2}}),
+    ("clip_high", 0.3, {"objective": {"minibatches": 2}}, {"objective": {"loss": "sapo", "minibatches": 2}}),
+    ("clip_low", 0.3, {"objective": {"correction": "bypass"}}, {}),
+    ("clip_high", 0.3, {"objective": {"correction": "bypass"}}, {"objective": {"preset": "dapo"}}),
+    ("dual_clip", 3.0, {"objective": {"updates": 2}}, {"objective": {"loss": "cispo", "updates": 2}}),
+    ("dual_clip", 3.0, {"objective": {"updates": 2}}, {"model": {"dtype": "bfloat16"}}),
     ("kl", "k2", {}, {"learner": {"beta": 0.0}}),
     ("kl_in", "reward", {}, {"learner": {"beta": 0.0}}),
     ("kl_corrected", True, {}, {"learner": {"beta": 0.0}}),
@@ -80,11 +83,37 @@ def test_a_key_without_effect_is_refused(key: str, value: Any, active: dict[str,
         ({"objective": {"overlong_buffer": 1024}}, "it must be shorter"),
         ({"objective": {"overlong_buffer": 4}, "reward": {"normalise": "each"}}, "set reward.normalise to sum"),
         ({"objective": {"kl_in": "reward"}, "reward": {"normalise": "each"}}, "set reward.normalise to sum"),
+        ({"objective": {"correction": "mask", "correction_low": 1.1}}, "correction_low"),
+        ({"objective": {"correction": "truncate", "correction_high": 0.9}}, "correction_high"),
     ],
 )
 def test_what_does_not_fit_is_refused(raw: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         Config.model_validate(raw)
+
+
+NEGATIVE: list[dict[str, Any]] = [
+    {"reward": {"functions": {"accuracy": 1.0, "length": -0.1}, "length_target": 9}},
+    {"reward": {"functions": {"accuracy": 1.0, "repetition": 0.1}}},
+    {"reward": {"functions": {"accuracy": 1.0, "repetition": 0.1}, "normalise": "each"}},
+    {"objective": {"kl_in": "reward"}},
+    {"objective": {"overlong_buffer": 4}},
+]
+
+
+@pytest.mark.parametrize("raw", NEGATIVE)
+def test_rewards_below_0_are_no_shares_of_their_mean(raw: dict[str, Any]) -> None:
+    own = raw.get("objective", {})
+    Config.model_validate(raw | {"objective": own | {"advantage": "none"}})
+    for mean in ({"advantage": "mean"}, {"preset": "maxrl", "advantage": "mean"}):
+        with pytest.raises(ValidationError, match=r"objective\.advantage = mean with .* below 0"):
+            Config.model_validate(raw | {"objective": own | mean})
+
+
+def test_a_penalty_that_is_compared_by_itself_may_have_any_weight() -> None:
+    functions = {"accuracy": 1.0, "length": -0.1}
+    raw = {"reward": {"functions": functions, "length_target": 9, "normalise": "each"}}
+    Config.model_validate({**raw, "objective": {"advantage": "mean"}})
 
 
 def test_unknown_presets_are_refused_by_name() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import DataError
+from common.errors import CheckpointError, DataError
 from common.types import Completion, FailedGroup, Group
 from learner.driver.ledger import Ledger
 
@@ -58,3 +58,9 @@ def test_books_survive_a_checkpoint(ledger: Ledger) -> None:
     other = Ledger(on_event=lambda kind, **fields: None, max_drop_share=1.0)
     other.restore(ledger.counts())
     assert (other.dispatched, other.trained, other.dropped, other.pending) == (7, 5, 1, 1)
+
+
+@pytest.mark.parametrize("planted", [{"trained": -1}, {"dropped": 1.5}, {"failed": "1"}, {"dispatched": 4}])
+def test_counts_that_no_run_wrote_are_refused(ledger: Ledger, planted: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="the counts of groups in the checkpoint"):
+        ledger.restore({"dispatched": 5, "trained": 3, "dropped": 2, "failed": 1, "filtered": 0} | planted)

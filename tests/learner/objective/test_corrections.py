@@ -20,7 +20,13 @@ from tests.learner.objective.test_reference_values import ENGINE, NEW, OLD, ROW,
 
 CORRECTIONS: list[dict[str, Any]] = [
     {"correction": kind, "correction_level": level} for kind in ("truncate", "mask") for level in WEIGHTS
-] + [{"sequence_mask": 0.05}, {"correction": "bypass"}]
+] + [
+    {"sequence_mask": 0.05},
+    {"correction": "bypass"},
+    {"correction": "truncate", "correction_high": 1.0},
+    {"correction": "mask", "correction_low": 1.0, "correction_high": 1.0},
+    {"correction": "bypass", "clip_low": 0.0, "clip_high": 1e-30, "dual_clip": 1.5},
+]
 WEIGHING = [own for own in CORRECTIONS if own.get("correction") in ("truncate", "mask")]
 
 

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.config.schema import RewardConfig
+from common.errors import RewardError
 from common.types import ScoredGroup
 from learner.model.pack import build_pack
 from learner.model.rows import build_rows
-from learner.objective.advantages import SUMMED, advantages, is_zero_std, step_advantages
+from learner.objective.advantages import COMPARISONS, SUMMED, StepRewards, advantages, is_zero_std, step_advantages
 from learner.objective.kl import k3
 from learner.objective.losses import LOSSES
 from learner.objective.records import Coefficients, LossInputs, StepCounts
@@ -362,3 +363,31 @@ def test_learning_rate(schedule: str, warmup: int, wanted: list[float]) -> None:
         for step in range(4)
     ]
     np.testing.assert_allclose(rates, 2e-3 * np.array(wanted))
+
+
+@pytest.mark.parametrize("how", COMPARISONS)
+@pytest.mark.parametrize(("base", "spread"), [(0.0, 1e21), (1e8, 16.0), (0.0, 1e-6)])
+def test_rewards_of_any_size_are_compared_as_in_float64(how: str, base: float, spread: float) -> None:
+    """The squares of 1e21 are infinite in float32, and the mean of rewards around 1e8 is off by 4 there."""
+    rewards = [torch.tensor([base + spread * one for one in own]) for own in ([1, 0, 0], [0, 1, 1, 0, 0], [1, 1])]
+    lengths = [torch.arange(1, len(own) + 1) for own in rewards]
+    found = COMPARISONS[how](StepRewards(rewards=rewards, lengths=lengths))
+    wide = COMPARISONS[how](StepRewards(rewards=[own.double() for own in rewards], lengths=lengths))
+    for own, wanted in zip(found, wide, strict=True):
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own, wanted.float(), rtol=1e-5, atol=1e-30)
+    assert any(own.any() for own in found)
+
+
+@pytest.mark.parametrize("normalise", ["sum", "each"])
+def test_a_reward_below_0_is_no_share_of_a_mean(normalise: Literal["sum", "each"]) -> None:
+    """Of rewards -1 and -3 the better one would be pushed down: (-1 - -2) / -2. Other comparisons take them."""
+    config = RewardConfig(functions={"accuracy": 2.0, "format": 0.5}, normalise=normalise)
+    sound, below = scored([1, 0, 0, 1], [1, 1, 0, 1]), scored([-1, -3, -1, -1], [1, 1, 1, 1])
+    assert step_advantages([sound], "mean", config)[0].any()
+    with pytest.raises(
+        RewardError, match=rf"objective\.advantage = mean .*\n.*the group of {below.prompt.id}, whose mean"
+    ):
+        step_advantages([sound, below], "mean", config)
+    for how in COMPARISONS.keys() - {"mean"}:
+        assert step_advantages([sound, below], how, config)[1].isfinite().all()

@@ -13,6 +13,7 @@ from learner.model.head import ScoringSpec, make_scoring_head
 from learner.objective.advantages import COMPARISONS, StepRewards, punish_overlong
 from learner.objective.kl import KL
 from learner.objective.losses import LOSSES
+from learner.objective.ratios import find_clipped
 from learner.objective.records import Coefficients, LossInputs, StepCounts
 
 ROW, GROUP = [0, 0, 1, 2, 3, 3], [0, 0, 1, 1]
@@ -247,3 +248,22 @@ def test_the_entropy_bonus() -> None:
     wanted = torch.tensor([[[-0.2825874511, 0.1407703575, 0.1418170936]]])
     assert states.grad is not None
     torch.testing.assert_close(states.grad, wanted, rtol=0, atol=1e-6)
+
+
+# By hand from the log-ratios new - old of the rows: (.4, -.1), (1.2), (-.15), (-.2, .1). Advantages +, -, -, +.
+CLIPPED: list[tuple[dict[str, Any], list[int]]] = [
+    ({"loss": "grpo"}, [1, 0, 1, 0, 0, 0]),  # ratios 1.49, .905, 3.32, .861, .819, 1.105
+    ({"loss": "grpo", "clip_low": 0.15, "clip_high": 0.1}, [1, 0, 1, 0, 1, 1]),
+    ({"loss": "gspo", "clip_low": 0.04, "clip_high": 0.2}, [0, 0, 1, 1, 1, 1]),  # means .15, 1.2, -.15, -.05
+    ({"loss": "gspo_token", "clip_low": 0.14, "clip_high": 0.1}, [1, 1, 1, 0, 0, 0]),
+    ({"loss": "rloo"}, [1, 1, 1, 0, 0, 0]),  # sums .3, 1.2, -.15, -.1
+    ({"loss": "gmpo", "clip_low": 0.1, "clip_high": 0.3}, [1, 0, 0, 1, 0, 0]),
+    ({"loss": "cispo", "clip_low": 0.0, "clip_high": 2.0}, [0, 0, 1, 0, 0, 0]),
+    ({"loss": "cispo", "clip_low": 0.15, "clip_high": 2.0}, [0, 0, 1, 0, 1, 0]),
+    ({"loss": "sapo"}, [0, 0, 0, 0, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("own", "wanted"), CLIPPED)
+def test_the_clipped_share_is_of_what_each_loss_clips(own: dict[str, Any], wanted: list[int]) -> None:
+    assert find_clipped(case(torch.float64, own)).int().tolist() == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def save_at(step: int) -> Callable[[Place], Saved]:
 def test_state_survives_the_disk(tmp_path: Path) -> None:
     write_state(tmp_path, state(5))
     assert read_state(tmp_path) == state(5)
+
+
+def test_the_solve_rates_of_many_rows_take_little_room(tmp_path: Path) -> None:
+    rows = {f"train/{row}": [row % 16 * 0.5, 24.0, row % 3, 2] for row in range(10_000)}
+    written = state(5)
+    write_state(tmp_path, replace(written, control={**written.control, "solve_rates": rows}))
+    assert (tmp_path / "state.json").stat().st_size < 32 * len(rows)
+    assert read_state(tmp_path).control["solve_rates"] == rows
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 5}', '{"config_hash": "x", "config": {"setps": 1}}'])

@@ -109,3 +109,16 @@ def test_sparklines(values: list[float], width: int, bars: str) -> None:
 
 def test_clock() -> None:
     assert [format_clock(seconds) for seconds in (0, 93, 7384)] == ["0:00", "1:33", "2:03:04"]
+
+
+@pytest.mark.parametrize(
+    ("lags", "cell"),
+    [({"0": 1e-6}, "gap=1e-06"), ({"0": 1e-6, "2": 0.5}, "gap=1e-06"), ({"1": 0.25, "2": 0.5}, "gap@1=2e-01")],
+)
+def test_the_gap_is_of_the_youngest_weights_that_sampled(lags: dict[str, float], cell: str) -> None:
+    """The limit of a run is of lag 0: older weights are another policy."""
+    out = io.StringIO()
+    counts = dict.fromkeys(lags, (1, 2))
+    gaps = {f"{lag}/gap_max": gap for lag, gap in lags.items()}
+    LineConsole(CONFIG, out).step(record(3, gap_counts=counts, lag=gaps, logprob_gap_max=0.5))
+    assert cell in out.getvalue().split()

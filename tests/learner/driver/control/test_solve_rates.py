@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from common.config.schema import Config
+from common.errors import CheckpointError
 from common.types import ScoredGroup
 from learner.driver.control.solve_rates import SolveRates, find_chance
 from tests.helpers.fake_run import scored
@@ -133,3 +135,29 @@ def test_hard_and_easy_rows_are_counted_as_they_change() -> None:
     assert table.describe() == {"rows": 8, "hard": 2 / 8, "easy": 2 / 8}
     other.restore(table.state())
     assert other.describe() == table.describe()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {ROW: [math.nan, 4, 0, 0]},
+        {ROW: [4, math.inf, 0, 0]},
+        {ROW: [-1, 4, 0, 0]},
+        {ROW: [5, 4, 0, 0]},
+        {ROW: [0, 0, 0, 0]},
+        {ROW: [1, 4, -1, 0]},
+        {ROW: [1, 4, 0, 0.5]},
+        {ROW: [1, 4, 0, -1]},
+        {ROW: ["1", 4, 0, 0]},
+        {ROW: [True, 4, 0, 0]},
+        {ROW: [1, 4, 0]},
+        {ROW: [1, 4, 0, None]},
+        {"train/99": [1, 4, 0, 0]},
+    ],
+)
+def test_a_table_that_no_run_wrote_is_refused_by_the_row(planted: Any) -> None:
+    table = make_table()
+    table.restore({ROW: [1, 4, 0, 0]}, {ROW})
+    with pytest.raises(CheckpointError, match=f"table of solve rates.*\n.*got: +{min(planted)}"):
+        table.restore(planted, {ROW})
+    assert table.describe() == {"rows": 1, "hard": 0.0, "easy": 0.0}, "it is as before"

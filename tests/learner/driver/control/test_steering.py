@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.config.schema import Config
+from common.errors import CheckpointError
 from learner.driver.control.steering import Steering
 from tests.helpers import tiny
 
@@ -49,10 +50,10 @@ def test_the_weight_stays_a_sound_number_whatever_was_measured(kl: float, horizo
 def test_the_entropy_bonus_acts_below_the_floor_alone() -> None:
     made = steering(entropy_bonus=0.1, entropy_floor=0.5)
     acts = []
-    for entropy in (0.9, 0.4, 0.6, 0.2):
+    for entropy in (0.9, 0.4, math.nan, 0.6, 0.2):
         acts.append(made.coefficients.entropy_bonus)
         made.observe(tiny.step_result(entropy=entropy))
-    assert [*acts, made.coefficients.entropy_bonus] == [0.0, 0.0, 0.1, 0.0, 0.1]
+    assert [*acts, made.coefficients.entropy_bonus] == [0.0, 0.0, 0.1, 0.1, 0.0, 0.1]
 
 
 def test_it_goes_on_from_a_checkpoint() -> None:
@@ -60,3 +61,9 @@ def test_it_goes_on_from_a_checkpoint() -> None:
     made.observe(tiny.step_result(kl=0.5, entropy=0.1))
     again.restore(made.state())
     assert again.coefficients == made.coefficients
+
+
+@pytest.mark.parametrize("planted", [{"beta": math.nan}, {"beta": -1.0}, {"beta": 1e7}, {"below_floor": 2}])
+def test_a_state_that_no_run_wrote_is_refused(planted: dict[str, float]) -> None:
+    with pytest.raises(CheckpointError, match="the steered coefficients"):
+        steering().restore({"beta": 0.04, "below_floor": 0.0} | planted)
