@@ -50,7 +50,7 @@ def exits(completions: Sequence[str], **columns: Any) -> list[float]:
 
 
 def accuracy_until_told(completions: Sequence[str], *, label: str, **columns: Any) -> list[float]:
-    """Accuracy; once there is a file at TOLD, rewards whose gradient float32 cannot hold."""
+    """Accuracy; once there is a file at TOLD, rewards as large as they may be."""
     if not Path(os.environ[TOLD]).exists():
         return [float(label in completion) for completion in completions]
     return [1e15, -1e15, *[0.0] * (len(completions) - 2)]

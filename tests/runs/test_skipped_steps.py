@@ -14,8 +14,11 @@ from tests.helpers import hostile_rewards, jobs
 
 pytestmark = pytest.mark.engine
 WORDS = (
-    "reward.functions={tests.helpers.hostile_rewards:accuracy_until_told: 1000000}",
+    "reward.functions={tests.helpers.hostile_rewards:accuracy_until_told: 1}",
     "objective.advantage=none",
+    "objective.loss=sapo",
+    "objective.correction=bypass",
+    "objective.gate_low=1e-30",  # its loss is 2e30 times the advantage: infinite for one of -1e15
     "checkpoint.every=2",
     "checkpoint.keep=9",
     "learner.max_skipped_steps=2",
