@@ -27,7 +27,7 @@ def update(*, applied: bool, prompt: str = "train/0", **changes: Any) -> RankSta
     return RankStats(**values | changes)
 
 
-NAN = {"loss": math.nan, "kl": math.nan, "entropy": math.nan, "grad_norm": math.nan}
+NAN: dict[str, Any] = {"loss": math.nan, "kl": math.nan, "entropy": math.nan, "grad_norm": math.nan}
 
 
 def test_updates_that_were_left_out_do_not_spoil_the_figures_of_the_others() -> None:
