@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -33,18 +34,22 @@ ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-IS", __file__)
 FOLDER, OWNER, RAY_JOB = "WARM_PYTHON_FOLDER", "WARM_PYTHON_OWNER", "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PATIENCE = "RAY_worker_register_timeout_seconds"  # the first of a kind waits for its server's imports
-RAYLET = "RAY_RAYLET_PID"
 PR_SET_PDEATHSIG = 1
 SIZE = struct.Struct("!i")
 
 # By a variable that only processes of a kind have: what they import. A server has the variables of the first to ask,
 # for torch, vLLM and the C library read theirs once: those of a kind are the same in all tests.
 WORKER = "ray._private.workers.default_worker"
+ENGINE, RANK, REWARD, OTHER = "VLLM_ENABLE_V1_MULTIPROCESSING", "CUBLAS_WORKSPACE_CONFIG", "RAY_RAYLET_PID", ""
+AUTO, QWEN2_VL = "transformers.models.auto", "transformers.models.qwen2_vl"
 PRELOADED = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": f"{WORKER} rollout.engine vllm vllm.v1.engine.llm_engine",
-    "CUBLAS_WORKSPACE_CONFIG": f"{WORKER} learner.trainer.rank deepspeed transformers",
-    RAYLET: f"{WORKER} rollout.reward_actor",
-    "": "ray learner.driver.run learner.driver.preflight learner.evaluation.args datasets transformers",
+    ENGINE: f"{WORKER} rollout.engine vllm vllm.v1.engine.llm_engine vllm.v1.worker.cpu_worker "
+    f"vllm.model_executor.models.qwen2_vl {QWEN2_VL}.processing_qwen2_vl",
+    RANK: f"{WORKER} learner.trainer.rank learner.trainer.zero deepspeed.module_inject.auto_ep_layer "
+    f"{AUTO}.modeling_auto {QWEN2_VL}.modeling_qwen2_vl torchvision",
+    REWARD: f"{WORKER} rollout.reward_actor",
+    OTHER: "ray learner.driver.run learner.driver.open_run learner.evaluation.args datasets learner.embedded.tokenizer "
+    f"{AUTO}.processing_auto {AUTO}.video_processing_auto {QWEN2_VL}.processing_qwen2_vl",
 }
 
 
@@ -114,12 +119,10 @@ def _connect(kind: int) -> socket.socket:
 def serve(listener: socket.socket, kind: int) -> None:
     """Fork for whoever asks, and tell how each fork ended; until the owner ends."""
     import gc
-    import importlib
 
     owner = os.pidfd_open(int(os.environ[OWNER]))
-    os.environ[RAYLET] = str(os.getpid())  # Ray reads it once, and its workers end when that process has ended
-    for name in list(PRELOADED.values())[kind].split():
-        importlib.import_module(name)
+    os.environ[REWARD] = str(os.getpid())  # Ray reads it once, and its workers end when that process has ended
+    _preload(list(PRELOADED)[kind])
     gc.freeze()  # a collection would copy the pages that forks share
     events = select.poll()
     events.register(listener, select.POLLIN)
@@ -153,6 +156,27 @@ def serve(listener: socket.socket, kind: int) -> None:
             elif file in pids:  # whoever asked was killed
                 os.kill(pids[file], signal.SIGTERM)
                 events.unregister(file)
+
+
+def _preload(kind: str) -> None:
+    """Import what processes of a kind import, without what they leave out themselves."""
+    from common.lean_imports import import_transformers, leave_out_compiler
+    from common.torch_build import installed_device
+
+    on_cpu = installed_device() == "cpu"
+    bring_back = leave_out_compiler() if on_cpu and kind != REWARD else None
+    if kind == ENGINE:
+        from rollout import vllm_patches
+
+        if on_cpu:
+            vllm_patches.leave_out_server()
+            vllm_patches.leave_out_triton()
+    if kind != REWARD:
+        import_transformers()
+    for name in PRELOADED[kind].split():
+        importlib.import_module(name)
+    if kind == OTHER and bring_back:
+        bring_back()
 
 
 def _become(asker: socket.socket) -> NoReturn:

@@ -395,7 +395,7 @@ def oracle_norm() -> float:
     return float(oracle.gradient(policy).norm())
 
 
-@pytest.mark.parametrize(("stage", "adapted"), [(1, True), (2, False), (3, False), (3, True)])
+@pytest.mark.parametrize(("stage", "adapted"), [(2, False), (3, True)])
 def test_given_answers_are_scored_over_their_prompt(
     ray_session: None, model_path: Path, stage: int, adapted: bool
 ) -> None:
@@ -471,8 +471,7 @@ def test_given_groups_are_learnt_by_two_ranks_as_by_one_twin(ray_session: None, 
     assert found.gaps.keys() == {groups[at].prompt.id for at in sampled}
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
-@pytest.mark.parametrize("loss", ["grpo", "gspo"])
+@pytest.mark.parametrize(("ranks", "stage", "loss"), [(1, 0, "grpo"), (2, 1, "gspo"), (2, 2, "grpo"), (2, 3, "gspo")])
 def test_several_updates_of_a_step_are_those_of_one_twin(
     ray_session: None, model_path: Path, ranks: int, stage: int, loss: str
 ) -> None:
@@ -556,33 +555,31 @@ BROKEN: dict[str, Callable[[ScoredGroup], ScoredGroup]] = {
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "dtype"),
-    [(1, 0, "float32"), (2, 0, "float32"), (2, 1, "float32")]
-    + [(2, stage, dtype) for stage in (2, 3) for dtype in ("float32", "bfloat16")]
-    + [(2, 1, "bfloat16")],
+    ("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
 )
 def test_a_step_that_is_no_number_leaves_no_trace(
-    ray_session: None, model_path: Path, ranks: int, stage: int, dtype: str
+    ray_session: None, model_path: Path, tmp_path: Path, stage: int, dtype: str
 ) -> None:
-    """On all ranks alike: the steps after it give the very bits they give without it."""
-    config = settings(model_path, ranks=ranks, stage=stage, dtype=dtype)
+    """On all ranks alike: the step after it gives the very bits it gave before, from one checkpoint."""
+    config = settings(model_path, ranks=2, stage=stage, dtype=dtype)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"advantage": "none"})})
-    weights = []
     # ZeRO-3 adds up the norm in float64, where it is finite, and clips the gradient as it should.
     broken_by = dict(list(BROKEN.items())[: 2 if stage == 3 else 3])
-    for faults in ({}, broken_by):
-        with opened(config) as group:
-            results = [group.step(batch(0), at=0)]
-            for at, fault in enumerate(faults.values()):
-                broken = batch(9)
-                broken[at] = fault(broken[at])
-                skipped = group.step(broken, at=1)
-                assert skipped.updates == 0
-                assert not math.isfinite(skipped.loss) or not math.isfinite(skipped.grad_norm)
-            results.append(group.step(batch(1), at=1))
-            assert [one.updates for one in results] == [1, 1]
-            weights.append(unpack(group.publish(2)))
-    assert_equal(*weights)
+    with opened(config) as group:
+        assert group.step(batch(0), at=0).updates == 1
+        group.save(tmp_path / "before")
+        wanted, weights = group.step(batch(1), at=1), unpack(group.publish(2))
+        assert wanted.updates == 1
+
+        group.load(tmp_path / "before")
+        for at, fault in enumerate(broken_by.values()):
+            broken = batch(9)
+            broken[at] = fault(broken[at])
+            skipped = group.step(broken, at=1)
+            assert skipped.updates == 0
+            assert not math.isfinite(skipped.loss) or not math.isfinite(skipped.grad_norm)
+        assert group.step(batch(1), at=1) == wanted
+        assert_equal(unpack(group.publish(2)), weights)
 
 
 def test_ranks_share_the_pictures_of_a_frozen_tower(ray_session: None, model_path: Path) -> None:

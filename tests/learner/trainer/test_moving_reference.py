@@ -32,7 +32,7 @@ def configure(model: Path, ranks: int, stage: int, dtype: str = "float32", **lea
     return Config.model_validate(raw)
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
 def test_the_kl_is_0_right_after_a_reset_and_only_there(
     ray_session: None, model_path: Path, ranks: int, stage: int
 ) -> None:
@@ -86,7 +86,7 @@ def compute_kl(policy_weights: Weights, reference_weights: Weights, at: int) -> 
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "dtype"),
-    [(1, 0, "float32"), (2, 2, "float32"), (2, 3, "float32"), (2, 1, "bfloat16"), (2, 3, "bfloat16")],
+    [(1, 0, "float32"), (2, 1, "bfloat16"), (2, 3, "float32"), (2, 3, "bfloat16")],
 )
 def test_a_moving_average_is_the_oracles_and_survives_a_kill(
     ray_session: None, model_path: Path, tmp_path: Path, ranks: int, stage: int, dtype: str
