@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.losses import LOSSES
-from learner.objective.records import Coefficients, LossInputs, StepCounts
+from tests.helpers.losses import make_inputs
 
 TOKENS, LONGEST, END = 3, 3, 3
 SAID = [said for length in range(LONGEST + 1) for said in product(range(TOKENS), repeat=length)]
@@ -67,19 +67,11 @@ def test_the_gradient_is_that_over_all_answers(name: str, rewards: tuple[float, 
 
     tokens = [token_logps(model, answer) for answer in LISTED]
     flat = torch.cat(tokens)
-    inputs = LossInputs(
-        logp=flat,
-        old_logp=None,
-        ref_logp=None,
-        engine_logp=flat.detach(),
-        entropy=None,
-        row=torch.arange(len(LISTED)).repeat_interleave(torch.tensor([len(own) for own in tokens])),
-        group=torch.zeros(len(LISTED), dtype=torch.int64),
+    inputs = make_inputs(
+        flat,
+        row=[row for row, own in enumerate(tokens) for _ in own],
         reward=torch.tensor(rewards, dtype=torch.float64),
         advantage=torch.zeros(len(LISTED), dtype=torch.float64),
-        truncated=torch.zeros(len(LISTED), dtype=torch.bool),
-        step=StepCounts(sequences=len(LISTED), groups=1, tokens=len(flat)),
-        coefficients=Coefficients(beta=0.0),
     )
     (found,) = torch.autograd.grad(LOSSES[name](inputs).loss, model)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

@@ -22,7 +22,7 @@ from torch import Tensor
 from common.config.objective import PRESETS, ObjectiveConfig
 from learner.objective.advantages import COMPARISONS, StepRewards
 from learner.objective.losses import LOSSES
-from learner.objective.records import Coefficients, LossInputs, StepCounts
+from tests.helpers.losses import make_inputs
 
 ANSWERS = list(product(range(2), repeat=2))  # two tokens each
 RIGHT = [0.0, 1.0, 0.0, 0.0]
@@ -63,20 +63,12 @@ def policy_gradient(preset: str, model: Tensor, drawn: tuple[int, ...]) -> Tenso
     logp, lengths = score(model)[list(drawn)].flatten(), torch.full((G,), 2)
     reward = torch.tensor([RIGHT[answer] for answer in drawn], dtype=torch.float64)
     (advantage,) = COMPARISONS[objective.advantage](StepRewards(rewards=[reward], lengths=[lengths]))
-    inputs = LossInputs(
-        logp=logp,
-        old_logp=None,
-        ref_logp=None,
-        engine_logp=logp.detach(),
-        entropy=None,
-        row=torch.arange(G).repeat_interleave(2),
-        group=torch.zeros(G, dtype=torch.int64),
+    inputs = make_inputs(
+        logp,
+        row=[row for row in range(G) for _ in range(2)],
         reward=reward,
         advantage=advantage,
-        truncated=torch.zeros(G, dtype=torch.bool),
-        step=StepCounts(sequences=G, groups=1, tokens=2 * G),
         longest=2,
-        coefficients=Coefficients(beta=0.0),
         objective=objective,
     )
     (found,) = torch.autograd.grad(LOSSES[objective.loss](inputs).loss, model)

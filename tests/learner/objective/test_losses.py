@@ -25,39 +25,10 @@ from learner.model.rows import build_rows
 from learner.objective.advantages import COMPARISONS, SUMMED, StepRewards, advantages, is_zero_std, step_advantages
 from learner.objective.kl import k3
 from learner.objective.losses import LOSSES
-from learner.objective.records import Coefficients, LossInputs, StepCounts
+from learner.objective.records import LossInputs, StepCounts
 from learner.trainer.schedule import learning_rate
 from tests.helpers import tiny
-
-
-def inputs(
-    logp: Tensor,
-    *,
-    ref_logp: Tensor | None,
-    row: list[int],
-    advantage: list[float],
-    beta: float,
-    sequences: int | None = None,
-    group: list[int] | None = None,
-    reward: list[float] | None = None,
-    groups: int = 1,
-    tokens: int | None = None,
-    old_logp: Tensor | None = None,
-) -> LossInputs:
-    return LossInputs(
-        logp=logp,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
-        engine_logp=logp.detach(),
-        entropy=None,
-        row=torch.tensor(row),
-        group=torch.tensor(group or [0] * len(advantage)),
-        reward=torch.tensor(reward or advantage, dtype=logp.dtype),
-        advantage=torch.tensor(advantage),
-        truncated=torch.zeros(len(advantage), dtype=torch.bool),
-        step=StepCounts(sequences=sequences or len(advantage), groups=groups, tokens=tokens or len(logp)),
-        coefficients=Coefficients(beta=beta),
-    )
+from tests.helpers.losses import make_inputs
 
 
 def group_advantages(group: ScoredGroup, reward: RewardConfig = SUMMED) -> Tensor:
@@ -208,7 +179,7 @@ def test_loss_and_gradient_by_hand() -> None:
 
     logp = torch.tensor(policy, dtype=torch.float32, requires_grad=True)
     ref_logp = torch.tensor(reference, dtype=torch.float32)
-    found = LOSSES["grpo"](inputs(logp, ref_logp=ref_logp, row=row.tolist(), advantage=advantage, beta=beta))
+    found = LOSSES["grpo"](make_inputs(logp, ref_logp=ref_logp, row=row.tolist(), advantage=advantage, beta=beta))
     torch.autograd.backward(found.loss)
     np.testing.assert_allclose(found.loss.item(), wanted, rtol=1e-6)
     assert logp.grad is not None
@@ -225,7 +196,7 @@ ROWS, OWN, REWARD = [0, 0, 1, 2, 3, 3, 4], [0, 0, 0, 1, 1], [1.0, 0.0, 0.25, 0.0
 def listed(logp: Tensor, *, reward: list[float] = REWARD, beta: float = 0.3, reference: bool = True) -> LossInputs:
     """Two groups, of three and two sequences of one or two tokens."""
     ref = torch.tensor(LIST["ref"]) if reference else None
-    return inputs(logp, ref_logp=ref, row=ROWS, advantage=reward, beta=beta, group=OWN, reward=reward, groups=2)
+    return make_inputs(logp, ref_logp=ref, row=ROWS, advantage=reward, beta=beta, group=OWN)
 
 
 def leaf() -> Tensor:
@@ -279,7 +250,7 @@ def test_the_worked_example_of_the_exact_losses() -> None:
     wanted = {"exact_raw": [-0.5, 0.0], "exact_arcsine": [-1.0, 0.0], "exact_log": [-1.0, 0.0]}
     for name, gradient in wanted.items():
         logp = torch.tensor([0.5, 0.3]).log().requires_grad_()
-        record = inputs(logp, ref_logp=None, row=[0, 1], advantage=[0.0, 0.0], beta=0.0, reward=[1.0, 0.0])
+        record = make_inputs(logp, row=[0, 1], advantage=[0.0, 0.0], reward=[1.0, 0.0])
         torch.autograd.backward(LOSSES[name](record).loss)
         assert logp.grad is not None
         np.testing.assert_allclose(logp.grad, gradient, atol=2e-4)
@@ -288,7 +259,7 @@ def test_the_worked_example_of_the_exact_losses() -> None:
 def test_the_exact_kl_is_never_negative_and_finite_where_the_policy_gave_an_answer_up() -> None:
     for policy, reference in ((-0.5, -0.5), (-0.1, -4.0), (-4.0, -0.1), (-500.0, -0.1), (-0.1, -500.0)):
         logp = torch.tensor([policy], requires_grad=True)
-        record = inputs(logp, ref_logp=torch.tensor([reference]), row=[0], advantage=[0.0], beta=1.0)
+        record = make_inputs(logp, ref_logp=torch.tensor([reference]), row=[0], advantage=[0.0], beta=1.0)
         found = LOSSES["exact_raw"](record)
         torch.autograd.backward(found.loss)
         assert torch.isfinite(found.kl) and logp.grad is not None and torch.isfinite(logp.grad).all()
@@ -308,14 +279,12 @@ def test_shares_of_packs_add_up(name: str) -> None:
     """A pack holds whole groups."""
     logp, reference = -torch.rand(7), -torch.rand(7)
     row, group, advantage = [0, 0, 1, 1, 1, 1, 2], [0, 0, 1], [0.5, -1.0, 0.25]
-    whole = LOSSES[name](
-        inputs(logp, ref_logp=reference, row=row, advantage=advantage, beta=0.3, group=group, groups=2)
-    )
-    step: dict[str, Any] = {"beta": 0.3, "sequences": 3, "groups": 2, "tokens": 7}
+    whole = LOSSES[name](make_inputs(logp, ref_logp=reference, row=row, advantage=advantage, beta=0.3, group=group))
+    step: dict[str, Any] = {"beta": 0.3, "step": StepCounts(sequences=3, groups=2, tokens=7)}
     first = LOSSES[name](
-        inputs(logp[:6], ref_logp=reference[:6], row=row[:6], advantage=advantage[:2], group=group[:2], **step)
+        make_inputs(logp[:6], ref_logp=reference[:6], row=row[:6], advantage=advantage[:2], group=group[:2], **step)
     )
-    second = LOSSES[name](inputs(logp[6:], ref_logp=reference[6:], row=[0], advantage=advantage[2:], **step))
+    second = LOSSES[name](make_inputs(logp[6:], ref_logp=reference[6:], row=[0], advantage=advantage[2:], **step))
     torch.testing.assert_close(first.loss + second.loss, whole.loss)
     torch.testing.assert_close(first.kl + second.kl, whole.kl)
 
@@ -334,12 +303,11 @@ def test_law_7_equal_rewards_and_no_kl_weight_give_zero_gradient(
     policy = torch.tensor(logp, requires_grad=True)
     ref_logp = policy.detach() - 3 if reference else None
     size = len(logp) - 1  # the first row has two tokens
-    record = inputs(
+    record = make_inputs(
         policy,
         ref_logp=ref_logp,
         row=[0, *range(size)],
-        advantage=advantages(torch.tensor([value] * size)).tolist(),
-        beta=0.0,
+        advantage=advantages(torch.tensor([value] * size)),
         reward=[0.0 if name == "exact_raw" else value] * size,
     )
     torch.autograd.backward(LOSSES[name](record).loss)

@@ -14,7 +14,8 @@ from learner.objective.advantages import COMPARISONS, StepRewards, punish_overlo
 from learner.objective.kl import KL
 from learner.objective.losses import LOSSES
 from learner.objective.ratios import find_clipped
-from learner.objective.records import Coefficients, LossInputs, StepCounts
+from learner.objective.records import LossInputs
+from tests.helpers.losses import make_inputs
 
 ROW, GROUP = [0, 0, 1, 2, 3, 3], [0, 0, 1, 1]
 REWARD = [1.0, 0.0, 0.0, 0.5]
@@ -142,20 +143,17 @@ def case(dtype: torch.dtype, settings: dict[str, Any], *, on_policy: bool = Fals
         return torch.tensor(values, dtype=dtype)
 
     objective = ObjectiveConfig(**settings)
-    return LossInputs(
-        logp=floats(NEW).requires_grad_(),
+    return make_inputs(
+        floats(NEW).requires_grad_(),
         old_logp=None if on_policy else floats(OLD),
         ref_logp=floats(REFERENCE) if beta else None,
         engine_logp=floats(ENGINE),
-        entropy=None,
-        row=torch.tensor(ROW),
-        group=torch.tensor(GROUP),
+        row=ROW,
+        group=GROUP,
         reward=floats(REWARD),
         advantage=floats(ADVANTAGES[objective.advantage]),
-        truncated=torch.zeros(4, dtype=torch.bool),
-        step=StepCounts(sequences=4, groups=2, tokens=6),
         longest=LONGEST,
-        coefficients=Coefficients(beta=beta),
+        beta=beta,
         objective=objective,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.config.objective import ObjectiveConfig
 from learner.objective.losses import LOSSES
-from learner.objective.records import Coefficients, LossInputs, StepCounts
+from tests.helpers.losses import make_inputs
 
 LENGTHS, LONGEST, BETA = [5, 1, 3, 4, 2, 5], 6, 0.04
 TOKEN: dict[str, Any] = {"importance_sampling_level": "token"}
@@ -69,21 +69,15 @@ def draw() -> dict[str, Tensor]:
 def ours(drawn: dict[str, Tensor], settings: dict[str, Any], logp: Tensor) -> Tensor:
     inside = drawn["mask"].bool()
     objective = ObjectiveConfig(**settings)
-    rows = len(LENGTHS)
-    inputs = LossInputs(
-        logp=logp[inside],
+    inputs = make_inputs(
+        logp[inside],
         old_logp=drawn["old"][inside],
         ref_logp=drawn["reference"][inside],
         engine_logp=drawn["engine"][inside],
-        entropy=None,
-        row=torch.arange(rows).repeat_interleave(torch.tensor(LENGTHS)),
-        group=torch.zeros(rows, dtype=torch.int64),
-        reward=drawn["advantage"],
+        row=[row for row, length in enumerate(LENGTHS) for _ in range(length)],
         advantage=drawn["advantage"],
-        truncated=torch.zeros(rows, dtype=torch.bool),
-        step=StepCounts(sequences=rows, groups=1, tokens=sum(LENGTHS)),
         longest=LONGEST,
-        coefficients=Coefficients(beta=BETA),
+        beta=BETA,
         objective=objective,
     )
     return LOSSES[objective.loss](inputs).loss
