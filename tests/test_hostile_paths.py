@@ -95,7 +95,7 @@ def patience() -> Iterator[None]:
     """Fail a command that waits without end."""
 
     def fail(*_: object) -> None:
-        raise AssertionError(f"still waiting after {WAIT_S} s")
+        pytest.fail(f"still waiting after {WAIT_S} s")  # no Exception, which the command would take for the path's
 
     before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(WAIT_S)

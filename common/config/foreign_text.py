@@ -64,14 +64,16 @@ def _refusal(problem: str, mark: Any) -> yaml.YAMLError:
 
 
 def read_bounded(file: Path) -> bytes:
-    """Return the bytes of a YAML file, and one more than are allowed of one without end. Raises OSError.
-
-    A pipe of the shell, `<(...)`, is read; one with a name is not, for it may have no end and no beginning.
-    """
-    if file.is_fifo() and file.resolve().exists():
-        raise OSError(errno.EINVAL, "a pipe")
+    """Return the bytes of a YAML file, and one more than are allowed of one without end. Raises OSError."""
+    refuse_pipe(file)
     with file.open("rb") as opened:
         return opened.read(_LARGEST + 1)
+
+
+def refuse_pipe(file: Path) -> None:
+    """Raise OSError for a pipe with a name, which may have no end and no beginning. The shell's, `<(...)`, pass."""
+    if file.is_fifo() and file.resolve().exists():
+        raise OSError(errno.EINVAL, "a pipe")
 
 
 def parse_yaml(text: str | bytes) -> Any:

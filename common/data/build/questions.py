@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.config.foreign_text import parse_json
+from common.config.foreign_text import parse_json, refuse_pipe
 from common.data.table import reading_data
 from common.errors import DataError
 
@@ -101,6 +101,7 @@ def read_confusions(file: Path, labels: Sequence[str]) -> Confusions:
 
 
 def _triples(file: Path) -> list[Any]:
+    refuse_pipe(file)
     text = file.read_text(encoding="utf-8")
     if file.suffix != ".jsonl":
         found = parse_json(text)

@@ -257,7 +257,9 @@ _HOLD = """
 import sys
 from datetime import datetime
 from common.config.schema import Config
+from learner.storage import bucket_lock
 from learner.storage.run_folder import RunFolder
+bucket_lock.BEAT_S = 0.5
 folder = RunFolder.open(Config(run_dir=sys.argv[1]), now=datetime.now())
 folder.begin(Config())
 folder.flush()
@@ -280,8 +282,9 @@ def holder(place: BucketFolder, tmp_path: Path) -> Iterator[subprocess.Popen[byt
 
 @pytest.mark.slow
 def test_two_live_runs_are_refused_and_a_killed_one_is_waited_for(
-    place: BucketFolder, holder: subprocess.Popen[bytes]
+    place: BucketFolder, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bucket_lock, "DEAD_S", 6.0)  # twelve beats of the holder
     for resume in (None, "auto"):
         with pytest.raises(RunFolderError, match="in use by a live run") as caught:
             opened(place, resume=resume)
