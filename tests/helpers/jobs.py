@@ -36,17 +36,20 @@ SMALL = (
 )
 
 
-def start(run_dir: Path, *words: str, warm: bool = False, own_group: bool = False) -> subprocess.Popen[str]:
+def start(
+    run_dir: Path, *words: str, warm: bool = False, warm_workers: bool = False, own_group: bool = False
+) -> subprocess.Popen[str]:
     """A small run on the embedded default, its console in `<run_dir>.log`.
 
-    `warm` processes have their imports done and are no descendants of the one that is returned. One in its `own_group`
-    heeds SIGHUP, even where the tests run under nohup.
+    `warm` processes have their imports done and are no descendants of the one that is returned. With `warm_workers`
+    all but the driver are: it is the one that is returned, and can be killed. One in its `own_group` heeds SIGHUP, even
+    where the tests run under nohup.
     """
     python = warm_python.COMMAND if warm else (sys.executable,)
     if own_group:
         python = ("env", "--default-signal=HUP", *python)
     command = [*python, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
-    environment = dict(os.environ) if warm else warm_python.cold(os.environ)
+    environment = dict(os.environ) if warm or warm_workers else warm_python.cold(os.environ)
     with Path(f"{run_dir}.log").open("a") as log:
         return subprocess.Popen(
             command,

@@ -49,7 +49,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_a_killed_run_resumes_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    process = jobs.start(run_dir, *WORDS)
+    process = jobs.start(run_dir, *WORDS, warm_workers=True)
     step = random.randrange(4, 9)
     jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
     process.kill()
