@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -74,13 +75,14 @@ class Grace:
         self._asked_at: float | None = None  # by time.monotonic()
         self._number = int(signal.SIGTERM)  # that asked
         self._interrupted = False  # by Ctrl-C
+        self._raise_once = _RaiseOnce()
 
     def install(self) -> None:
         """Handle the signals of ENDING that are not ignored, as SIGHUP is under nohup, and the end of the grace."""
         for number in (*ENDING, signal.SIGALRM):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where a shell put the run aside
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as where a shell put the run aside
             signal.signal(signal.SIGINT, self._interrupt)
 
     def hold(self) -> None:
@@ -101,7 +103,7 @@ class Grace:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupted = True
-        raise KeyboardInterrupt
+        self._raise_once(number, frame)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -143,14 +145,20 @@ class _Output(io.FileIO):
             return memoryview(data).nbytes
 
 
-@contextmanager
-def _set_up_output(command: Command) -> Iterator[None]:
-    """Print as `_Output` does, and escape what the encoding of the terminal lacks. What a test put in place stays."""
-    for number in range(3):  # a file of ours that got the number of a closed one would be printed into
+def occupy_standard_files() -> None:
+    """Open a null device for each closed one of stdin, stdout and stderr: a file of ours in its place would be printed
+    into."""
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+@contextmanager
+def _set_up_output(command: Command) -> Iterator[None]:
+    """Print as `_Output` does, and escape what the encoding of the terminal lacks. What a test put in place stays."""
+    occupy_standard_files()
     before = sys.stdout, sys.stderr
     if sys.stdout in (None, sys.__stdout__):
         sys.stdout = _wrap(1, command, before[0])
@@ -242,18 +250,32 @@ def run_command() -> Iterator[Command]:
 
 @contextmanager
 def _end_by_signals() -> Iterator[None]:
-    """Raise Terminated for the signals of ENDING within the block, but those that were ignored before."""
+    """Raise Terminated for the signals of ENDING within the block, and KeyboardInterrupt for Ctrl-C.
+
+    What was ignored before stays so.
+    """
     with ExitStack() as undo:
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
+            raise_once = _RaiseOnce()
+            for number in (*ENDING, signal.SIGINT):
                 if (before := signal.getsignal(number)) != signal.SIG_IGN:
                     undo.callback(signal.signal, number, before)
-                    signal.signal(number, _terminate)
+                    signal.signal(number, raise_once)
         yield
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+class _RaiseOnce:
+    """A handler that raises what a signal asks for, once where it comes twice: shells and parents pass signals on."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, float] = {}  # when it raised, by signal
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last.get(number, -math.inf) < _SAME_SIGNAL_S:
+            return
+        self._last[number] = now
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _end_unheard(why: OSError) -> int:

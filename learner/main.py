@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from common.command import Command, Grace, run_command, say
 from common.config import cli
+from learner.guard.line import Line
+from learner.guard.parent import run_guarded
 
 if TYPE_CHECKING:
     from common.config.schema import Config
@@ -43,8 +45,11 @@ def train(run: Run) -> None:
         run.save()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
+def main(argv: Sequence[str] | None = None, line: Line | None = None) -> int:
+    """Run the command line, as the child of a parent process where there is a line to one.
+
+    Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
+    """
     with run_command() as command:
         invocation = cli.parse(sys.argv[1:] if argv is None else argv)
         if invocation.print_config:
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif invocation.plan:
             _plan(invocation.config)
         else:
-            with _open_run(invocation.config, command) as run:
+            with _open_run(invocation.config, command, line or Line()) as run:
                 train(run)
     return command.exit_code
 
@@ -85,9 +90,10 @@ def _plan(config: Config) -> None:
 
 
 @contextmanager
-def _open_run(config: Config, command: Command) -> Iterator[Run]:
+def _open_run(config: Config, command: Command, line: Line) -> Iterator[Run]:
     """Open the run folder, check everything, start all parts; close all of it at the end."""
     started = time.monotonic()
+    line.tell(retries=config.retries, heartbeat_s=config.cluster.heartbeat_s, grace_s=config.checkpoint.grace_s)
     command.outlive_output()
     grace = Grace(config.checkpoint.grace_s)
     grace.install()
@@ -96,10 +102,11 @@ def _open_run(config: Config, command: Command) -> Iterator[Run]:
 
     with (
         check_start(config, say=say) as start,
-        open_run(start, started=started, grace=grace, command=command) as run,
+        line.beat(longest_s=config.data.timeout_s),
+        open_run(start, started=started, grace=grace, command=command, line=line) as run,
     ):
         yield run
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_guarded(main))

@@ -32,6 +32,7 @@ from common.config.sections import (
     LearnerConfig,
     LoraConfig,
     ModelConfig,
+    NonNegative,
     Positive,
     RewardConfig,
     RolloutConfig,
@@ -121,6 +122,9 @@ class Config(Section):
     resume: Free[FolderOrURL | None] = None
     """auto: go on from the newest sound checkpoint of the run folder, or of `runs/latest`; without one, start afresh.
     A path: go on from that run folder or checkpoint."""
+    retries: Free[NonNegative] = 0
+    """Times in a row that a run which failed or was lost starts again by itself, with resume=auto. A new checkpoint
+    begins the count anew. What is refused, or ended by a signal, is not tried again."""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()

@@ -386,6 +386,10 @@ class ClusterConfig(Section):
     wait_for_resources_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = 0.0
     """Seconds to wait for nodes to join before the run says what is missing; for autoscaling clusters."""
 
+    heartbeat_s: Annotated[float, Field(ge=3, le=LONGEST_WAIT_S)] = 20.0
+    """Seconds without a sign of life after which a driver counts as frozen: its parent process ends all of the run.
+    Raise it where the host of the driver swaps, or stands still at times."""
+
     def resolve_address(self) -> str:
         """Return the Ray address to join; LOCAL_CLUSTER means a cluster of its own on this machine."""
         return self.address or os.environ.get("RAY_ADDRESS") or LOCAL_CLUSTER

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,17 +16,24 @@ from common.config.schema import LOCAL_CLUSTER, ClusterConfig
 from common.errors import PlacementError, describe_fault
 from common.lean_imports import do_nothing
 from common.storage.temporary import choose_ray_folder
+from learner.guard.line import Lifeline, Line
 
+START_S = 300.0
+LEAVE_S = 30.0
 _ONE_HOST = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray listens on the loopback interface alone, on Linux too
 
 
 @contextmanager
-def connect(cluster: ClusterConfig) -> Iterator[None]:
+def connect(cluster: ClusterConfig, line: Line | None = None) -> Iterator[None]:
     """Join the cluster of `cluster.address` or RAY_ADDRESS, or start one for this run alone; leave it at the end.
+
+    Args:
+        line: to the parent process, which ends this one where Ray neither comes up nor says why, or dies.
 
     Raises:
         PlacementError: no cluster answers at the address.
     """
+    line = line or Line()
     address = cluster.resolve_address()
     local = address == LOCAL_CLUSTER
     if local:
@@ -39,7 +47,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     settings: dict[str, Any] = _lean_cluster() if local else {}
     try:
-        with _shield_from_hangup():
+        with _shield_from_hangup(), line.wait("Ray to start", START_S):
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **settings
             )
@@ -51,9 +59,38 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
     try:
+        line.lifelines = _find_lifelines(local=local)
         yield
     finally:
-        ray.shutdown()
+        line.lifelines = ()
+        _leave()
+
+
+def _find_lifelines(*, local: bool) -> tuple[Lifeline, ...]:
+    """Return the two processes of Ray without which a driver cannot go on. A shared control store may be restarted."""
+    import ray
+
+    context = ray.get_runtime_context()
+    address, _, port = context.gcs_address.rpartition(":")
+    (own,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return (
+        Lifeline(
+            name="the raylet of the driver's node",
+            address=own["NodeManagerAddress"],
+            port=own["NodeManagerPort"],
+            returns=False,
+        ),
+        Lifeline(name="the control store (GCS) of Ray", address=address, port=int(port), returns=not local),
+    )
+
+
+def _leave() -> None:
+    """Leave the cluster, or go on without where Ray does not come back from it."""
+    import ray
+
+    leaving = threading.Thread(target=ray.shutdown, name="leave Ray", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S)
 
 
 @contextmanager

@@ -17,9 +17,12 @@ from common.command import ENDING, say
 from common.config.schema import Config
 from common.errors import RunFolderError
 from common.storage.bucket import hurry
+from learner.guard.line import Line
 from learner.storage.run_folder import RunFolder
 from learner.tracking.model_card import write_model_card
 from learner.tracking.tracker import Tracker
+
+CLOSE_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,14 +99,15 @@ def _name_outcome(kind: type[BaseException] | None) -> str:
 
 
 @contextmanager
-def close_undisturbed() -> Iterator[ExitStack]:
+def close_undisturbed(line: Line | None = None) -> Iterator[ExitStack]:
     """Open a stack of parts, and ignore Ctrl-C, SIGTERM, SIGHUP and the end of its grace while it closes them.
 
-    Every close has a deadline, and only a whole one leaves no process and no shared memory behind.
+    Only a whole close leaves no process and no shared memory behind. The parent process ends one that takes CLOSE_S.
     """
     with ExitStack() as afterwards, ExitStack() as parts:
         try:
             yield parts
         finally:
+            afterwards.enter_context((line or Line()).wait("the parts of the run to close", CLOSE_S))
             for number in (signal.SIGINT, *ENDING, signal.SIGALRM):
                 afterwards.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 from common.command import Command, Grace, Terminated
 from common.data.feed import PromptFeed
@@ -23,6 +24,7 @@ from learner.driver.profiler import Profiler
 from learner.driver.run import Run
 from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
+from learner.guard.line import Line
 from learner.storage.checkpoint import Checkpointer
 from learner.storage.run_folder import RunFolder
 from learner.tracking.console import open_console
@@ -35,7 +37,9 @@ from rollout.spec import engine_spec
 
 
 @contextmanager
-def open_run(start: RunStart, *, started: float, grace: Grace, command: Command | None = None) -> Iterator[Run]:
+def open_run(
+    start: RunStart, *, started: float, grace: Grace, command: Command | None = None, line: Line | None = None
+) -> Iterator[Run]:
     """Open everything a run needs, with the weights of its first step in every engine; at the end close all of it.
 
     A block that ends well leaves exported weights, one that a signal ends a checkpoint of its last step. However it
@@ -45,16 +49,20 @@ def open_run(start: RunStart, *, started: float, grace: Grace, command: Command 
         started: `time.monotonic()` at the start of the process, for the summary.
         grace: handles SIGTERM and SIGHUP.
         command: is told once the cluster is up, after which nothing is refused any more.
+        line: to the parent process; None: there is none.
     """
     inputs, folder, point = start.inputs, start.folder, start.point
-    config = inputs.config
+    config, line = inputs.config, line or Line()
     folder.begin(config)
+    line.tell(folder=str(folder.path), place=folder.shown)
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
-    with finish, close_undisturbed() as parts:
-        places = _join_cluster(inputs, folder, tracker, parts, command or Command())
-        run = _start_parts(start, tracker, places, parts, grace)
+    with finish, close_undisturbed(line) as parts:
+        places = _join_cluster(inputs, folder, tracker, parts, command or Command(), line)
+        grace.release()
+        run = _start_parts(start, tracker, places, parts, grace, line)
+        grace.release()
         _wait_for_parts(run)
         if point:
             run.restore(point)
@@ -80,20 +88,28 @@ def open_run(start: RunStart, *, started: float, grace: Grace, command: Command 
             folder.export.mkdir(exist_ok=True)  # for the model card, where the model itself went to a bucket
 
 
-def _join_cluster(inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack, command: Command) -> Places:
+def _join_cluster(
+    inputs: RunInputs, folder: RunFolder, tracker: Tracker, parts: ExitStack, command: Command, line: Line
+) -> Places:
     """Join or start the cluster, reserve a place for every part of the run, and look at the hosts they are on."""
     config = inputs.config
     with tracker.time_phase("cluster up"):
-        parts.enter_context(connect(config.cluster))
+        parts.enter_context(connect(config.cluster, line))
         command.begin_work()
         places = parts.enter_context(reserve_places(config))
         check_hosts(config, folder.bucket.place if folder.bucket else folder.path, places)
     return places
 
 
-def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitStack, grace: Grace) -> Run:
+def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitStack, grace: Grace, line: Line) -> Run:
     """Start the parts side by side, and wait for none of them."""
     inputs, folder = start.inputs, start.folder
+
+    def note_checkpoint(kind: str, **fields: Any) -> None:
+        tracker.event(kind, **fields)
+        if kind == "checkpoint":
+            line.tell(checkpoint=fields["step"])
+
     config, model = inputs.config, inputs.model
     shared = share_model(model.path, config.model.revision, places)
     learner = LearnerGroup(
@@ -124,7 +140,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         offline=OfflineGroups(config, model.closed_set),
         vision_cache=VisionCache(learner, cache_bytes=config.data.cache_mb << 20) if model.caches_vision else None,
         checkpoints=Checkpointer(
-            start.store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=tracker.event
+            start.store, every=config.checkpoint.every, estimate=learner.checkpoint_bytes, on_event=note_checkpoint
         ),
         profiler=Profiler(config, folder.place("profile"), (fleet, learner)),
         grace=grace,

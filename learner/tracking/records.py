@@ -163,6 +163,18 @@ class History:
         measured = (self.find_measure(step, best_by) for step in sorted(self.evaluations))
         return [value for value in measured if value is not None]
 
+    def summarize(self, **of_end: Any) -> Summary:
+        """Return the summary of a run of this history; `of_end` are the fields that it does not know."""
+        return Summary(
+            accuracy_before=self.before,
+            accuracy_after=self.now if len(self.accuracies) > 1 else None,
+            accuracy_step=self.last_step,
+            accuracy_best=self.best[1] if self.best else None,
+            completions_per_second=self.completions_per_second,
+            max_logprob_gap=self.max_logprob_gap,
+            **of_end,
+        )
+
     @property
     def completions_per_second(self) -> float:
         return self.completions / self.seconds if self.seconds else 0.0
@@ -191,10 +203,24 @@ def _read_number(value: float | None) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """What ended a run that did not finish, as `summary.json` and the event `end` have it."""
+
+    ring: str  # "engine", "reward", "learner", "node" or "driver"; "user" for a signal
+    actor: str  # "LearnerRank (pid 17)"
+    node: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"ring {self.ring}, actor {self.actor}, node {self.node}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """`summary.json`: how the run ended."""
 
-    outcome: str  # "finished", "interrupted" or "failed"
+    outcome: str  # "finished", "interrupted", "failed", or "lost" where the driver could not write this itself
+    cause: Cause | None  # of any outcome but "finished"
     stopped_early: str | None  # why a finished run did not take all its steps; None: it did
     steps: int  # optimizer steps done, over every start of the run
     accuracy_before: float | None  # held-out, greedy; None: not evaluated

@@ -24,7 +24,7 @@ from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_
 from learner.storage.run_folder import RunFolder
 from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
-from learner.tracking.records import History, StepRecord, Summary
+from learner.tracking.records import Cause, History, StepRecord, Summary
 from learner.tracking.samples import choose_samples, sample_row
 from learner.tracking.tensorboard import ScalarWriter
 from learner.tracking.watch import Alarm, CollapseWatch
@@ -151,21 +151,16 @@ class Tracker:
         weights_version: int,
         checkpoint_failures: int = 0,
         stopped_early: str | None = None,
+        cause: Cause | None = None,
     ) -> Summary:
         """Write `summary.json` from the arguments and the history, and return it."""
-        history = self.history
-        summary = Summary(
+        summary = self.history.summarize(
             outcome=outcome,
+            cause=cause,
             stopped_early=stopped_early,
             steps=steps,
-            accuracy_before=history.before,
-            accuracy_after=history.now if len(history.accuracies) > 1 else None,
-            accuracy_step=history.last_step,
-            accuracy_best=history.best[1] if history.best else None,
             wall_seconds=wall_seconds,
             startup_seconds=startup_seconds,
-            completions_per_second=history.completions_per_second,
-            max_logprob_gap=history.max_logprob_gap,
             weights_version=weights_version,
             checkpoint_failures=checkpoint_failures,
             log_failures=self.failures,

@@ -127,9 +127,27 @@ def test_under_nohup_a_hangup_is_nothing(graceful: bool) -> None:
 
 
 def test_quit_and_broken_pipes_are_as_python_has_them() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE)]
     with run_command():
-        assert [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE, signal.SIGINT)] == before
+        assert [signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGPIPE)] == before
+
+
+@pytest.mark.parametrize("graceful", [False, True])
+def test_a_ctrl_c_that_is_passed_on_disturbs_no_close(graceful: bool) -> None:
+    """The parent of a run passes on what a group of processes may have got already."""
+    before, alarm = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    closed = []
+    with run_command() as command:
+        if graceful:
+            Grace(0.5).install()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            closed.append(True)
+    assert (command.exit_code, closed) == (130, [True])
+    assert signal.getsignal(signal.SIGINT) == before
+    signal.signal(signal.SIGALRM, alarm)
 
 
 def test_sigterm_waits_for_what_is_held(grace: Grace) -> None:

@@ -136,7 +136,7 @@ def test_flatten_names_every_leaf_and_keeps_mappings_whole() -> None:
 
 
 FREE = {
-    "": "run_dir name resume",
+    "": "run_dir name resume retries",
     "data": "check_copies cache_mb timeout_s",
     "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine "
     "max_restarts start_timeout_s step_timeout_s",
@@ -148,7 +148,7 @@ FREE = {
     "evaluation": "every stop_after stop_delta limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by grace_s export",
     "tracking": "samples_every samples profile_steps",
-    "cluster": "address device threads wait_for_resources_s",
+    "cluster": "address device threads wait_for_resources_s heartbeat_s",
 }
 
 

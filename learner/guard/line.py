@@ -1,0 +1,107 @@
+"""What a driver tells its parent process: signs of life, where it runs, which wait it is in, what it has lost.
+
+Each message is one line of JSON, over a pipe that only these two hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.placement import answers
+
+BEAT_S = 1.0
+STANDSTILL_S = 300.0  # that the main thread may wait without looking up, as it does every second when it waits for Ray
+TRIES = 2  # connections in a row that must fail
+_OURS = tuple(str(Path(__file__).parents[2] / name) for name in ("common", "rollout", "learner"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifeline:
+    """What a run cannot live without: a port that takes connections as long as it is there."""
+
+    name: str  # "the raylet of this node"
+    address: str
+    port: int
+    returns: bool  # it may come back, as on a cluster whose control store is restarted
+
+
+@dataclass(slots=True)
+class Line:
+    """A driver's line to its parent. Without a descriptor there is no parent, and nothing is said."""
+
+    descriptor: int | None = None
+    lifelines: Sequence[Lifeline] = ()
+    _over: threading.Event = field(default_factory=threading.Event)
+    _missed: dict[str, int] = field(default_factory=dict)  # connections in a row that failed, by name
+
+    def tell(self, **facts: Any) -> None:
+        """Send facts, in one write. A parent that does not listen stops nobody."""
+        if self.descriptor is not None:
+            with suppress(OSError):
+                os.write(self.descriptor, json.dumps(facts).encode() + b"\n")
+
+    @contextmanager
+    def wait(self, what: str, seconds: float) -> Iterator[None]:
+        """Have the parent end this process if the block takes longer: for calls that take no deadline of their own."""
+        self.tell(wait=what, seconds=seconds)
+        try:
+            yield
+        finally:
+            self.tell(wait=None, seconds=0)
+
+    @contextmanager
+    def beat(self, *, longest_s: float) -> Iterator[None]:
+        """Send a sign of life every second from a thread, as long as the main thread computes or waits within reason.
+
+        Args:
+            longest_s: the longest wait of the main thread that no library looks up from.
+        """
+        patience = max(STANDSTILL_S, longest_s)
+        threading.Thread(target=self._beat, args=(patience,), name="heartbeat", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            self.tell(beats=False)
+
+    def _beat(self, patience: float) -> None:
+        thread = threading.main_thread().ident
+        assert thread is not None
+        clock, used, still = time.pthread_getcpuclockid(thread), -1.0, 0.0
+        while not self._over.wait(BEAT_S):
+            now = time.clock_gettime(clock)  # CPU seconds of the main thread
+            still = 0.0 if now != used else still + BEAT_S
+            used = now
+            if still > patience:
+                self.tell(lost=f"its main thread stands still for {still:.0f} s at {describe_place(thread)}")
+                return
+            self.tell(beats=True)
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Tell which lifeline is cut."""
+        for one in self.lifelines:
+            missed = 0 if answers(one.address, one.port) else self._missed.get(one.name, 0) + 1
+            self._missed[one.name] = missed
+            if missed == TRIES:
+                self.tell(**{"doubt" if one.returns else "lost": f"{one.name} at {one.address}:{one.port} has died"})
+
+
+def describe_place(thread: int) -> str:
+    """Return where a thread is: the innermost line of ours, or of anybody where none is ours."""
+    frame = innermost = sys._current_frames().get(thread)  # noqa: SLF001  # no other way to see another thread
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    frame = frame or innermost
+    if frame is None:
+        return "an unknown place"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -1,0 +1,80 @@
+"""Real runs whose driver freezes, or is ended or frozen below Python: their parent process says so within 30 s."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers import jobs
+
+pytestmark = pytest.mark.engine
+SHORT = ("steps=2000", "learner.warmup_steps=1", "evaluation.every=0", "tracking.samples_every=0", "checkpoint.every=2")
+WITHIN_S = 30.0
+
+
+def find_driver(parent: subprocess.Popen[str]) -> psutil.Process:
+    (driver,) = psutil.Process(parent.pid).children()
+    return driver
+
+
+def kill_daemon(name: str) -> Callable[[subprocess.Popen[str]], None]:
+    def kill(parent: subprocess.Popen[str]) -> None:
+        (daemon,) = (one for one in jobs.descendants(parent) if one.name() == name)
+        daemon.kill()
+
+    return kill
+
+
+def stop_driver(parent: subprocess.Popen[str]) -> None:
+    find_driver(parent).suspend()
+
+
+def kill_driver(parent: subprocess.Popen[str]) -> None:
+    find_driver(parent).kill()
+
+
+LOSSES: dict[str, tuple[Callable[[subprocess.Popen[str]], None], str]] = {
+    "raylet": (kill_daemon("raylet"), r"the raylet of the driver's node at .* has died"),
+    "gcs": (kill_daemon("gcs_server"), r"the control store \(GCS\) of Ray at .* has died"),
+    "frozen": (stop_driver, r"frozen: no sign of life for \d+ s"),
+    "killed": (kill_driver, r"killed by SIGKILL, perhaps for want of memory"),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_lost_driver_is_one_line_and_a_summary_within_30_s(tmp_path: Path, loss: str) -> None:
+    """Non-zero, with ring, actor, node and error; nothing of the run is alive, and no shared memory is left."""
+    run_dir, (strike, why) = tmp_path / "run", LOSSES[loss]
+    with jobs.nothing_left_in_shared_memory():
+        parent = jobs.start(run_dir, *SHORT)
+        jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, parent)
+        driver, family = find_driver(parent), jobs.descendants(parent)
+        assert {"raylet", "gcs_server"} <= {one.name() for one in family}
+        struck = time.monotonic()
+        strike(parent)
+        assert jobs.finish(parent, run_dir, timeout_s=60) == 1, jobs.console(run_dir)
+        assert time.monotonic() - struck < WITHIN_S
+        assert jobs.gone(family, timeout_s=0) == []
+    (line,) = re.findall(r"^error: the run is lost: (.*)$", jobs.console(run_dir), re.MULTILINE)
+    host = socket.gethostname()
+    expected = (
+        rf"ring driver, actor driver \(pid {driver.pid}\), node {host}: {why}; go on with run_dir=\S+ resume=auto"
+    )
+    assert re.fullmatch(rf"{named}: {why}; go on with run_dir=\S+ resume=auto", line), line
+    assert "Traceback" not in jobs.console(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    steps = len(jobs.rows(run_dir, "metrics.jsonl"))
+    assert (summary["outcome"], summary["steps"]) == ("lost", steps)
+    assert summary["startup_seconds"] > 1
+    (end,) = (row for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "end")
+    cause = {"ring": "driver", "actor": f"driver (pid {driver.pid})", "node": host, "error": end["error"]}
+    assert summary["cause"] == cause == {key: end[key] for key in cause}
+    assert re.fullmatch(why, end["error"])
