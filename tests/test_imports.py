@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.driver.preflight": LEARNER
     | {"learner.driver.preflight", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
+    "learner.guard": LEARNER | {"learner.guard", "learner.storage", "learner.tracking"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.objective": {"common", "common.config", "learner.objective"},
     "learner.driver.control": LEARNER | {"learner.driver.control"},
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "rollout.fleet",
         "rollout.rewards",
     }
-    | {f"learner.{room}" for room in ("evaluation", "trainer", "storage", "tracking", "report")},
+    | {f"learner.{room}" for room in ("evaluation", "guard", "trainer", "storage", "tracking", "report")},
 }
 DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes
 VLLM = {"rollout"}  # the room, and of the learner the sending half of vLLM's own NCCL transfer

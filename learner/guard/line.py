@@ -65,6 +65,7 @@ class Line:
         Args:
             longest_s: the longest wait of the main thread that no library looks up from.
         """
+        self.tell(beats=True)
         patience = max(STANDSTILL_S, longest_s)
         threading.Thread(target=self._beat, args=(patience,), name="heartbeat", daemon=True).start()
         try:
@@ -81,9 +82,8 @@ class Line:
             now = time.clock_gettime(clock)  # CPU seconds of the main thread
             still = 0.0 if now != used else still + BEAT_S
             used = now
-            if still > patience:
+            if patience < still <= patience + BEAT_S:
                 self.tell(lost=f"its main thread stands still for {still:.0f} s at {describe_place(thread)}")
-                return
             self.tell(beats=True)
             self._look_around()
 

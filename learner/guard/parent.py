@@ -112,14 +112,14 @@ def run_guarded(main: Main) -> int:
         tries += 1
         _say(f"retry {tries} of {facts['retries']}: starting again with resume=auto")
         why = ending.fault or "the driver failed"
-        _record(facts, _write_retry, attempt=tries, of=facts["retries"], why=why)
+        record_in_time(facts, _write_retry, attempt=tries, of=facts["retries"], why=why)
         words = [*sys.argv[1:], f"run_dir={facts['place']}", "resume=auto"]
 
 
 def _run_driver(main: Main, words: Sequence[str]) -> Ending | int:
     """Fork a driver and wait for its end; in the driver itself return its exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     signals = {number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN}  # as SIGHUP under nohup
     signals.add(signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -141,6 +141,9 @@ def _run_driver(main: Main, words: Sequence[str]) -> Ending | int:
     line, code = Line(writer), FAILED
     try:
         code = main(words, line)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else FAILED
+        raise
     finally:
         line.tell(farewell=code)
     return code
@@ -259,7 +262,7 @@ def _report_loss(ending: Ending) -> None:
     head = ", ".join(f"{name} {value}" for name, value in cause.items())
     go_on = f"; go on with run_dir={facts['place']} resume=auto" if "place" in facts else ""
     _say(f"error: the run is lost: {head}: {ending.fault}{go_on}")
-    _record(facts, _write_loss, **cause, error=ending.fault, seconds=ending.seconds)
+    record_in_time(facts, _write_loss, **cause, error=ending.fault, seconds=ending.seconds)
 
 
 def _write_loss(folder: Path, *, seconds: float, **cause: str) -> None:
@@ -280,7 +283,7 @@ def _say(text: str) -> None:
         say(text, file=sys.stderr)
 
 
-def _record(facts: dict[str, Any], write: Callable[..., None], **fields: Any) -> None:
+def record_in_time(facts: dict[str, Any], write: Callable[..., None], **fields: Any) -> None:
     """Write fields to the run folder, if there is one, in a process that is given RECORD_S."""
     if "folder" not in facts:
         return

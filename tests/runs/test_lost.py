@@ -65,9 +65,7 @@ def test_a_lost_driver_is_one_line_and_a_summary_within_30_s(tmp_path: Path, los
         assert jobs.gone(family, timeout_s=0) == []
     (line,) = re.findall(r"^error: the run is lost: (.*)$", jobs.console(run_dir), re.MULTILINE)
     host = socket.gethostname()
-    expected = (
-        rf"ring driver, actor driver \(pid {driver.pid}\), node {host}: {why}; go on with run_dir=\S+ resume=auto"
-    )
+    named = rf"ring driver, actor driver \(pid {driver.pid}\), node {host}"
     assert re.fullmatch(rf"{named}: {why}; go on with run_dir=\S+ resume=auto", line), line
     assert "Traceback" not in jobs.console(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
