@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
-from common.placement import find_cause, get, schedule_in
+from common.placement import find_cause, get
 from common.shared_folder import SharedFolder
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
-from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardActor, RewardFault, RewardTask, Scores
+from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardFault, RewardTask, Scores
+from rollout.reward_workers import ANSWER_S, RewardWorkers, Worker
 from rollout.rewards.loading import find_functions_with
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-START_TIMEOUT_S = 300.0  # a reward model may have to be fetched first
-GRACE_S = 5.0  # an actor that only waits for a core is not dead
 NO_PROBABILITIES: Mapping[str, tuple[CandidateProbabilities, ...]] = MappingProxyType({})
 
 
@@ -68,14 +67,6 @@ class _Call:
     deadline: float  # monotonic clock
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    handle: Any
-    place: PlacementGroup | None
-    starting: Any  # resolves when it is up
-    call: _Call | None = None
-
-
 def list_constants(config: RewardConfig, data: DataConfig) -> dict[str, Any]:
     """Return what every function is given by name of the configuration: `GIVEN_OF_CONFIG`."""
     return {
@@ -85,6 +76,10 @@ def list_constants(config: RewardConfig, data: DataConfig) -> dict[str, Any]:
         "length_target": config.length_target,
         "repetition_ngram": config.repetition_ngram,
     }
+
+
+def tell_nobody(kind: str, **fields: Any) -> None:
+    """Take an event and do nothing with it."""
 
 
 class RewardPool:
@@ -100,21 +95,26 @@ class RewardPool:
         *,
         places: Sequence[PlacementGroup] | None = None,
         models: Mapping[str, str | SharedFolder] = NO_MODELS,
+        on_event: Callable[..., None] = tell_nobody,
     ) -> None:
         """Begin to start the actors.
 
         Args:
             places: one of each; None or none: wherever Ray finds room.
             models: where other hosts find a reward model, by the name of its function.
+            on_event: is told of each actor that comes up or is lost, and why.
         """
         self._config = config
-        self._models = dict(models)
-        self._constants = list_constants(config, data)
+        constants = list_constants(config, data)
+        self._workers = RewardWorkers(config, constants, models, places=places, on_event=on_event)
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
-        self.restarts = 0
         self.rescored = 0
-        self._workers = [self._spawn(place) for place in places or (None,) * config.workers]
+
+    @property
+    def restarts(self) -> int:
+        """Actors that were replaced."""
+        return self._workers.restarts
 
     @cached_property
     def asks_candidate_probabilities(self) -> bool:
@@ -145,46 +145,25 @@ class RewardPool:
                 self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
                 if streamed:
                     yield from self._advance(block=False)
-            while self._waiting or self._suspects or any(worker.call for worker in self._workers):
+            while self._waiting or self._suspects or any(worker.call for worker in self._workers.all):
                 yield from self._advance(block=True)
         finally:  # an abandoned round must not show up in the next one
             self._waiting.clear()
             self._suspects.clear()
-            for worker in self._workers:
+            for worker in self._workers.all:
                 worker.call = None
 
     def close(self) -> None:
         """Kill every actor."""
-        import ray
-
-        for worker in self._workers:
-            ray.kill(worker.handle)
-        self._workers = []
+        self._workers.close()
 
     def pids(self) -> list[int]:
         """Return the process id of every actor, once all are up. Raises DeadlineError."""
-        pids: list[int] = get(
-            [worker.starting for worker in self._workers], what="reward actors to start", timeout_s=START_TIMEOUT_S
-        )
-        return pids
-
-    def _spawn(self, place: PlacementGroup | None) -> _Worker:
-        import ray
-
-        settings = {"num_cpus": self._config.cpus_per_worker, "scheduling_strategy": schedule_in(place)}
-        actor: Any = ray.remote(**settings)(RewardActor)
-        handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s, self._models)
-        return _Worker(handle, place, starting=handle.pid.remote())
-
-    def _replace(self, worker: _Worker) -> None:
-        import ray
-
-        ray.kill(worker.handle)
-        self._workers[self._workers.index(worker)] = self._spawn(worker.place)
-        self.restarts += 1
+        return self._workers.pids()
 
     def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:
-        """Give idle workers work and return what is done; `block` waits for at least one answer or deadline."""
+        """Give idle workers work and return what is done; `block` waits for at least one answer, start or deadline."""
+        self._collect(block=False)
         self._dispatch()
         return [outcome for worker in self._collect(block) for outcome in self._take_answer(worker)]
 
@@ -193,7 +172,7 @@ class RewardPool:
 
         Five groups over two workers are three and two.
         """
-        idle = [worker for worker in self._workers if worker.call is None]
+        idle = self._workers.list_idle()
         while idle and self._suspects:
             job, name = self._suspects.popleft()
             if not job.failed:
@@ -205,64 +184,60 @@ class RewardPool:
                 jobs = [self._waiting.popleft() for _ in range(share)]
                 self._send(worker, jobs, list(self._config.functions), alone=False)
 
-    def _send(self, worker: _Worker, jobs: list[_Job], functions: list[str], *, alone: bool) -> None:
-        self._await_start(worker)
+    def _send(self, worker: Worker, jobs: list[_Job], functions: list[str], *, alone: bool) -> None:
         ref = worker.handle.score.remote([job.task() for job in jobs], functions)
         # A group may begin one timeout late (RewardActor.score) and take one for each of its functions.
         deadline = time.monotonic() + (1 + len(functions)) * self._config.timeout_s
         worker.call = _Call(jobs, functions, alone, ref, deadline)
 
-    def _await_start(self, worker: _Worker) -> None:
-        """Wait until the actor is up. Raises RewardError with the reason when it cannot start."""
+    def _collect(self, block: bool) -> list[Worker]:
+        """Return the busy workers that have answered, died or run out of time; see to those that start.
+
+        Raises:
+            RewardError: no worker comes up.
+        """
         import ray
 
-        try:
-            get([worker.starting], what="a reward actor to start", timeout_s=START_TIMEOUT_S)
-        except ray.exceptions.RayActorError as error:
-            raise RewardError(
-                f"the actor for rewards {', '.join(self._config.functions)} could not start",
-                got=find_cause(error),
-                remedy="see that each function can be imported, and each model loaded, on every node",
-            ) from error
-
-    def _collect(self, block: bool) -> list[_Worker]:
-        """Return the busy workers that have answered, died or run out of time."""
-        import ray
-
-        busy = {worker.call.ref: (worker, worker.call.deadline) for worker in self._workers if worker.call}
-        if not busy:
+        starting = {worker.starting: worker for worker in self._workers.list_starting()}
+        busy = {worker.call.ref: worker for worker in self._workers.all if worker.call}
+        if not starting and not busy:
             return []
-        nearest = min(deadline for _, deadline in busy.values())
-        timeout = max(0.0, nearest - time.monotonic()) if block else 0.0
-        done, _ = ray.wait(list(busy), num_returns=1 if block else len(busy), timeout=timeout)
+        deadlines = [worker.deadline for worker in starting.values()]
+        deadlines += [worker.call.deadline for worker in busy.values()]
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if block else 0.0
+        asked = [*starting, *busy]
+        done, _ = ray.wait(asked, num_returns=1 if block else len(asked), timeout=timeout)
         now = time.monotonic()
-        return [worker for ref, (worker, deadline) in busy.items() if ref in done or deadline <= now]
+        for ref, worker in starting.items():
+            if ref in done or worker.deadline <= now:
+                self._workers.finish_start(worker)
+        return [worker for ref, worker in busy.items() if ref in done or worker.call.deadline <= now]
 
-    def _take_answer(self, worker: _Worker) -> Iterator[ScoredGroup | FailedGroup]:
+    def _take_answer(self, worker: Worker) -> Iterator[ScoredGroup | FailedGroup]:
         """Yield the outcomes of a worker's call, and put back into the queue what it did not come to."""
         import ray
 
         call, worker.call = worker.call, None
         assert call is not None
         try:
-            (reply,) = get([call.ref], what="rewards", timeout_s=GRACE_S)
+            (reply,) = get([call.ref], what="rewards", timeout_s=ANSWER_S)
         except (ray.exceptions.RayError, DeadlineError) as error:
             yield from self._handle_loss(worker, call, error)
             return
 
         # A reply may be shorter than the call: the rest waits again, in its old place.
         if isinstance(reply[-1], RewardFault) and reply[-1].hung:
-            self._replace(worker)
+            self._workers.replace(worker, f"reward {reply[-1].function} {reply[-1].reason}")
             self.rescored += len(call.jobs) - len(reply)
         self._waiting.extendleft(reversed(call.jobs[len(reply) :]))
         for job, outcome in zip(call.jobs[: len(reply)], reply, strict=True):
             yield from self._finish(job, outcome)
 
-    def _handle_loss(self, worker: _Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
+    def _handle_loss(self, worker: Worker, call: _Call, error: Exception) -> Iterator[FailedGroup]:
         """Replace a worker that died or is silent. Blame the function of a call that was alone; take others apart."""
-        self._replace(worker)
+        silent = isinstance(error, DeadlineError)
+        self._workers.replace(worker, str(error.got) if isinstance(error, DeadlineError) else find_cause(error))
         if call.alone:
-            silent = isinstance(error, DeadlineError)
             hung = f"hung for over {self._config.timeout_s:g} s"
             reason = hung if silent else f"killed its process: {_shorten(error)}"
             yield from self._drop(call.jobs[0], RewardFault(function=call.functions[0], reason=reason))

@@ -124,7 +124,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
     spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
     fleet = parts.enter_context(closing(RolloutFleet(config, spec, on_event=tracker.event, places=places.engines)))
     models = share_reward_models(config.reward)
-    rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models)
+    rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models, on_event=tracker.event)
     parts.callback(rewards.close)
     feed = parts.enter_context(closing(_make_feed(inputs)))
     return Run(

@@ -15,7 +15,9 @@ from learner.tracking.records import StepRecord
 from learner.tracking.watch import SIGNS
 
 # Events that are not shown: they come every step, or are shown in another way.
-QUIET = frozenset({"start", "engine_up", "weights_loaded", "probe", "evaluation", "phase", "filtered"})
+QUIET = frozenset(
+    {"start", "end", "engine_up", "reward_worker_up", "weights_loaded", "probe", "evaluation", "phase", "filtered"}
+)
 
 
 EMPTY = "(empty)"

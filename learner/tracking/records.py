@@ -220,7 +220,7 @@ class Summary:
     """`summary.json`: how the run ended."""
 
     outcome: str  # "finished", "interrupted", "failed", or "lost" where the driver could not write this itself
-    cause: Cause | None  # of any outcome but "finished"
+    cause: Cause | None = None  # of any outcome but "finished"
     stopped_early: str | None  # why a finished run did not take all its steps; None: it did
     steps: int  # optimizer steps done, over every start of the run
     accuracy_before: float | None  # held-out, greedy; None: not evaluated

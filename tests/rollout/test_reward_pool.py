@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from common.types import FailedGroup, Group, Prompt, ScoredGroup
 from rollout import reward_pool
 from rollout.reward_pool import RewardPool
 from tests.helpers.reward_parts import group, prompt
+from tests.helpers.slow_reward import note_folder
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_session")]
 
@@ -27,8 +29,9 @@ HERE = "tests.helpers.hostile_rewards"
 
 
 @contextmanager
-def open_pool(config: RewardConfig) -> Iterator[RewardPool]:
-    pool = RewardPool(config, DataConfig())
+def open_pool(config: RewardConfig, events: list[dict[str, Any]] | None = None) -> Iterator[RewardPool]:
+    events = events if events is not None else []
+    pool = RewardPool(config, DataConfig(), on_event=lambda kind, **fields: events.append({"kind": kind, **fields}))
     try:
         yield pool
     finally:
@@ -123,7 +126,7 @@ def test_stop_names_the_function_and_the_prompt(function: str) -> None:
 
 
 def test_a_function_that_holds_the_interpreter_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_pool, "GRACE_S", 1.0)
+    monkeypatch.setattr(reward_pool, "ANSWER_S", 1.0)
     prompts, groups = batch(3)
     name = f"{HERE}:holds_the_interpreter"
     config = RewardConfig(functions={name: 1.0}, on_error="drop", timeout_s=0.5)
@@ -145,13 +148,61 @@ def test_a_process_killed_from_outside_costs_no_group(tmp_path: Path) -> None:
 
 
 def test_an_idle_actor_that_was_killed_is_replaced() -> None:
+    """The event says which and why."""
     prompts, groups = batch(2)
-    with open_pool(RewardConfig()) as pool:
+    events: list[dict[str, Any]] = []
+    with open_pool(RewardConfig(), events) as pool:
         (victim,) = pool.pids()
         os.kill(victim, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=10)
         assert scored(list(pool.score(prompts, groups))).keys() == {"train/0", "train/1"}
         assert pool.restarts == 1
+    lost, back = (one for one in events if one.get("pid") != victim)
+    assert (lost["kind"], lost["worker"], back["kind"]) == ("reward_worker_lost", "reward-0", "reward_worker_up")
+    assert "worker process has died" in lost["why"]
+
+
+SLOW = "tests.helpers.slow_reward:accuracy"
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_an_actor_that_is_killed_while_it_starts_is_started_again(times: int) -> None:
+    """Three in a row that never come up end the run, with what killed them."""
+    prompts, groups = batch(2)
+    events: list[dict[str, Any]] = []
+    config = RewardConfig(functions={SLOW: 1.0})
+    killed: set[Path] = set()
+    done: list[Any] = []
+    before = set(note_folder().iterdir())
+    with open_pool(config, events) as pool, ThreadPoolExecutor(1) as thread:
+        outcomes = thread.submit(lambda: done.extend(pool.score(prompts, groups)))
+        while not outcomes.done():
+            for note in set(note_folder().iterdir()) - before - killed if len(killed) < times else ():
+                os.kill(int(note.name), signal.SIGKILL)
+                killed.add(note)
+            time.sleep(0.05)
+        if times == 1:
+            outcomes.result()
+            assert scored(done).keys() == {"train/0", "train/1"}
+            assert [one["kind"] for one in events] == ["reward_worker_lost", "reward_worker_up"]
+        else:
+            with pytest.raises(RewardError, match=r"3 workers in a row did not come up, the last: .*(died|never ran)"):
+                outcomes.result()
+            assert len(killed) == 3
+    assert all("while it started" in one["why"] for one in events if one["kind"] == "reward_worker_lost")
+
+
+def test_a_worker_that_is_lost_holds_no_other_up() -> None:
+    """Its successor takes 4 s to load: the other worker has scored everything by then."""
+    prompts, groups = batch(6)
+    with open_pool(RewardConfig(functions={SLOW: 1.0}, workers=2)) as pool:
+        victim, _ = pool.pids()
+        list(pool.score(prompts, groups[:1]))
+        os.kill(victim, signal.SIGKILL)
+        began = time.monotonic()
+        assert scored(list(pool.score(prompts, groups))).keys() == prompts.keys()
+        assert pool.restarts == 1
+        assert time.monotonic() - began < 4
 
 
 def test_an_actor_that_cannot_start_says_so() -> None:
