@@ -92,6 +92,11 @@ def describe_fault(fault: BaseException) -> str:
     return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
 
 
+def describe_cause(fault: BaseException) -> str:
+    """Return what any error is about as one line; of ours what was found, and not what to do about it."""
+    return f"{fault.what}: {fault.got}" if isinstance(fault, RollcallError) else describe_fault(fault)
+
+
 class ConfigError(RollcallError):
     """The configuration cannot work: unknown key, impossible value or combination."""
 
@@ -116,6 +121,10 @@ class RunFolderError(RollcallError):
 
 class CheckpointError(RollcallError):
     """There is no usable checkpoint, or it does not fit this configuration."""
+
+
+class ProcessError(RollcallError):
+    """A process or an object of the run is lost, or a process raised what is no error of ours."""
 
 
 class RewardError(RollcallError):

@@ -14,7 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command import Command, run_command, say
+from common.command import Command, Grace, run_command, say
+from learner.guard.line import Line
+from learner.guard.parent import run_guarded
 
 if TYPE_CHECKING:
     from common.config.schema import Config
@@ -26,25 +28,34 @@ RELEASE_S = 30.0  # within which the resources of the model before are free agai
 
 
 def evaluate(
-    targets: Sequence[EvaluationTarget], folder: RunFolder, command: Command, *, cls_rl_file: Path | None
+    targets: Sequence[EvaluationTarget],
+    folder: RunFolder,
+    command: Command,
+    line: Line,
+    *,
+    cls_rl_file: Path | None,
 ) -> None:
     """Ask every model about every set, one model after the other; write and show what came of it."""
     from learner.driver.cluster import connect
     from learner.evaluation.results import Results
+    from learner.guard.cause import explain_ray_errors
 
-    results = Results(folder.path)
-    with connect(targets[0].config.cluster):
+    results, grace, cluster = Results(folder.path), Grace(0.0), targets[0].config.cluster
+    grace.install()  # Ray swallows a Ctrl-C while its actors start: `release` raises it again
+    line.tell(heartbeat_s=cluster.heartbeat_s)
+    with line.beat(longest_s=0.0), explain_ray_errors(), connect(cluster, line):
         command.begin_work()
         for target in targets:
             results.add_model(target.name, target.config, target.model.path)
-            with _open_evaluator(target) as evaluator:
+            with _open_evaluator(target, grace, line) as evaluator:
                 for one, rows in evaluator.give_verdicts(target.sets):
                     results.add_set(target.name, one, rows)
+                    grace.release()
     say(f"{results.finish(cls_rl_file)}\nwritten: {folder.shown}")
 
 
 @contextmanager
-def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
+def _open_evaluator(target: EvaluationTarget, grace: Grace, line: Line) -> Iterator[Evaluator]:
     """Start engines that serve the target's own weights, and a learner where a set needs one to score candidates."""
     from learner.driver.evaluator import Evaluator
     from learner.driver.finish import close_undisturbed
@@ -55,7 +66,7 @@ def _open_evaluator(target: EvaluationTarget) -> Iterator[Evaluator]:
     from rollout.spec import engine_spec
 
     config, model, learner = target.config, target.model, None
-    with close_undisturbed() as parts:
+    with close_undisturbed(line) as parts:
         places = parts.enter_context(reserve_places(_leave_out_unused(target), grant_s=RELEASE_S))
         check_hosts(config, None, places)
         shared = share_model(model.path, config.model.revision, places)
@@ -107,8 +118,10 @@ def _print_event(kind: str, **fields: Any) -> None:
         say("event " + format_event(kind, fields))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
+def main(argv: Sequence[str] | None = None, line: Line | None = None) -> int:
+    """Run the command line, as the child of a parent process where there is a line to one.
+
+    Exit codes: 0 done, 1 failed, 2 refused, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     with run_command() as command:
         from learner.driver.preflight.capacity import check_capacity
         from learner.driver.preflight.evaluation import read_target
@@ -124,9 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say("a dry run: nothing was started")
             else:
                 command.outlive_output()
-                evaluate(targets, folder, command, cls_rl_file=asked.cls_rl_file)
+                evaluate(targets, folder, command, line or Line(), cls_rl_file=asked.cls_rl_file)
     return command.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_guarded(main))

@@ -8,21 +8,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from traceback import format_exception
 from types import TracebackType
 from typing import Self
 
 from common.command import ENDING, say
 from common.config.schema import Config
-from common.errors import RunFolderError
+from common.errors import RunFolderError, describe_cause
 from common.storage.bucket import hurry
+from learner.guard.cause import name_cause
 from learner.guard.line import Line
 from learner.storage.run_folder import RunFolder
 from learner.tracking.model_card import write_model_card
+from learner.tracking.records import Summary
 from learner.tracking.tracker import Tracker
 
 CLOSE_S = 60.0
+LONGEST_TRACE = 6000  # characters
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,8 +48,12 @@ class Finish:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        outcome, cause = _name_outcome(kind), name_cause(error) if error else None
+        more = {"trace": "".join(format_exception(error))[-LONGEST_TRACE:]} if outcome == "failed" and error else {}
+        self.tracker.event("end", outcome=outcome, **(asdict(cause) if cause else {}), **more)
         summary = self.tracker.summary(
-            outcome=_name_outcome(kind),
+            outcome=outcome,
+            cause=cause,
             steps=self.version,
             wall_seconds=time.monotonic() - self.started,
             startup_seconds=self.startup_seconds,
@@ -57,8 +65,8 @@ class Finish:
         with nullcontext() if kind is None else hurry():  # whoever told a run to end does not wait for a bucket
             try:
                 report = self._write_report(seconds=60.0 if kind is None else 8.0)  # nor for every figure
-                if self.folder.export.is_dir() and kind is None:
-                    write_model_card(self.folder.export, config=self.config, summary=summary)
+                if self.config.checkpoint.export and kind is None:
+                    self._write_model_card(summary)
             finally:
                 self.tracker.close(summary, report)  # the terminal gets its screen back whatever happens
             self._flush(failed=kind is not None)
@@ -80,6 +88,14 @@ class Finish:
             if not failed:
                 raise lost from error
             say(f"error: {lost}", file=sys.stderr)
+
+    def _write_model_card(self, summary: Summary) -> None:
+        """Write the page beside the exported model. A disk that refuses it is an event."""
+        try:
+            self.folder.export.mkdir(exist_ok=True)  # the model itself may be in a bucket
+            write_model_card(self.folder.export, config=self.config, summary=summary)
+        except OSError as error:
+            self.tracker.event("model_card_failed", why=describe_cause(error))
 
     def _write_report(self, *, seconds: float) -> Path | None:
         """Write the page of the run. A failure is logged as an event, and changes nothing else."""

@@ -24,6 +24,7 @@ from learner.driver.profiler import Profiler
 from learner.driver.run import Run
 from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
+from learner.guard.cause import explain_ray_errors
 from learner.guard.line import Line
 from learner.storage.checkpoint import Checkpointer
 from learner.storage.run_folder import RunFolder
@@ -58,7 +59,7 @@ def open_run(
     first_step = point.state.step if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
-    with finish, close_undisturbed(line) as parts:
+    with finish, explain_ray_errors(), close_undisturbed(line) as parts:
         places = _join_cluster(inputs, folder, tracker, parts, command or Command(), line)
         grace.release()
         run = _start_parts(start, tracker, places, parts, grace, line)
@@ -85,7 +86,6 @@ def open_run(
         run.profiler.stop()
         if config.checkpoint.export:
             run.learner.export(folder.place("export"))
-            folder.export.mkdir(exist_ok=True)  # for the model card, where the model itself went to a bucket
 
 
 def _join_cluster(

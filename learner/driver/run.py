@@ -9,7 +9,7 @@ from common.command import Grace
 from common.config.schema import Config
 from common.data.feed import PromptFeed
 from common.data.stream import StreamState
-from common.errors import CheckpointError, DataError, LearnerError, raise_as
+from common.errors import CheckpointError, DataError, LearnerError, describe_cause, raise_as
 from common.storage.output import Place, WriteReport
 from common.types import CandidateProbabilities, Example, FailedGroup, Group, Prompt, ScoredGroup, StepResult
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
@@ -298,7 +298,7 @@ class Run:
         try:
             self._save(due=True)
         except Exception as error:  # noqa: BLE001  # ranks may have got the signal too
-            self.tracker.event("checkpoint_failed", step=self.version, why=f"{type(error).__name__}: {error}")
+            self.tracker.event("checkpoint_failed", step=self.version, why=describe_cause(error))
 
     def _save(self, *, due: bool) -> None:
         self.checkpoints.maybe_save(

@@ -15,7 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, RollcallError, describe_cause
 from common.storage.output import Place, describe_file
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.files import replace_text, sync_folder
@@ -143,7 +143,9 @@ def _takes_bytes(folder: Path) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    """Of an error in another process, the line that says what it was."""
+    """Of an error in another process, the line that says what it was; of one of ours what was found."""
+    if isinstance(error, RollcallError):
+        return describe_cause(error)
     return (str(error).strip() or repr(error)).splitlines()[-1]
 
 

@@ -20,7 +20,9 @@ def format_closing(
         report: the page, or None where it was not written.
     """
     sampled, prompts = config.sampled_prompts, config.rollout.prompts_per_step
+    failed = summary.cause and summary.outcome == "failed"
     rows = {
+        **({"cause": str(summary.cause)} if failed else {}),
         "accuracy": _describe_accuracy(summary),
         "time": f"{format_clock(summary.wall_seconds)}, of which start-up {format_clock(summary.startup_seconds)}",
         "speed": f"{summary.completions_per_second:.0f} {name_learnt(samples=sampled > 0, given=sampled < prompts)}/s",

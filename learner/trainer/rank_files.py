@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import describe_fault
 from common.storage.output import (
     Place,
     WriteReport,
@@ -96,6 +97,7 @@ def export_rank(write: Callable[[Path], None], place: Place, *, rank: int) -> Wr
             write(folder)
             if rank == 0:
                 written = describe_folder(folder)
-    except OSError as error:
-        return WriteReport(by=name_rank(rank), files=(), error=error)
+    except Exception as error:  # noqa: BLE001  # safetensors has errors of its own for a full disk
+        fault = error if isinstance(error, OSError) else OSError(describe_fault(error))
+        return WriteReport(by=name_rank(rank), files=(), error=fault)
     return WriteReport(by=name_rank(rank), files=written)

@@ -15,7 +15,8 @@ LOADS_S = 4.0
 
 def note_folder() -> Path:
     """The folder with one file a process that has begun to import this, named as its pid."""
-    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path(), "slow_reward")  # noqa: SLF001
+    node: Any = ray._private.worker.global_worker.node  # noqa: SLF001
+    folder = Path(node.get_session_dir_path(), "slow_reward")
     folder.mkdir(exist_ok=True)
     return folder
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.helpers import jobs
 
@@ -76,3 +77,39 @@ def test_a_lost_driver_is_one_line_and_a_summary_within_30_s(tmp_path: Path, los
     cause = {"ring": "driver", "actor": f"driver (pid {driver.pid})", "node": host, "error": end["error"]}
     assert summary["cause"] == cause == {key: end[key] for key in cause}
     assert re.fullmatch(why, end["error"])
+
+
+def test_a_rank_that_dies_is_one_error_and_the_run_is_tried_again(tmp_path: Path) -> None:
+    """Law 5: killed twice without and with a checkpoint in between, it ends with the weights of a run left alone."""
+    run_dir, left_alone = tmp_path / "run", tmp_path / "left-alone"
+    words = (
+        "steps=8",
+        "learner.warmup_steps=1",
+        "evaluation.every=0",
+        "tracking.samples_every=0",
+        "checkpoint.every=2",
+    )
+    process = jobs.start(run_dir, *words, "retries=1")
+    for step in (3, 6):  # a checkpoint lies between, so the count begins anew
+        jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)  # noqa: B023
+        find_rank(process).kill()
+        jobs.wait_for("retry", lambda: jobs.console(run_dir).count("\nretry 1 of 1") == step // 3, process)  # noqa: B023
+    assert jobs.finish(process, run_dir) == 0, jobs.console(run_dir)
+    console = jobs.console(run_dir)
+    assert console.count("\nerror: LearnerRank (pid ") == 2 and "Traceback" not in console
+    events = jobs.rows(run_dir, "events.jsonl")
+    ends = [row for row in events if row["kind"] == "end"]
+    assert [(row["outcome"], row.get("ring")) for row in ends] == [("failed", "learner")] * 2 + [("finished", None)]
+    assert all(row["actor"].startswith("LearnerRank (pid ") and "died" in row["error"] for row in ends[:2])
+    retries = [row for row in events if row["kind"] == "retry"]
+    assert [(row["attempt"], row["of"], row["why"]) for row in retries] == [(1, 1, "the driver failed")] * 2
+    assert json.loads((run_dir / "summary.json").read_text())["cause"] is None
+
+    jobs.complete(left_alone, *words)
+    expected, found = jobs.weights(left_alone), jobs.weights(run_dir)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def find_rank(parent: subprocess.Popen[str]) -> psutil.Process:
+    (rank,) = (one for one in jobs.descendants(parent) if one.cmdline()[:1] and "LearnerRank" in one.cmdline()[0])
+    return rank

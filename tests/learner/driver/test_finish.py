@@ -45,12 +45,25 @@ def ended(folder: RunFolder, error: BaseException | None = None) -> tuple[list[s
     return out.getvalue().splitlines(), json.loads((folder.path / "summary.json").read_text())
 
 
+def read_events(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"), [(None, "finished"), (KeyboardInterrupt(), "interrupted"), (ValueError("no"), "failed")]
 )
 def test_a_run_ends_with_its_report(folder: RunFolder, error: BaseException | None, outcome: str) -> None:
     console, summary = ended(folder, error)
     assert summary["outcome"] == outcome
+    cause = summary["cause"]
+    assert (cause and cause["ring"], cause and cause["error"]) == {
+        "finished": (None, None),
+        "interrupted": ("user", "Ctrl-C"),
+        "failed": ("driver", "ValueError: no"),
+    }[outcome]
+    (end,) = (row for row in read_events(folder) if row["kind"] == "end")
+    assert (end["outcome"], {key: end.get(key) for key in cause or {}}) == (outcome, cause or {})
+    assert ("trace" in end) == (outcome == "failed")
     page = (folder.path / "report.html").read_text()
     assert f'">{outcome}</span>' in page and "2 of 6" in page and "<svg" in page
     assert f"  report        {folder.show('report.html')}" in console
@@ -69,5 +82,4 @@ def test_a_report_that_fails_is_named_and_the_run_is_finished_all_the_same(
     assert summary["outcome"] == "finished"
     assert "event report_failed why=ZeroDivisionError: of the report" in console
     assert "  report        not written" in console
-    events = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
-    assert events[-1]["kind"] == "report_failed"
+    assert read_events(folder)[-1]["kind"] == "report_failed"
