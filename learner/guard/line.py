@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -16,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.command import say
 from common.placement import answers
 
 BEAT_S = 1.0
 STANDSTILL_S = 300.0  # that the main thread may wait without looking up, as it does every second when it waits for Ray
+WARN_S = 60.0
 TRIES = 2  # connections in a row that must fail
 _OURS = tuple(str(Path(__file__).parents[2] / name) for name in ("common", "rollout", "learner"))
 
@@ -80,8 +83,10 @@ class Line:
         clock, used, still = time.pthread_getcpuclockid(thread), -1.0, 0.0
         while not self._over.wait(BEAT_S):
             now = time.clock_gettime(clock)  # CPU seconds of the main thread
-            still = 0.0 if now != used else still + BEAT_S
-            used = now
+            moves = now != used or not takes_output()  # a reader may stop the run, as Ctrl-S does
+            still, used = 0.0 if moves else still + BEAT_S, now
+            if WARN_S < still <= WARN_S + BEAT_S:
+                say(f"warning: nothing has moved for {still:.0f} s, at {describe_place(thread)}", file=sys.stderr)
             if patience < still <= patience + BEAT_S:
                 self.tell(lost=f"its main thread stands still for {still:.0f} s at {describe_place(thread)}")
             self.tell(beats=True)
@@ -94,6 +99,14 @@ class Line:
             self._missed[one.name] = missed
             if missed == TRIES:
                 self.tell(**{"doubt" if one.returns else "lost": f"{one.name} at {one.address}:{one.port} has died"})
+
+
+def takes_output(*, wait_s: float = 0.0) -> bool:
+    """Return whether standard output and standard error take what is printed, or would fail at once."""
+    asked = select.poll()
+    for number in (1, 2):
+        asked.register(number, select.POLLOUT)
+    return len(asked.poll(wait_s * 1000)) == 2
 
 
 def describe_place(thread: int) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 from common.command import FAILED, occupy_standard_files, say
 from common.config.cli import FLAGS
 from common.errors import describe_fault
-from learner.guard.line import Line
+from learner.guard.line import Line, takes_output
 
 TICK_S = 0.5
 ANSWER_S = 10.0  # for Ray's own error to end a driver that has lost its cluster
@@ -279,8 +279,9 @@ def _write_retry(folder: Path, *, attempt: int, of: int, why: str) -> None:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # nobody listens any more
-        say(text, file=sys.stderr)
+    if takes_output(wait_s=1.0):  # a reader may have stopped to read
+        with suppress(OSError):  # nobody listens any more
+            say(text, file=sys.stderr)
 
 
 def record_in_time(facts: dict[str, Any], write: Callable[..., None], **fields: Any) -> None:

@@ -1,6 +1,6 @@
 """Writes everything a run leaves to look at: metrics, evaluations, samples, events, a summary, and the screen.
 
-A line that the disk refuses is lost, counted and shown; it never stops training.
+A line that the disk refuses is lost, counted and shown. Behind a disk that hangs lines wait, and training goes on.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from common.config.schema import Config, config_hash
 from common.types import Pixels, ScoredGroup
 from learner.evaluation.measures import HELD_OUT, SCALARS
+from learner.storage.disk import Disk
 from learner.storage.environment import git_sha
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
 from learner.storage.run_folder import RunFolder
@@ -46,6 +48,7 @@ class Tracker:
         self.watch = CollapseWatch(config)
         self._folder, self._config, self._console = folder, config, console
         self._path = folder.path
+        self._disk = Disk()
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
         self._recall(first_step)
         console.open(folder.shown, self.history, first_step=first_step)
@@ -55,10 +58,9 @@ class Tracker:
         """Log one step."""
         row = record.flat()
         self.history.add_step(row)
-        with self._count_failures():
-            append_jsonl(self._path / "metrics.jsonl", record.row())
-        with self._count_failures():
-            self._scalars.write(record.step, {key: value for key, value in row.items() if key != "step"})
+        self._write(lambda: append_jsonl(self._path / "metrics.jsonl", record.row()))
+        scalars = {key: value for key, value in row.items() if key != "step"}
+        self._write(lambda: self._scalars.write(record.step, scalars))
         with self._count_failures():
             self._console.step(record)
         self._warn(self.watch.observe(row))
@@ -70,13 +72,16 @@ class Tracker:
         for line in lines:
             self.history.add_evaluation(step, line)
         path = self._path / "evaluations.jsonl"
-        with self._count_failures():
+
+        def write_lines() -> None:
             if again:
                 keep_steps(path, lambda kept: kept != step)
             for line in lines:
                 append_jsonl(path, {"step": step, **line})
-        with self._count_failures():
-            self._scalars.write(step, {tag: value for line in lines for tag, value in _list_scalars(line).items()})
+
+        self._write(write_lines)
+        scalars = {tag: value for line in lines for tag, value in _list_scalars(line).items()}
+        self._write(lambda: self._scalars.write(step, scalars))
         with self._count_failures():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
         for line in lines:
@@ -94,33 +99,36 @@ class Tracker:
         for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
-            with self._count_failures():
-                if image is not None and name is not None:
-                    self._thumbnail(image, name)
-                append_jsonl(
-                    self._path / "samples.jsonl", sample_row(step, name, group, kept_for, compared.get(group.prompt.id))
-                )
+            row = sample_row(step, name, group, kept_for, compared.get(group.prompt.id))
+            self._write(partial(self._write_sample, image, name, row))
         if groups:
             with self._count_failures():
                 self._console.sample(groups[0])
 
+    def _write_sample(self, image: Pixels | None, name: str | None, row: dict[str, Any]) -> None:
+        if image is not None and name is not None:
+            self._thumbnail(image, name)
+        append_jsonl(self._path / "samples.jsonl", row)
+
     def keep_batch(self, step: int, groups: Sequence[ScoredGroup]) -> Path:
         """Write all groups of a step to a file of their own, token by token, without pictures. Return where it is."""
         file = self._path / f"batch-{step:06}.jsonl"
-        with self._count_failures():
+
+        def write_rows() -> None:
             file.unlink(missing_ok=True)  # of an earlier start, which ended here too
             for group in groups:
                 row = sample_row(step, None, group, "all", None)
                 for said, completion in zip(row["completions"], group.group.completions, strict=True):
                     said |= {"token_ids": completion.token_ids, "token_logprobs": completion.logprobs}
                 append_jsonl(file, row)
+
+        self._write(write_rows)
         return file
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append to `events.jsonl`: versions, faults, heals, drops, checkpoints."""
         row = {"wall": time.time(), "monotonic": time.monotonic(), "kind": kind, **fields}
-        with self._count_failures():
-            append_jsonl(self._path / "events.jsonl", row)
+        self._write(lambda: append_jsonl(self._path / "events.jsonl", row))
         with self._count_failures():
             self._console.event(kind, fields)
 
@@ -168,8 +176,8 @@ class Tracker:
             config_hash=config_hash(self._config),
             git_sha=git_sha(),
         )
-        with self._count_failures():
-            replace_text(self._path / "summary.json", json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
+        text = json.dumps(dataclasses.asdict(summary), indent=2) + "\n"
+        self._write(lambda: replace_text(self._path / "summary.json", text))
         return summary
 
     def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
@@ -182,6 +190,11 @@ class Tracker:
         """Begin to copy to the bucket what was written, if the run folder is in one. A failure is an event."""
         if why := self._folder.push():
             self.event("upload_failed", why=why)
+
+    def _write(self, work: Callable[[], object]) -> None:
+        """Write to the disk, for at most some seconds. What it refuses or does not do in time is counted."""
+        with self._count_failures():
+            self._disk.write(work)
 
     @contextmanager
     def _count_failures(self) -> Iterator[None]:

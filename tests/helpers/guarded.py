@@ -73,6 +73,12 @@ def close_twice() -> None:
         print("closed", flush=True)
 
 
+def stall() -> None:
+    """Print more than anybody reads, then end."""
+    while True:
+        print("a line " * 100, flush=True)
+
+
 def talk() -> None:
     while True:
         print("a line", flush=True)
@@ -104,6 +110,7 @@ WAYS: dict[str, Callable[[], None]] = {
     "ignore": ignore_signals,
     "close": close_twice,
     "talk": talk,
+    "stall": stall,
     "leave a child": leave_a_child,
     "hang at exit": hang_at_exit,
 }

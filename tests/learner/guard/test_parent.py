@@ -181,6 +181,16 @@ def test_ctrl_z_is_no_freeze(tmp_path: Path) -> None:
     assert re.search(r"frozen: no sign of life for \d s", err)
 
 
+def test_a_reader_that_stops_to_read_is_no_standstill(tmp_path: Path) -> None:
+    """As `less` does, or Ctrl-S of a terminal; the driver waits as long as it likes."""
+    with guarded(tmp_path, "stall", "finish") as process:
+        driver = read_driver(process)
+        time.sleep(8)  # STANDSTILL_S is 4 s here
+        assert process.poll() is None
+        assert driver.is_running()
+        assert count_tries(tmp_path) == 1
+
+
 def test_a_driver_ends_with_its_parent(tmp_path: Path) -> None:
     with guarded(tmp_path, "work") as process:
         driver = read_driver(process)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from common.config.schema import Config
+from learner.storage import disk
 from learner.storage.run_folder import RunFolder
 from learner.tracking import tracker as tracking
 from learner.tracking.console import LineConsole
@@ -73,6 +76,25 @@ def test_one_flushed_line_a_step(folder: RunFolder) -> None:
         assert [row["step"] for row in rows(folder, "metrics.jsonl")] == list(range(step + 1))
     assert rows(folder, "metrics.jsonl")[2] == record(2).row()
     assert out.getvalue().count("step=") == 3
+
+
+def test_a_disk_that_hangs_holds_no_step_up(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown once; when the disk is back, what was written meanwhile is there, in order."""
+    monkeypatch.setattr(disk, "PATIENCE_S", 0.3)
+    track, out = tracker(folder)
+    os.mkfifo(folder.path / "metrics.jsonl")  # whoever opens it to write waits for a reader
+    began = time.monotonic()
+    for step in range(5):
+        track.write(record(step))
+    assert time.monotonic() - began < 3
+    assert (track.failures, out.getvalue().count("did not answer for 0.3 s")) == (1, 1)
+    read = b""
+    pipe = os.open(folder.path / "metrics.jsonl", os.O_RDONLY)
+    while chunk := os.read(pipe, 1 << 16):
+        read += chunk
+        time.sleep(0.2)  # so long is the next line on its way
+    os.close(pipe)
+    assert [json.loads(line)["step"] for line in read.splitlines()] == list(range(5))
 
 
 def test_nan_is_null_in_json_and_nan_in_the_history(folder: RunFolder) -> None:
