@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_law_5_a_killed_engine_and_a_full_disk_change_nothing(undisturbed: Path,
     assert json.loads((small_volume / "summary.json").read_text())["checkpoint_failures"] == len(failed)
     assert list((small_volume / "checkpoints").glob("*")) == []
     assert_same_weights(undisturbed, small_volume)
+
+
+def test_a_disk_that_is_full_to_the_last_byte_ends_in_one_error(small_volume: Path) -> None:
+    """The run takes all its steps; what cannot be exported is said with the cause, and no traceback."""
+    process = jobs.start(small_volume, "steps=5", "checkpoint.every=2", warm=True)
+    jobs.wait_for("step 1", lambda: len(jobs.rows(small_volume, "metrics.jsonl")) >= 1, process)
+    with (small_volume / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    assert jobs.finish(process, small_volume) == 1, jobs.console(small_volume)
+    console = jobs.console(small_volume)
+    assert "Traceback" not in console
+    assert console.count("\nerror: ") == 1
+    assert re.search(r"error: the exported model is not in the run folder\n  got: .*No space left on device", console)
+    assert "failed after 5 of 5 steps" in console
+    assert "No space left" in re.findall(r"^  cause +(.*)$", console, re.MULTILINE)[0]
+    assert not re.search(r"why=.*remedy", console)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
