@@ -76,9 +76,11 @@ def _open_evaluator(target: EvaluationTarget, grace: Grace, line: Line) -> Itera
         spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
         fleet = RolloutFleet(config, spec, on_event=_print_event, places=places.engines)
         parts.callback(fleet.close)
+        grace.release()
         if learner:
             learner.ready(config.learner.start_timeout_s)
         fleet.ready()
+        grace.release()
         fleet.publish(OWN_WEIGHTS)
         yield Evaluator(
             config=config,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from learner.driver.places import Places
 from learner.evaluate import main
 from learner.evaluation.args import parse
 from learner.evaluation.measures import measure
@@ -108,6 +111,35 @@ def empty(file: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pq.read_table(file).slice(0, 0), file)
+
+
+def test_a_ctrl_c_that_is_swallowed_while_engines_start_ends_the_evaluation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Ray does, and before anybody waits for an engine."""
+    done = []
+
+    class Fleet:
+        def __init__(self, *_: object, **__: object) -> None:
+            with suppress(BaseException):
+                signal.raise_signal(signal.SIGINT)
+
+        def ready(self) -> None:
+            done.append("ready")
+
+        def close(self) -> None:
+            done.append("closed")
+
+    places = Places(engines=(), learner=None, rewards=())
+    monkeypatch.setattr("learner.driver.cluster.connect", lambda *_: nullcontext())
+    monkeypatch.setattr("learner.driver.places.reserve_places", lambda *_, **__: nullcontext(places))
+    monkeypatch.setattr("learner.driver.hosts.check_hosts", lambda *_: None)
+    monkeypatch.setattr("learner.driver.hosts.share_model", lambda path, *_: path)
+    monkeypatch.setattr("rollout.fleet.fleet.RolloutFleet", Fleet)
+    alarm = signal.getsignal(signal.SIGALRM)
+    assert main([*TINY, "--data", "@test", "--out", str(tmp_path / "out")]) == 130
+    assert done == ["closed"]
+    signal.signal(signal.SIGALRM, alarm)
 
 
 def test_a_run_brings_its_export_and_its_configuration(tmp_path: Path) -> None:
