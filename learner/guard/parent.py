@@ -12,7 +12,6 @@ for too long, or says that it is lost, everything below the parent is killed. On
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ from typing import Any
 
 from common.command import FAILED, occupy_standard_files, say
 from common.config.cli import FLAGS
+from common.config.foreign_text import parse_json
 from common.errors import describe_fault
 from learner.guard.line import Line, takes_output
 
@@ -207,7 +207,7 @@ def _read(pipe: int) -> Iterator[dict[str, Any]]:
             data += chunk
     for line in data.splitlines():
         with suppress(ValueError):  # cut short by a kill
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 def _reap(pid: int) -> int | None:
