@@ -30,7 +30,7 @@ def train(run: Run) -> None:
         clock = StepClock()
         batch = run.begin_batch()
         while prompts := run.next_prompts(batch):  # P prompts; then, if wanted, one for each group without signal
-            groups = clock.iterate("generate", run.groups(step, prompts))  # of G completions each, as they finish
+            groups = clock.iterate("generate", run.groups(prompts))  # of G completions each, as they finish
             with clock.stage("reward"):
                 batch.add(run.score(prompts, groups))  # scored groups, in prompt order
         with clock.stage("learn"):

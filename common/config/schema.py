@@ -223,6 +223,7 @@ class Config(Section):
         yield from self._method_misfits()
         yield from self._objective_misfits()
         yield from self._signal_misfits()
+        yield from self._lag_misfits()
         yield from self._reference_misfits()
 
     def _length_misfits(self) -> Iterator[str]:
@@ -348,7 +349,7 @@ class Config(Section):
                 f"objective.{key} = {getattr(objective, key)} with method = {self.method}: nothing is sampled, so "
                 "it has no effect"
             )
-        settled = objective.model_copy(update={"correction": self.correction_at(lag=0)})
+        settled = objective.model_copy(update={"correction": self.correction_at(lag=rollout.max_lag)})
         for key, reason in explain_idle(settled, beta=self.learner.beta):
             yield f"objective.{key} = {getattr(objective, key)} with {reason}: it has no effect"
         if objective.minibatches > 1 and rollout.prompts_per_step % (objective.minibatches * self.learner.ranks):
@@ -383,6 +384,23 @@ class Config(Section):
             yield "objective.kl_in = reward"
         if self.objective.overlong_buffer:
             yield f"objective.overlong_buffer = {self.objective.overlong_buffer}"
+
+    def _lag_misfits(self) -> Iterator[str]:
+        """Yield those of `rollout.max_lag`."""
+        if not (lag := self.rollout.max_lag):
+            return
+        if not self.sampled_prompts:
+            yield f"rollout.max_lag = {lag} with method = {self.method}: nothing is sampled, so it has no effect"
+        if self.signal.max_prompts > 1:
+            yield (
+                f"signal.max_prompts = {self.signal.max_prompts:g} with rollout.max_lag = {lag}: further prompts of a "
+                "step would be sampled with newer weights than its first; leave one out"
+            )
+        if self.weights.transport == "nccl":
+            yield (
+                f"weights.transport = nccl with rollout.max_lag = {lag}: a broadcast waits for engines that still "
+                "sample with older weights; set weights.transport to object_store"
+            )
 
     def _signal_misfits(self) -> Iterator[str]:
         """Yield those of `signal`."""

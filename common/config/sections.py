@@ -155,6 +155,9 @@ class RolloutConfig(Section):
     """vLLM engines that sample at the same time, each in a process of its own. Raise it to sample faster."""
     prompts_per_step: Positive = 16
     """P, the prompts of a step over all engines: one group each."""
+    max_lag: Annotated[int, Field(ge=0, le=4)] = 0
+    """Steps that engines are ahead of the learner: the batch of step s is sampled with the weights of step s - max_lag.
+    With 1 or more, engines sample while the learner learns. What the age of the weights changes is corrected for."""
     group_size: Annotated[Answers, Field(ge=2)] = 4
     """G, completions a prompt. An advantage needs at least two."""
     max_completion_tokens: Positive = 1024
@@ -179,11 +182,13 @@ class RolloutConfig(Section):
     gpus_per_engine: Free[Amount] = 1.0
     """GPUs that one engine reserves in Ray: 1, a fraction to share a GPU, or 0 on a CPU."""
     max_restarts: Free[NonNegative] = 3
-    """Dead engines that are replaced over the whole run before it stops."""
+    """Replacements of one engine in a row that may be lost before they give a group. Then its place is given up. The
+    run goes on as long as another engine is left."""
     start_timeout_s: Free[Seconds] = 900.0
     """Seconds that an engine may take to start. Raise it for a large model on a slow disk."""
     step_timeout_s: Free[Seconds] = 900.0
-    """An engine that gives no group for this many seconds counts as dead and is replaced."""
+    """Most seconds that an engine may stand still while it samples, before it is replaced. Once its pace is known it
+    gets 20 times its longest step, and at least 10 s."""
 
 
 class SignalConfig(Section):

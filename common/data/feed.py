@@ -54,6 +54,14 @@ class PromptFeed:
         self._make_ahead(wanted)
         return prompts
 
+    def recall(self, drawn: Sequence[tuple[str, int]]) -> list[Prompt]:
+        """Return prompts that were drawn before, made again from the ids of their rows and the epochs they came up in.
+
+        Raises DataError where there is no such row.
+        """
+        visits = [Visit(self._stream.find(row_id), epoch) for row_id, epoch in drawn]
+        return [self._encoder.encode(example) for example in self._stream.read(visits)]
+
     @property
     def epochs(self) -> float:
         """Passes over the rows so far, by what was taken."""

@@ -176,6 +176,16 @@ class PromptStream:
         finally:
             self._epoch, self._position, self._deferred, self._order = place
 
+    def find(self, row_id: str) -> int:
+        """Return the number of a row. Raises DataError where no row has that id."""
+        if row_id not in self._ids:
+            raise DataError(
+                f"{self._source.name} has no row {row_id}",
+                got=f"{len(self._ids)} others",
+                remedy="resume with the data the run began with",
+            )
+        return self._ids.index(row_id)
+
     def read(self, visits: Sequence[Visit]) -> list[Example]:
         """Return the example of each visit."""
         worded = self._worded or (lambda example, epoch: example)

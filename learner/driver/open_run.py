@@ -11,6 +11,7 @@ from typing import Any
 from common.command import Command, Grace, Terminated
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
+from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
@@ -146,6 +147,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         grace=grace,
         steering=Steering(config),
         solve_rates=SolveRates(config),
+        lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
     )
 
 

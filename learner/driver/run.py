@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from common.command import Grace
 from common.config.schema import Config
@@ -15,6 +15,7 @@ from common.types import CandidateProbabilities, Example, FailedGroup, Group, Pr
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
 from learner.driver.control.group_sizes import choose_group_sizes
+from learner.driver.control.lookahead import AskedStep, Lookahead
 from learner.driver.control.plateau import find_plateau
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
@@ -58,7 +59,10 @@ class Run:
     grace: Grace
     steering: Steering
     solve_rates: SolveRates
+    lookahead: Lookahead
+    asked: AskedStep | None = None  # whose groups come next
     version: int = 0  # of the weights that the learner holds: optimizer steps done
+    ahead: Sequence[AskedStep] = ()  # steps that were asked before the last whole step ended, and not yet learned
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     skipped_in_a_row: int = 0  # steps whose loss or gradient was no finite number
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
@@ -101,12 +105,33 @@ class Run:
             self.ledger.restore(point.state.counts)
             self.steering.restore(point.state.control["steering"])
             self.solve_rates.restore(point.state.control["solve_rates"], rows)
+            self.lookahead.restore(point.state.control["ahead"], self._recall)
         self.version = self.checkpoints.newest = point.state.step
 
+    def _recall(self, drawn: Sequence[tuple[str, int]]) -> list[Prompt]:
+        return self._use_features(self.feed.recall(drawn))
+
     def begin_batch(self) -> StepBatch:
-        """Begin the next step, which has asked nothing yet."""
+        """Begin the next step. Engines are asked for it, and for as many steps ahead as `rollout.max_lag` says."""
         self.profiler.begin_step(self.version)
+        for number in self.lookahead.list_missing(self.version):
+            drawn = self.feed.take(self.config.rollout.prompts_per_step, wanted=self.solve_rates.wants)
+            self.lookahead.asked.append(self._ask(number, drawn))
         return StepBatch(self.config)
+
+    def _ask(self, number: int, drawn: Sequence[tuple[Prompt, int]]) -> AskedStep:
+        """Let the engines begin with the prompts of a step, those whose answers the method gives left out."""
+        prompts = self._use_features([prompt for prompt, _ in drawn])
+        self.ledger.dispatched += len(prompts)
+        sampled, _ = self.offline.divide(prompts, number)
+        sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
+        requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=number, sizes=sizes)
+        epochs = [epoch for _, epoch in drawn]
+        return AskedStep(
+            number=number,
+            drawn=list(zip(prompts, epochs, strict=True)),
+            batch=self.fleet.ask(requests) if requests else None,
+        )
 
     def next_prompts(self, batch: StepBatch) -> list[Prompt]:
         """Return the prompts that a step asks next, all different; none once it has the groups it trains on.
@@ -117,16 +142,23 @@ class Run:
         Raises:
             DataError: every group of the step was dropped.
         """
+        if not batch.rounds:
+            self.asked = self.lookahead.asked.popleft()
+        elif drawn := self._draw_missing(batch):
+            self.asked = self._ask(self.version, drawn)
+        else:
+            self._close_batch(batch)
+            return []
+        batch.ask(self.asked.drawn)
+        return [prompt for prompt, _ in self.asked.drawn]
+
+    def _draw_missing(self, batch: StepBatch) -> Sequence[tuple[Prompt, int]]:
+        """Draw a prompt for each group that is wanted in place of one without signal."""
         missing = batch.count_missing()
         if missing and batch.is_late():
             self.tracker.event("refill_stopped", step=self.version, missing=missing, why="signal.max_seconds")
             missing = 0
-        drawn = self.feed.take(missing, without=batch.drawn, wanted=self.solve_rates.wants) if missing else []
-        if not drawn:
-            self._close_batch(batch)
-            return []
-        batch.ask(drawn)
-        return self._use_features([prompt for prompt, _ in drawn])
+        return self.feed.take(missing, without=batch.drawn, wanted=self.solve_rates.wants) if missing else ()
 
     def _close_batch(self, batch: StepBatch) -> None:
         """Count the groups that are not trained on, and note what was right in all of them. Raises DataError."""
@@ -139,17 +171,15 @@ class Run:
         self.ledger.filter(batch.left_out, step=self.version)
         self.solve_rates.observe(batch.scored, batch.drawn)
 
-    def groups(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Group]:
+    def groups(self, prompts: Sequence[Prompt]) -> Iterator[Group]:
         """Yield one group a prompt: first the given answers of the method, then sampled groups as engines finish them.
 
         A prompt that an engine refuses is counted as dropped.
         """
-        self.ledger.dispatched += len(prompts)
-        sampled, given = self.offline.divide(prompts, step)
-        sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
-        requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=step, sizes=sizes)
+        assert self.asked is not None, "prompts were asked"
+        _, given = self.offline.divide(prompts, self.asked.number)
         yield from map(self.offline.make_group, given)
-        yield from self.ledger.pass_sampled(self.fleet.generate(requests))
+        yield from self.ledger.pass_sampled(self.asked.take(self.fleet.take))
 
     def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
         """Return the scored groups in prompt order, on which the last bits of the gradient depend."""
@@ -201,7 +231,7 @@ class Run:
                 remedy="look at its rewards and log-probs. Mend a reward that is at fault and resume=auto; a lower "
                 "learner.lr wants a new run",
             )
-        self.whole = self._describe_state()
+        self._become_whole()
         self.grace.release()
 
     def publish(self, version: int) -> None:
@@ -243,8 +273,12 @@ class Run:
         if every and step % every == 0:
             self.tracker.samples(step, scored, config.tracking.samples)
         self.skipped_in_a_row = 0
-        self.whole = self._describe_state()
+        self._become_whole()
         self.grace.release()
+
+    def _become_whole(self) -> None:
+        """Note what a checkpoint of the step that has just ended must hold."""
+        self.whole, self.ahead = self._describe_state(), list(self.lookahead.asked)
 
     def _describe_state(self) -> DriverState:
         """Return what the driver must remember to go on from here."""
@@ -310,4 +344,5 @@ class Run:
 
     def _write_state(self, place: Place) -> tuple[DriverState, Sequence[WriteReport]]:
         assert self.whole is not None, "nothing is saved within a step"
-        return self.whole, self.learner.save(place)
+        ahead = self.lookahead.state(self.ahead, self.fleet.take)
+        return replace(self.whole, control={**self.whole.control, "ahead": ahead}), self.learner.save(place)

@@ -29,6 +29,7 @@ class Batch:
 
     weights: WeightManifest  # kept for as long as somebody may want them
     size: int  # requests
+    taken: int = field(default=0, init=False)  # answers that the driver has
     unsent: deque[GenerationRequest]  # in the order they go out; suspects last
     open: dict[str, GenerationRequest]  # by prompt id: those without an answer
     holders: dict[str, list[str]] = field(default_factory=dict)  # names of engines that owe it; two where it is copied

@@ -149,13 +149,15 @@ class RolloutFleet:
         return batch
 
     def take(self, batch: Batch) -> Iterator[Group | FailedGroup]:
-        """Yield the answer to each request exactly once, as they finish. Raises EngineError when no engine is left."""
-        try:
-            for _ in range(batch.size):
-                yield self._await_answer(batch)
-        finally:
-            if batch.open:
-                self._thread.call(self._board.forget(batch), what="a batch to be forgotten", timeout_s=CALL_S)
+        """Yield the answers that were not taken yet, as they finish; engines go on meanwhile if nobody takes the next.
+
+        Raises:
+            EngineError: no engine is left.
+        """
+        while batch.taken < batch.size:
+            answer = self._await_answer(batch)
+            batch.taken += 1
+            yield answer
 
     def _await_answer(self, batch: Batch) -> Group | FailedGroup:
         """Wait for as long as the fleet is at work: it notices engines that die or hang, and fails if none is left."""
@@ -173,5 +175,10 @@ class RolloutFleet:
             self._thread.call(given, what="a copy of the weights to be handed over", timeout_s=CALL_S)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
-        """Sample every request exactly once under the newest version, and yield the groups as they finish."""
-        yield from self.take(self.ask(requests))
+        """Sample every request exactly once with the newest weights, and yield the groups as they finish."""
+        batch = self.ask(requests)
+        try:
+            yield from self.take(batch)
+        finally:
+            if batch.open:  # whoever took them left
+                self._thread.call(self._board.forget(batch), what="a batch to be forgotten", timeout_s=CALL_S)

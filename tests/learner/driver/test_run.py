@@ -14,6 +14,7 @@ from common.config.schema import Config
 from common.data.stream import StreamState
 from common.errors import LearnerError
 from common.types import FailedGroup, GenerationRequest, Group, request_seed
+from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.ledger import Ledger
@@ -30,8 +31,14 @@ class Engines:
     def __init__(self) -> None:
         self.asked: list[GenerationRequest] = []
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
+    def ask(self, requests: Sequence[GenerationRequest]) -> Any:
         self.asked += requests
+        return self._answer(requests)
+
+    def take(self, batch: Iterator[Group | FailedGroup]) -> Iterator[Group | FailedGroup]:
+        yield from batch
+
+    def _answer(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
         for number, one in enumerate(requests):
             if number == len(requests) - 1:
                 yield FailedGroup(prompt_id=one.prompt_id, reason="too long")
@@ -72,6 +79,7 @@ def run(config: Config, *, evaluated: Sequence[int] = (), held_out: bool = True)
         grace=Grace(9.0),
         steering=Steering(config),
         solve_rates=SolveRates(config),
+        lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
     )
     return made, engines, recorded
 
@@ -121,7 +129,8 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     made, engines, _ = run(mixed)
     made.offline = writer("exact", exact={"sampled_share": 0.25})
     prompts = [prompt(row(number)) for number in range(16)]
-    groups = list(made.groups(3, prompts))
+    made.asked = made._ask(3, [(one, 0) for one in prompts])  # noqa: SLF001
+    groups = list(made.groups(prompts))
     assert [group.origin == "given" for group in groups] == [True] * 12 + [False] * 3
     assert {one.seed for one in engines.asked} == {request_seed(mixed.seed, 3, one.prompt_id) for one in engines.asked}
     assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16

@@ -18,6 +18,7 @@ from common.data.feed import PromptFeed
 from common.data.stream import PromptStream, StreamState
 from common.errors import DataError
 from common.types import Completion, FailedGroup, GenerationRequest, Group, Prompt, ScoredGroup, request_seed
+from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.control.step_batch import StepBatch
@@ -29,9 +30,9 @@ from tests.learner.trainer.test_offline_groups import prompt, row, source, write
 P, G = 4, 4
 
 
-def make_config(**signal: Any) -> Config:
-    rollout = {"prompts_per_step": P, "group_size": G}
-    return Config.model_validate({"seed": 3, "steps": 9, "rollout": rollout, "signal": {"max_prompts": 3.0, **signal}})
+def make_config(lag: int = 0, **signal: Any) -> Config:
+    rollout = {"prompts_per_step": P, "group_size": G, "max_lag": lag}
+    return Config.model_validate({"seed": 3, "steps": 26, "rollout": rollout, "signal": {"max_prompts": 3.0, **signal}})
 
 
 class Engines:
@@ -43,9 +44,16 @@ class Engines:
     def __init__(self, order: int, refused: frozenset[str] = frozenset()) -> None:
         self._random, self._refused = random.Random(order), refused
         self.asked: list[list[GenerationRequest]] = []
+        self.version = 0
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
+    def ask(self, requests: Sequence[GenerationRequest]) -> Any:
         self.asked.append(list(requests))
+        return self._answer(requests, self.version)
+
+    def take(self, batch: Iterator[Group | FailedGroup]) -> Iterator[Group | FailedGroup]:
+        yield from batch
+
+    def _answer(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Group | FailedGroup]:
         for one in self._random.sample(requests, len(requests)):
             if one.prompt_id in self._refused:
                 yield FailedGroup(prompt_id=one.prompt_id, reason="too long")
@@ -53,10 +61,10 @@ class Engines:
             draw = random.Random(one.seed)
             right = draw.choice([0, 0, one.sampling.n, one.sampling.n, draw.randrange(one.sampling.n)])
             said = ["tiger"] * right + ["cat"] * (one.sampling.n - right)
-            yield make_group(one, said)
+            yield make_group(one, said, version)
 
 
-def make_group(request: GenerationRequest, said: Sequence[str]) -> Group:
+def make_group(request: GenerationRequest, said: Sequence[str], version: int = 0) -> Group:
     completions = [Completion(token_ids=(1,), logprobs=(-1.0,), text=text, finish_reason="stop") for text in said]
     return Group(
         prompt_id=request.prompt_id,
@@ -64,7 +72,7 @@ def make_group(request: GenerationRequest, said: Sequence[str]) -> Group:
         origin="sampled",
         seed=request.seed,
         engine_id="engine-0",
-        weights_version=0,
+        weights_version=version,
     )
 
 
@@ -111,6 +119,7 @@ def make_run(config: Config, *, rows: int = 40, order: int = 0, refused: frozens
         grace=Grace(9.0),
         steering=Steering(config),
         solve_rates=SolveRates(config),
+        lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
     )
 
 
@@ -118,15 +127,18 @@ def take_step(run: Run) -> StepBatch:
     """What `train` does before it learns, and the books after it."""
     batch = run.begin_batch()
     while prompts := run.next_prompts(batch):
-        batch.add(run.score(prompts, run.groups(run.version, prompts)))
+        batch.add(run.score(prompts, run.groups(prompts)))
     run.ledger.trained += len(batch.groups)
     run.version += 1
+    run.fleet.version = run.version  # type: ignore[attr-defined]
     return batch
 
 
 def describe(batch: StepBatch) -> Any:
     """All that a step asked and trains on, its tokens' seeds included."""
-    return batch.drawn, [(one.prompt.id, one.group.seed, one.rewards) for one in batch.groups]
+    return batch.drawn, [
+        (one.prompt.id, one.group.seed, one.group.weights_version, one.rewards) for one in batch.groups
+    ]
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -134,6 +146,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"max_group_size": 9},
     {"skip_solved": 1, "curriculum": "learnability"},
     {"max_group_size": 9, "skip_solved": 2, "skip_epochs": 3, "curriculum": "learnability"},
+    {"max_prompts": 1.0, "lag": 1},
+    {"max_prompts": 1.0, "lag": 3, "max_group_size": 9, "skip_solved": 2, "curriculum": "learnability"},
 ]
 
 
@@ -155,19 +169,42 @@ def test_a_resumed_run_asks_what_the_one_left_alone_asks(signal: dict[str, Any],
     expected = [describe(take_step(whole)) for _ in range(16)]
     for _ in range(killed_at):
         take_step(killed)
-    saved = json.dumps([asdict(killed.feed.state()), killed.ledger.counts(), killed.solve_rates.state()])
+    ahead = killed.lookahead.state(list(killed.lookahead.asked), killed.fleet.take)
+    saved = json.dumps([asdict(killed.feed.state()), killed.ledger.counts(), killed.solve_rates.state(), ahead])
     batch = killed.begin_batch()
-    batch.add(killed.score(prompts := killed.next_prompts(batch), killed.groups(killed.version, prompts)))
+    batch.add(killed.score(prompts := killed.next_prompts(batch), killed.groups(prompts)))
 
     resumed = make_run(make_config(**signal), rows=17, order=2)
-    stream, counts, rates = json.loads(saved)
+    stream, counts, rates, ahead = json.loads(saved)
     resumed.feed.restore(StreamState(**stream))
     resumed.ledger.restore(counts)
     resumed.solve_rates.restore(rates)
-    resumed.version = killed_at
+    resumed.lookahead.restore(ahead, resumed.feed.recall)
+    resumed.version = resumed.fleet.version = killed_at  # type: ignore[attr-defined]
     assert [describe(take_step(resumed)) for _ in range(16 - killed_at)] == expected[killed_at:]
     assert resumed.ledger.counts() == whole.ledger.counts()
     assert resumed.solve_rates.state() == whole.solve_rates.state()
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 4])
+def test_each_step_is_sampled_with_weights_of_one_age_and_no_prompt_is_asked_beyond_the_last(lag: int) -> None:
+    config = make_config(lag, max_prompts=1.0)
+    run = make_run(config)
+    for step in range(config.steps):
+        found = {one.group.weights_version for one in take_step(run).groups}
+        assert found == {max(0, step - lag)}
+        assert run.ledger.pending == P * min(lag, config.steps - step - 1)
+    assert run.ledger.counts() == {"dispatched": 26 * P, "trained": 26 * P, "dropped": 0, "failed": 0, "filtered": 0}
+
+
+def test_a_step_that_is_skipped_leaves_the_engines_as_far_ahead() -> None:
+    run = make_run(make_config(2, max_prompts=1.0))
+    seen = set()
+    for _ in range(10):
+        seen |= {one.group.seed for one in take_step(run).groups}
+        run.version -= 1  # as a skipped step does
+        assert len(run.lookahead.asked) == 2
+    assert len(seen) == 10 * P, "each batch is asked with seeds of its own"
 
 
 def test_a_step_asks_as_many_prompts_as_groups_are_missing_and_trains_on_those_that_teach() -> None:
@@ -229,11 +266,11 @@ def test_a_small_set_is_asked_once_a_step_at_most(rows: int) -> None:
 class AllRight(Engines):
     """Nothing carries signal."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Group | FailedGroup]:
+    def _answer(self, requests: Sequence[GenerationRequest], version: int) -> Iterator[Group | FailedGroup]:
         yield from (make_group(one, ["tiger"] * one.sampling.n) for one in requests)
 
 
-@pytest.mark.parametrize("signal", SETTINGS, ids=str)
+@pytest.mark.parametrize("signal", SETTINGS[:4], ids=str)
 def test_a_step_without_any_signal_trains_on_the_first_groups(signal: dict[str, Any]) -> None:
     """No crash, no endless search, also where every row is solved and would be passed over."""
     run = make_run(make_config(**signal))
