@@ -17,6 +17,7 @@ from common.lean_imports import do_nothing, leave_out
 
 VLLM_VERSION = "0.32.0"
 SMALL_WEIGHT = 1 << 16  # elements; a float32 weight of at most so many multiplies as fast unpacked
+LEAST_ROWS = 16  # of a product; with 1 to 3 MKL takes another way, whose last bits differ
 
 
 class Patch(NamedTuple):
@@ -78,7 +79,7 @@ PATCHES = (
         test="test_a_part_of_a_seeded_prompt_breaks_the_engine",
     ),
     Patch(
-        where="rollout.engine.RolloutEngine.generate",
+        where="rollout.engine.RolloutEngine.serve",
         what="an engine of which one step failed serves nothing any more and is replaced",
         why="the requests of the failed step stay in the scheduler for ever, and later calls would wait for them",
         test="test_a_part_of_a_seeded_prompt_breaks_the_engine",
@@ -128,11 +129,26 @@ def leave_small_layers_unpacked() -> None:
         weight = layer.weight
         small = weight.ndim == 2 and weight.dtype == torch.float32 and weight.numel() <= SMALL_WEIGHT
         if small and not weight.is_meta:
-            layer.cpu_linear = torch.nn.functional.linear
+            layer.cpu_linear = multiply_alike
         else:
             pack(layer, remove_weight)
 
     utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+def multiply_alike(x: Any, weight: Any, bias: Any = None) -> Any:
+    """Multiply as torch does, with bits that do not depend on how many rows there are.
+
+    So the log-probs of a token do not depend on what else an engine samples at the time: another engine gives the same
+    (law 5). Packed layers multiply so anyway.
+    """
+    from torch.nn.functional import linear, pad
+
+    rows = x.shape[:-1].numel()
+    if rows >= LEAST_ROWS:
+        return linear(x, weight, bias)
+    filled = pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, LEAST_ROWS - rows))
+    return linear(filled, weight, bias)[:rows].reshape(*x.shape[:-1], weight.shape[0])
 
 
 def allow_blocks_of_16() -> None:

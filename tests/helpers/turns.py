@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
@@ -46,11 +45,12 @@ class Turns:
 
     def find_packed(self) -> dict[str, bool]:
         """Return by layer whether its weight is packed."""
+        from rollout.vllm_patches import multiply_alike
         from rollout.weight_loader import get_model
 
         model = get_model(self._running()._llm)  # noqa: SLF001
         linears = {name: layer.cpu_linear for name, layer in model.named_modules() if hasattr(layer, "cpu_linear")}
-        return {name: linear is not torch.nn.functional.linear for name, linear in linears.items()}
+        return {name: linear is not multiply_alike for name, linear in linears.items()}
 
     def _running(self) -> RolloutEngine:
         assert self._engine is not None

@@ -15,7 +15,7 @@ import torch
 
 from common.lean_imports import COMPILER
 from rollout.requests import request
-from rollout.vllm_patches import ENV_OVERRIDE, OF_A_SERVER, PATCHES, VLLM_VERSION, Patch
+from rollout.vllm_patches import ENV_OVERRIDE, OF_A_SERVER, PATCHES, VLLM_VERSION, Patch, multiply_alike
 from tests.helpers.models import build_random_model
 from tests.helpers.policy import SAMPLED
 from tests.helpers.unpatched import CHUNK, ENVIRONMENT, UnpatchedActor, UnpatchedEngine
@@ -53,6 +53,20 @@ def unpatched(actor: Any, random_qwen2vl: Path) -> UnpatchedEngine:
 @engine
 def test_a_small_layer_is_packed(unpatched: UnpatchedEngine) -> None:
     assert set(unpatched.ask("find_packed").values()) == {True}
+
+
+@pytest.mark.parametrize(("wide", "high"), [(64, 64), (128, 96), (64, 1000), (256, 128)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_row_of_a_product_does_not_depend_on_the_others(wide: int, high: int, biased: bool) -> None:
+    """Law 5 where log-probs are learned from. With torch alone 1, 2 and 3 rows have other last bits."""
+    generator = torch.Generator().manual_seed(wide)
+    rows, weight = (torch.randn(size, wide, generator=generator) for size in (100, high))
+    bias = torch.randn(high, generator=generator) if biased else None
+    together = multiply_alike(rows, weight, bias)
+    torch.testing.assert_close(together.double(), rows.double() @ weight.double().T + (bias if biased else 0))
+    for count in range(1, 40):
+        assert torch.equal(multiply_alike(rows[:count], weight, bias), together[:count])
+    assert torch.equal(multiply_alike(rows[None, :3], weight, bias), together[None, :3])
 
 
 @engine
