@@ -55,12 +55,12 @@ def test_a_killed_run_resumes_with_what_was_sampled_ahead(undisturbed: Path, tmp
 
 def test_a_signal_saves_what_is_on_its_way(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "ended"
-    process = jobs.start(run_dir, *WORDS, "checkpoint.every=0")
+    process = jobs.start(run_dir, *WORDS, "checkpoint.every=9")
     jobs.wait_for("step 4", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 4, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     done = len(jobs.rows(run_dir, "metrics.jsonl"))
-    jobs.complete(run_dir, *WORDS, "checkpoint.every=0", "resume=auto")
+    jobs.complete(run_dir, *WORDS, "checkpoint.every=9", "resume=auto")
     assert f"from step {done}" in jobs.console(run_dir)
     assert_same(undisturbed, run_dir)
 
