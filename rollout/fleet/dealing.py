@@ -5,7 +5,7 @@ An engine asks for half a fair share of what is left, again and again. So a slow
     16 requests, engines a and b, b three times slower
     a 4, b 4 | a 2, a 2, a 1, b 1 ...
 
-The seed of a request decides its tokens, so which engine samples it changes nothing (law 5).
+The request's seed decides its tokens, so which engine samples it changes nothing (law 5).
 
 Source: Polychronopoulos and Kuck 1987, guided self-scheduling; Dean and Barroso 2013, hedged requests.
 """
