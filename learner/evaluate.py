@@ -43,7 +43,7 @@ def evaluate(
     results, grace, cluster = Results(folder.path), Grace(0.0), targets[0].config.cluster
     grace.install()  # Ray swallows a Ctrl-C while its actors start: `release` raises it again
     line.tell(heartbeat_s=cluster.heartbeat_s)
-    with line.beat(longest_s=0.0), explain_ray_errors(), connect(cluster, line):
+    with line.beat(), explain_ray_errors(), connect(cluster, line):
         command.begin_work()
         for target in targets:
             results.add_model(target.name, target.config, target.model.path)

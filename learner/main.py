@@ -102,7 +102,7 @@ def _open_run(config: Config, command: Command, line: Line) -> Iterator[Run]:
 
     with (
         check_start(config, say=say) as start,
-        line.beat(longest_s=config.data.timeout_s),
+        line.beat(),
         open_run(start, started=started, grace=grace, command=command, line=line) as run,
     ):
         yield run

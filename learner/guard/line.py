@@ -21,9 +21,10 @@ from common.command import say
 from common.placement import answers
 
 BEAT_S = 1.0
-STANDSTILL_S = 300.0  # that the main thread may wait without looking up, as it does every second when it waits for Ray
+STANDSTILL_S = 300.0  # of the main thread; one that waits for Ray looks up every second
 WARN_S = 60.0
 TRIES = 2  # connections in a row that must fail
+_WAIT = threading.Condition.wait.__code__
 _OURS = tuple(str(Path(__file__).parents[2] / name) for name in ("common", "rollout", "learner"))
 
 
@@ -62,32 +63,27 @@ class Line:
             self.tell(wait=None, seconds=0)
 
     @contextmanager
-    def beat(self, *, longest_s: float) -> Iterator[None]:
-        """Send a sign of life every second from a thread, as long as the main thread computes or waits within reason.
-
-        Args:
-            longest_s: the longest wait of the main thread that no library looks up from.
-        """
+    def beat(self) -> Iterator[None]:
+        """Send a sign of life every second from a thread, and say where the main thread stands still for too long."""
         self.tell(beats=True)
-        patience = max(STANDSTILL_S, longest_s)
-        threading.Thread(target=self._beat, args=(patience,), name="heartbeat", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:
             yield
         finally:
             self._over.set()
             self.tell(beats=False)
 
-    def _beat(self, patience: float) -> None:
+    def _beat(self) -> None:
         thread = threading.main_thread().ident
         assert thread is not None
         clock, used, still = time.pthread_getcpuclockid(thread), -1.0, 0.0
         while not self._over.wait(BEAT_S):
             now = time.clock_gettime(clock)  # CPU seconds of the main thread
-            moves = now != used or not takes_output()  # a reader may stop the run, as Ctrl-S does
+            moves = now != used or has_deadline(thread) or not takes_output()  # a reader may stop it, as Ctrl-S does
             still, used = 0.0 if moves else still + BEAT_S, now
             if WARN_S < still <= WARN_S + BEAT_S:
                 say(f"warning: nothing has moved for {still:.0f} s, at {describe_place(thread)}", file=sys.stderr)
-            if patience < still <= patience + BEAT_S:
+            if STANDSTILL_S < still <= STANDSTILL_S + BEAT_S:
                 self.tell(lost=f"its main thread stands still for {still:.0f} s at {describe_place(thread)}")
             self.tell(beats=True)
             self._look_around()
@@ -107,6 +103,12 @@ def takes_output(*, wait_s: float = 0.0) -> bool:
     for number in (1, 2):
         asked.register(number, select.POLLOUT)
     return len(asked.poll(wait_s * 1000)) == 2
+
+
+def has_deadline(thread: int) -> bool:
+    """Return whether a thread is in a wait of Python's that ends at a deadline: of a queue, an event, a future."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001  # no other way to see another thread
+    return frame is not None and frame.f_code is _WAIT and frame.f_locals.get("timeout") is not None
 
 
 def describe_place(thread: int) -> str:

@@ -56,6 +56,11 @@ def stand_still() -> None:
     lock.acquire()
 
 
+def wait_long() -> None:
+    """Wait for longer than the main thread may stand still, with a deadline."""
+    threading.Event().wait(8)
+
+
 def ignore_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     announce()
@@ -107,6 +112,7 @@ WAYS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "freeze": hold_the_lock,
     "stand still": stand_still,
+    "wait": wait_long,
     "ignore": ignore_signals,
     "close": close_twice,
     "talk": talk,
@@ -134,7 +140,7 @@ def main(words: Sequence[str], line: Line) -> int:
         grace.install()
         if ways[0] not in WAIT_FIRST:
             announce()
-        with line.beat(longest_s=0):
+        with line.beat():
             way = ways[min(attempt, len(ways) - 1)]
             if way == "checkpoint":
                 line.tell(checkpoint=attempt)

@@ -60,9 +60,11 @@ def count_tries(tmp_path: Path) -> int:
     return len((tmp_path / "tried").read_text().split())
 
 
-@pytest.mark.parametrize(("way", "code", "tries"), [("finish", 0, 1), ("leave", 3, 1), ("hang at exit", 0, 1)])
+@pytest.mark.parametrize(
+    ("way", "code", "tries"), [("finish", 0, 1), ("leave", 3, 1), ("wait", 0, 1), ("hang at exit", 0, 1)]
+)
 def test_a_driver_that_ends_itself_has_its_own_exit_code(tmp_path: Path, way: str, code: int, tries: int) -> None:
-    """Also one that never gets through its exit."""
+    """Also one that waits for long, or never gets through its exit."""
     got, out, err = end(tmp_path, way)
     assert (got, err, count_tries(tmp_path)) == (code, "", tries)
     assert out.startswith("at work ")
