@@ -59,29 +59,25 @@ def connect(cluster: ClusterConfig, line: Line | None = None) -> Iterator[None]:
         ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
     try:
-        line.lifelines = _find_lifelines(local=local)
+        line.lifelines = tuple(_find_lifelines(local=local))
         yield
     finally:
         line.lifelines = ()
         _leave()
 
 
-def _find_lifelines(*, local: bool) -> tuple[Lifeline, ...]:
-    """Return the two processes of Ray without which a driver cannot go on. A shared control store may be restarted."""
+def _find_lifelines(*, local: bool) -> Iterator[Lifeline]:
+    """Yield the two processes of Ray without which a driver cannot go on. A shared control store may be restarted."""
     import ray
 
     context = ray.get_runtime_context()
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+            yield Lifeline(name="the raylet of the driver's node", address=address, port=port, returns=False)
     address, _, port = context.gcs_address.rpartition(":")
-    (own,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return (
-        Lifeline(
-            name="the raylet of the driver's node",
-            address=own["NodeManagerAddress"],
-            port=own["NodeManagerPort"],
-            returns=False,
-        ),
-        Lifeline(name="the control store (GCS) of Ray", address=address, port=int(port), returns=not local),
-    )
+    address = address.strip("[]")
+    yield Lifeline(name="the control store (GCS) of Ray", address=address, port=int(port), returns=not local)
 
 
 def _leave() -> None:

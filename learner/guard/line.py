@@ -93,8 +93,11 @@ class Line:
         for one in self.lifelines:
             missed = 0 if answers(one.address, one.port) else self._missed.get(one.name, 0) + 1
             self._missed[one.name] = missed
-            if missed == TRIES:
-                self.tell(**{"doubt" if one.returns else "lost": f"{one.name} at {one.address}:{one.port} has died"})
+            fault = f"{one.name} at {one.address}:{one.port} has died"
+            if one.returns and missed in (0, TRIES):
+                self.tell(doubt=fault if missed else None)
+            elif missed == TRIES:
+                self.tell(lost=fault)
 
 
 def takes_output(*, wait_s: float = 0.0) -> bool:

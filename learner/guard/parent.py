@@ -249,6 +249,8 @@ def _kill_descendants() -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
         _reap(0)
+    if left:
+        _say(f"warning: these processes of the run do not end: {', '.join(map(str, left))}")
 
 
 def _report_loss(ending: Ending) -> None:
@@ -262,14 +264,16 @@ def _report_loss(ending: Ending) -> None:
     head = ", ".join(f"{name} {value}" for name, value in cause.items())
     go_on = f"; go on with run_dir={facts['place']} resume=auto" if "place" in facts else ""
     _say(f"error: the run is lost: {head}: {ending.fault}{go_on}")
-    record_in_time(facts, _write_loss, **cause, error=ending.fault, seconds=ending.seconds)
+    record_in_time(facts, write_loss, place=facts.get("place"), **cause, error=ending.fault, seconds=ending.seconds)
 
 
-def _write_loss(folder: Path, *, seconds: float, **cause: str) -> None:
-    from learner.guard.record import record_loss  # numpy, whose threads no driver is to be forked from
+def write_loss(folder: Path, *, place: str, seconds: float, **cause: str) -> None:
+    """Write that a run is lost to its folder, and to its bucket where that is its place."""
+    from learner.guard.record import record_loss, upload_record  # numpy has threads, and drivers are forked from here
     from learner.tracking.records import Cause
 
     record_loss(folder, Cause(**cause), wall_seconds=seconds)
+    upload_record(folder, place)
 
 
 def _write_retry(folder: Path, *, attempt: int, of: int, why: str) -> None:

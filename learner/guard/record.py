@@ -10,6 +10,7 @@ from typing import Any
 
 from common.config.foreign_text import parse_json, parse_yaml
 from common.config.schema import Config, config_hash
+from common.storage.bucket import BucketFolder, is_url
 from learner.storage.files import append_jsonl, read_jsonl, replace_text
 from learner.tracking.records import Cause, History
 
@@ -38,6 +39,14 @@ def record_loss(folder: Path, cause: Cause, *, wall_seconds: float) -> None:
         git_sha=parse_json((folder / "environment.json").read_text())["git_sha"],
     )
     replace_text(folder / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+
+
+def upload_record(folder: Path, place: str) -> None:
+    """Copy what was written to the bucket of the run, if it is in one. Raises OSError."""
+    if is_url(place):
+        bucket = BucketFolder.parse(place)
+        for name in ("events.jsonl", "summary.json"):
+            bucket.write(name, (folder / name).read_bytes())
 
 
 def record_retry(folder: Path, *, attempt: int, of: int, why: str) -> None:
