@@ -7,8 +7,8 @@ open files are those of the process that asks, which waits and ends as its fork 
     raylet -- python -IS warm_python.py ... -- asks --> server (one a kind, see `PRELOADED`)
                   ends as the worker ends   <-- tells --   `-- fork: the worker
 
-The first to ask for a kind starts its server, which ends with the process that called `offer`. What is tested for how
-it starts or dies is started cold: see `cold`.
+The first to ask for a kind has the process that called `offer` start its server, which ends with that process. What is
+tested for how it starts or dies is started cold: see `cold`.
 """
 
 import atexit
@@ -26,6 +26,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +37,7 @@ FOLDER, OWNER, RAY_JOB = "WARM_PYTHON_FOLDER", "WARM_PYTHON_OWNER", "RAY_JOB_CON
 PATIENCE = "RAY_worker_register_timeout_seconds"  # the first of a kind waits for its server's imports
 PR_SET_PDEATHSIG = 1
 SIZE = struct.Struct("!i")
+SERVERS: list[subprocess.Popen[bytes]] = []  # of this process; they end when it does
 
 # By a variable that only processes of a kind have: what they import. A server has the variables of the first to ask,
 # for torch, vLLM and the C library read theirs once: those of a kind are the same in all tests.
@@ -59,6 +61,37 @@ def offer(environment: MutableMapping[str, str]) -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     job = {"runtime_env": {"py_executable": " ".join(COMMAND)}}
     environment.update({FOLDER: folder, OWNER: str(os.getpid()), RAY_JOB: json.dumps(job), PATIENCE: "300"})
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/starter")
+    listener.listen(128)
+    threading.Thread(target=_start_servers, args=(listener, Path(folder)), daemon=True).start()
+
+
+def _start_servers(listener: socket.socket, folder: Path) -> None:
+    """Start the servers that others ask for: one that a run started itself would end with that run."""
+    while True:
+        asker, _ = listener.accept()
+        with asker, asker.makefile("rb") as stream:
+            kind, environment = json.loads(stream.read(*SIZE.unpack(stream.read(SIZE.size))))
+            _start_server(kind, folder, environment)
+            asker.sendall(b"started")
+
+
+def _start_server(kind: int, folder: Path, environment: Mapping[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, (folder / f"log{kind}").open("w") as log:
+        listener.bind(str(folder / f"socket{kind}"))
+        listener.listen(128)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.warm_python", "serve", str(listener.fileno()), str(kind)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+    SERVERS.append(server)
 
 
 def cold(environment: Mapping[str, str]) -> dict[str, str]:
@@ -100,18 +133,11 @@ def _connect(kind: int) -> socket.socket:
     with _path(kind, "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not address.exists():
-            with socket.socket(socket.AF_UNIX) as listener, _path(kind, "log").open("w") as log:
-                listener.bind(str(address))
-                listener.listen(128)
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.helpers.warm_python", "serve", str(listener.fileno()), str(kind)],
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[listener.fileno()],
-                    start_new_session=True,
-                )
+            asked = json.dumps([kind, dict(os.environ)]).encode()
+            with socket.socket(socket.AF_UNIX) as starter:
+                starter.connect(str(Path(os.environ[FOLDER], "starter")))
+                starter.sendall(SIZE.pack(len(asked)) + asked)
+                starter.recv(SIZE.size)
     server.connect(str(address))
     return server
 
