@@ -31,8 +31,10 @@ def train(run: Run) -> None:
         batch = run.begin_batch()
         while prompts := run.next_prompts(batch):  # P prompts; then, if wanted, one for each group without signal
             groups = clock.iterate("generate", run.groups(prompts))  # of G completions each, as they finish
-            with clock.stage("reward"):
-                batch.add(run.score(prompts, groups))  # scored groups, in prompt order
+            for scored in clock.iterate("reward", run.score(prompts, groups)):  # range by range, in prompt order
+                batch.add(scored)
+                with clock.stage("learn"):
+                    run.learn_ahead(step, batch)  # from this range, while engines sample the next
         with clock.stage("learn"):
             result = run.learn(step, batch.groups)  # policy and reference log-probs, loss, optimizer step
         if not result.updates:  # loss or gradient was no finite number: the weights are as they were

@@ -124,16 +124,19 @@ class RewardPool:
     def score(
         self,
         prompts: Mapping[str, Prompt],
-        groups: Iterable[Group],
+        groups: Iterable[Group | FailedGroup],
         candidate_probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = NO_PROBABILITIES,
+        *,
+        hurry: Callable[[], bool] = lambda: False,
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
         Groups that arrive while every actor is busy travel in one call. So do groups that are all there from the
-        beginning, as a sequence. Order is not promised.
+        beginning, as a sequence. Order is not promised. A group that has failed before is passed on.
 
         Args:
             candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
+            hurry: says whether somebody waits for the groups so far: then no other is taken before these are scored.
 
         Raises:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
@@ -141,11 +144,16 @@ class RewardPool:
         try:
             streamed = not isinstance(groups, Sequence)
             for group in groups:
-                probabilities = candidate_probabilities.get(group.prompt_id)
-                self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
+                if isinstance(group, FailedGroup):
+                    yield group
+                else:
+                    probabilities = candidate_probabilities.get(group.prompt_id)
+                    self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
                 if streamed:
                     yield from self._advance(block=False)
-            while self._waiting or self._suspects or any(worker.call for worker in self._workers.all):
+                while self._is_busy() and hurry():
+                    yield from self._advance(block=True)
+            while self._is_busy():
                 yield from self._advance(block=True)
         finally:  # an abandoned round must not show up in the next one
             self._waiting.clear()
@@ -160,6 +168,9 @@ class RewardPool:
     def pids(self) -> list[int]:
         """Return the process id of every actor, once all are up. Raises DeadlineError."""
         return self._workers.pids()
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._suspects) or any(worker.call for worker in self._workers.all)
 
     def _advance(self, *, block: bool) -> list[ScoredGroup | FailedGroup]:
         """Give idle workers work and return what is done; `block` waits for at least one answer, start or deadline."""

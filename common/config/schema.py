@@ -157,6 +157,31 @@ class Config(Section):
         return self.objective.kl_in == "reward" and self.learner.beta > 0
 
     @property
+    def ranges(self) -> int:
+        """Parts of a step that are learned one by one: `learner.ranges`, but at least one group a rank in each."""
+        if self.learned_whole:
+            return 1
+        return min(self.learner.ranges, self.rollout.prompts_per_step // self.learner.ranks)
+
+    @property
+    def learned_whole(self) -> str | None:
+        """Why a step is learned once all its groups are there, whatever `learner.ranges` says; None where it is not."""
+        objective = self.objective
+        if self.method != "grpo":
+            return f"method = {self.method}"
+        if self.signal.max_prompts > 1:
+            return f"signal.max_prompts = {self.signal.max_prompts:g}"
+        if objective.advantage in ("batch", "whitened", "whitened_baseline"):
+            return f"objective.advantage = {objective.advantage}"
+        if objective.minibatches > 1:
+            return f"objective.minibatches = {objective.minibatches}"
+        if self.kl_in_reward:
+            return "objective.kl_in = reward"
+        if objective.entropy_bonus and objective.aggregation != "token":
+            return f"objective.entropy_bonus = {objective.entropy_bonus:g}, a mean over tokens"
+        return None
+
+    @property
     def completions(self) -> int:
         """Sampled completions of a step."""
         return self.sampled_prompts * self.rollout.group_size

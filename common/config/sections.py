@@ -271,6 +271,9 @@ class LearnerConfig(Section):
     the policy back."""
     reference_ema: Annotated[float, Field(ge=0.01, le=0.999999)] | None = None
     """Share of the reference model that stays at each step, as 0.99; the rest becomes the policy. null: all stays."""
+    ranges: Positive = 1
+    """Parts into which the prompts of a step are divided, in order. A part is learned while the next one is sampled;
+    the optimizer step follows the last. Raise it where sampling and learning take about as long."""
     tokens_per_pack: Positive = 1024
     """Most tokens of a pack, the micro-batch of whole groups; a larger group is one alone. Lower it where memory is
     short."""

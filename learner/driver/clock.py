@@ -13,7 +13,8 @@ T = TypeVar("T")
 class StepClock:
     """The seconds of one step, by stage.
 
-    Stages may not nest, except that `iterate` may be consumed inside a stage: its waits are then counted as its own.
+    Where one stage is within another its seconds are counted as its own alone. So what is sampled while a range is
+    scored counts as sampled.
     """
 
     def __init__(self) -> None:
@@ -22,29 +23,24 @@ class StepClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of the block, less those that `iterate` counted inside it."""
+        """Count the seconds of the block, less those that were counted inside it."""
         started, inside = time.perf_counter(), sum(self._seconds.values())
         try:
             yield
         finally:
             nested = sum(self._seconds.values()) - inside
-            self._add(name, time.perf_counter() - started - nested)
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started - nested
 
     def iterate(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Pass the items on, and count the seconds spent waiting for each."""
         iterator = iter(items)
         while True:
-            started = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self._add(name, time.perf_counter() - started)
+            with self.stage(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
             yield item
-
-    def _add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     @property
     def elapsed(self) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import CheckpointError, DataError
-from common.types import FailedGroup, Group, ScoredGroup
+from common.types import FailedGroup, ScoredGroup
 
 _COUNTS = ("dispatched", "trained", "dropped", "failed", "filtered")
 _SETTLED = 20  # groups; a share of fewer says nothing
@@ -71,11 +71,3 @@ class Ledger:
             self.filtered += len(groups)
             prompts = [one.prompt.id for one in groups]
             self.on_event("filtered", step=step, reason="all rewards of the group are equal", prompts=prompts)
-
-    def pass_sampled(self, outcomes: Iterable[Group | FailedGroup]) -> Iterator[Group]:
-        """Pass on the groups that were sampled; count the failed ones as dropped."""
-        for outcome in outcomes:
-            if isinstance(outcome, FailedGroup):
-                self.drop(outcome)
-            else:
-                yield outcome

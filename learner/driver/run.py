@@ -17,6 +17,7 @@ from learner.driver.clock import StepClock
 from learner.driver.control.group_sizes import choose_group_sizes
 from learner.driver.control.lookahead import AskedStep, Lookahead
 from learner.driver.control.plateau import find_plateau
+from learner.driver.control.prompt_ranges import PromptRanges
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.control.step_batch import StepBatch
@@ -33,6 +34,7 @@ from learner.storage.checkpoint import Checkpointer, DriverState
 from learner.storage.resume import ResumePoint
 from learner.tracking.tracker import Tracker
 from learner.trainer.group import LearnerGroup
+from learner.trainer.microbatches import divide
 from learner.trainer.offline_groups import OfflineGroups
 from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import training_requests
@@ -171,42 +173,57 @@ class Run:
         self.ledger.filter(batch.left_out, step=self.version)
         self.solve_rates.observe(batch.scored, batch.drawn)
 
-    def groups(self, prompts: Sequence[Prompt]) -> Iterator[Group]:
+    def groups(self, prompts: Sequence[Prompt]) -> Iterator[Group | FailedGroup]:
         """Yield one group a prompt: first the given answers of the method, then sampled groups as engines finish them.
 
-        A prompt that an engine refuses is counted as dropped.
+        The group of a prompt that an engine refuses has failed.
         """
         assert self.asked is not None, "prompts were asked"
         _, given = self.offline.divide(prompts, self.asked.number)
         yield from map(self.offline.make_group, given)
-        yield from self.ledger.pass_sampled(self.asked.take(self.fleet.take))
+        yield from self.asked.take(self.fleet.take)
 
-    def score(self, prompts: Sequence[Prompt], groups: Iterable[Group]) -> list[ScoredGroup]:
-        """Return the scored groups in prompt order, on which the last bits of the gradient depend."""
-        scored: dict[str, ScoredGroup] = {}
+    def score(self, prompts: Sequence[Prompt], groups: Iterable[Group | FailedGroup]) -> Iterator[list[ScoredGroup]]:
+        """Yield the scored groups of one range of prompts after another; see `Config.ranges`.
+
+        Each is in prompt order, on which the last bits of the gradient depend. A failed group is counted as dropped.
+        """
+        ranges = PromptRanges(divide(prompts, self.config.ranges))
         probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = {}
         if not self.config.sampled_prompts:  # all groups are given at once, and are scored in one call
             groups = list(groups)
         if self.rewards.asks_candidate_probabilities:  # the learner is asked once, for all groups
             groups = list(groups)
+            sampled = [group for group in groups if isinstance(group, Group)]
             closed_set = self.inputs.model.closed_set
-            probabilities = compute_candidate_probabilities(prompts, groups, closed_set, self.learner)
-        for outcome in self.rewards.score({prompt.id: prompt for prompt in prompts}, groups, probabilities):
+            probabilities = compute_candidate_probabilities(prompts, sampled, closed_set, self.learner)
+        groups = groups if isinstance(groups, Sequence) else ranges.watch(groups)
+        by_id = {prompt.id: prompt for prompt in prompts}
+        for outcome in self.rewards.score(by_id, groups, probabilities, hurry=ranges.lacks_scores):
             if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
-            else:
-                scored[outcome.prompt.id] = outcome
-        return [scored[prompt.id] for prompt in prompts if prompt.id in scored]
+            yield from ranges.settle(outcome)
+
+    def learn_ahead(self, step: int, batch: StepBatch) -> None:
+        """Begin to learn from the newest range of a step; do nothing where a step is learned whole."""
+        if self.config.ranges == 1:
+            return
+        if len(batch.ranges) == 1:
+            self.learner.begin_step(at=step, coefficients=self.steering.coefficients)
+        self.learner.learn_range(batch.ranges[-1], last=len(batch.ranges) == self.config.ranges)
 
     def learn(self, step: int, scored: Sequence[ScoredGroup]) -> StepResult:
-        """Take one optimizer step.
+        """Take one optimizer step on groups, of which those of earlier ranges may be learned already.
 
         Raises:
             EngineError: the engines sample from another policy than the learner scores (law 1).
         """
         self.grace.hold()  # from here to the end of `write` the step is finished first
         self.whole = None
-        result = self.learner.step(scored, at=step, coefficients=self.steering.coefficients)
+        if self.config.ranges == 1:
+            result = self.learner.step(scored, at=step, coefficients=self.steering.coefficients)
+        else:
+            result = self.learner.finish_step()
         if result.updates:
             check_gaps(self.config, step, scored, result.gaps)
             self.steering.observe(result)

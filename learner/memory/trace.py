@@ -28,7 +28,7 @@ from learner.model.lora import add_adapters
 from learner.model.pack import build_pack
 from learner.objective.losses import LOSSES
 from learner.objective.records import Coefficients, StepCounts
-from learner.trainer.given_answers import build_unscored_group
+from learner.trainer.offline_groups import build_unscored_group
 
 
 def build_weightless_model(model_config: Any, config: Config) -> Any:

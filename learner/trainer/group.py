@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
-from statistics import fmean
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
@@ -16,14 +13,12 @@ from common.placement import get, schedule_in
 from common.shared_folder import SharedFolder
 from common.storage.output import Place, WriteReport, find_unseen
 from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
-from learner.objective.advantages import compare_groups
 from learner.objective.records import Coefficients
-from learner.trainer.given_answers import build_unscored_group
-from learner.trainer.loss_terms import LossTerm, leave_out_dead, split_by_loss
-from learner.trainer.microbatches import Microbatch, count_positions, deal, divide, estimate_cost
+from learner.trainer.microbatches import deal_groups, divide
+from learner.trainer.offline_groups import build_unscored_group
 from learner.trainer.rank import LearnerRank
-from learner.trainer.rank_pack import RankPack, without_picture
-from learner.trainer.stats import combine
+from learner.trainer.rank_pack import RankPack, pack_groups
+from learner.trainer.sent_step import SentStep
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -94,36 +89,37 @@ class LearnerGroup:
             at: steps of the run so far, which say the learning rate.
             coefficients: None: those of the configuration.
         """
-        coefficients = coefficients or Coefficients.of(self._config)
+        self.begin_step(at=at, coefficients=coefficients)
+        ranges = divide(scored, self._config.ranges)
+        for number, groups in enumerate(ranges, 1):
+            self.learn_range(groups, last=number == len(ranges))
+        return self.finish_step()
+
+    def begin_step(self, *, at: int, coefficients: Coefficients | None = None) -> None:
+        """Begin a step, whose ranges of groups follow one by one; see `step`."""
+        self._step = SentStep(config=self._config, coefficients=coefficients or Coefficients.of(self._config))
+        self._sent = [call(rank, LearnerRank.begin_step, self._step.coefficients, at=at) for rank in self._ranks]
+
+    def learn_range(self, scored: Sequence[ScoredGroup], *, last: bool) -> None:
+        """Learn from the groups of the next range, given in prompt order. Return at once: the ranks go on learning."""
         kl = self._measure_kl(scored) if self._config.kl_in_reward else None
-        weighted = {name: [coefficients.beta * sum(row) for row in rows] for name, rows in kl.items()} if kl else None
-        compared = compare_groups(scored, self._config, weighted)
-        batches = [self._deal_batch(batch, compared) for batch in divide(scored, self._config.objective.minibatches)]
-        refs = [
-            call(rank, LearnerRank.step, own, coefficients, at=at)
-            for rank, own in zip(self._ranks, zip(*batches, strict=True), strict=True)
-        ]
-        stats = get(refs, what="a learner step", timeout_s=self._config.learner.step_timeout_s)
-        read = {one.prompt.id for batch in batches for packs in batch for pack in packs for one in pack.groups}
-        result = replace(combine(stats), left_out=len(scored) - len(read))
-        return replace(result, kl=fmean(chain.from_iterable(chain.from_iterable(kl.values())))) if kl else result
+        for packs in self._step.add(scored, last=last, kl=kl):
+            self._sent += [
+                call(rank, LearnerRank.learn, own, last=last) for rank, own in zip(self._ranks, packs, strict=True)
+            ]
+
+    def finish_step(self) -> StepResult:
+        """Wait until all ranges are learned, take the optimizer step and return its figures."""
+        refs = [call(rank, LearnerRank.finish_step, self._step.correct()) for rank in self._ranks]
+        timeout_s = self._config.learner.step_timeout_s
+        get(self._sent, what="a learner step", timeout_s=timeout_s)  # an error of a range is the first to be raised
+        return self._step.describe(get(refs, what="a learner step", timeout_s=timeout_s))
 
     def _measure_kl(self, scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[float, ...]]]:
         """Return the KL of every token of sampled completions, by prompt id and completion."""
         sampled = [one for one in scored if one.group.origin == "sampled"]
         found = self._ask_tokens(sampled, "the KL to the reference", LearnerRank.measure_kl)
         return {one.prompt.id: rows for one, rows in zip(sampled, found, strict=True)}
-
-    def _deal_batch(
-        self, batch: Sequence[ScoredGroup], compared: Mapping[str, tuple[float, ...]]
-    ) -> list[list[RankPack]]:
-        """Return the packs of each rank for one optimizer step on `batch`."""
-        packs: list[list[RankPack]] = [[] for _ in self._ranks]
-        for whole, groups in split_by_loss(batch, self._config.loss, self._config.objective):
-            for term, own in leave_out_dead(whole, groups, compared, self._config):
-                for rank, dealt in enumerate(self._packs(own, self._deal(own), term, compared)):
-                    packs[rank] += dealt
-        return packs
 
     def logprobs(self, scored: Sequence[ScoredGroup]) -> list[list[tuple[float, ...]]]:
         """Return the policy's log-probs of every token, by group and completion, under the sampling settings."""
@@ -154,10 +150,10 @@ class LearnerGroup:
         """Return a value of every token, by group and completion; `method` of a rank gives them pack by pack."""
         if not scored:
             return []
-        dealt = self._deal(scored)
+        dealt = deal_groups(scored, self._config.learner)
         refs = [
             call(rank, method, packs, *args, **kwargs)
-            for rank, packs in zip(self._ranks, self._packs(scored, dealt), strict=True)
+            for rank, packs in zip(self._ranks, pack_groups(scored, dealt), strict=True)
         ]
         answers = get(refs, what=what, timeout_s=self._config.learner.step_timeout_s)
 
@@ -298,34 +294,6 @@ class LearnerGroup:
     ) -> list[Value]:
         """Run `method` on every rank and return its values in rank order; `what` names the wait."""
         return get([call(rank, method, *args, **kwargs) for rank in self._ranks], what=what, timeout_s=timeout_s)
-
-    def _deal(self, scored: Sequence[ScoredGroup]) -> tuple[tuple[Microbatch, ...], ...]:
-        """Return the micro-batches of each rank; see `learner.trainer.microbatches`."""
-        learner = self._config.learner
-        lengths, costs = [count_positions(g) for g in scored], [estimate_cost(g) for g in scored]
-        return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
-
-    @staticmethod
-    def _packs(
-        scored: Sequence[ScoredGroup],
-        dealt: tuple[tuple[Microbatch, ...], ...],
-        term: LossTerm | None = None,
-        compared: Mapping[str, tuple[float, ...]] | None = None,
-    ) -> list[list[RankPack]]:
-        """Return the packs of each rank, as they are sent to it.
-
-        Args:
-            compared: advantages of the groups by prompt id, if they are learned from as sampled ones.
-        """
-        slim = [without_picture(group) for group in scored]
-
-        def pack(micro: Microbatch) -> RankPack:
-            groups = tuple(slim[index] for index in micro.groups)
-            sampled = term is not None and term.sampled and compared is not None
-            advantages = tuple(compared[one.prompt.id] for one in groups) if sampled and compared else None
-            return RankPack(groups=groups, real=micro.real, term=term, advantages=advantages)
-
-        return [[pack(micro) for micro in micros] for micros in dealt]
 
 
 def _list_errors(reports: Sequence[WriteReport]) -> str:

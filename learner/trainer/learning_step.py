@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -54,27 +53,6 @@ class LearningStep:
     steps: int  # of the whole run
     tower_runs: bool  # prompts come with pixels
 
-    def run(self, batches: Sequence[Sequence[RankPack]], coefficients: Coefficients, *, at: int) -> RankStats:
-        """Take an optimizer step on each batch of packs, and all of them `objective.updates` times.
-
-        Args:
-            at: steps of the run so far, which say the learning rate.
-
-        An optimizer step whose loss or gradient is no finite number is skipped on all ranks alike, and counted.
-
-        Raises ModelError when torch cannot compute the gradient alike at every run.
-        """
-        looks = [[FirstLook() for _ in packs] for packs in batches]
-        with explain_irreproducible():
-            if len(batches) > 1:  # later batches meet a policy that earlier ones have changed
-                self._look_ahead([*chain.from_iterable(batches)], [*chain.from_iterable(looks)])
-            done = [
-                self._update(packs, own, coefficients, at)
-                for _ in range(self.config.objective.updates)
-                for packs, own in zip(batches, looks, strict=True)
-            ]
-        return average_updates(done)
-
     def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
         """Return the KL of every completion token to the reference, one flat list a pack."""
         found = []
@@ -95,33 +73,15 @@ class LearningStep:
             pack.groups, model, banned=self.spec.banned, tower_runs=self.tower_runs, advantages=pack.advantages
         )
 
-    def _look_ahead(self, packs: Sequence[RankPack], looks: Sequence[FirstLook]) -> None:
+    def look_ahead(self, packs: Sequence[tuple[RankPack, FirstLook]]) -> None:
         """Note the log-probs of the policy as the step begins."""
         with torch.no_grad():
-            for rank_pack, look in zip(packs, looks, strict=True):
+            for rank_pack, look in packs:
                 assert rank_pack.term is not None, "a pack to learn from has a loss"
                 scores = packed_logprobs(self.engine, self.build(rank_pack), self._spec_of(rank_pack.term))
                 look.old_logp, look.kept = scores.logp, scores.kept
 
-    def _update(
-        self, packs: Sequence[RankPack], looks: Sequence[FirstLook], coefficients: Coefficients, at: int
-    ) -> RankStats:
-        """Take one optimizer step on packs."""
-        from learner.trainer import zero
-
-        losses: list[Tensor] = []
-        measured = [
-            self._forward_backward(pack, look, coefficients, losses, at=at, last=number == len(packs))
-            for number, (pack, look) in enumerate(zip(packs, looks, strict=True), 1)
-        ]
-        learner = self.config.learner
-        lr = learning_rate(
-            at, peak=learner.lr, steps=self.steps, warmup_steps=learner.warmup_steps, schedule=learner.schedule
-        )
-        norm = zero.optimizer_step(self.engine, lr=lr, clip=learner.grad_clip)
-        return add_up(measured, grad_norm=norm, lr=lr, applied=math.isfinite(norm))
-
-    def _forward_backward(
+    def forward_backward(
         self,
         rank_pack: RankPack,
         look: FirstLook,
@@ -136,8 +96,8 @@ class LearningStep:
         Args:
             losses: of the packs before it; its own is added.
             at: steps of the run so far, the version of the weights that learn.
-            last: of the batch. If a loss on any rank is no finite number, the gradient is made none on all of them:
-                the optimizer of any ZeRO stage then leaves out the step, and forgets the gradient.
+            last: before an optimizer step. If a loss on any rank is no finite number, the gradient is made none on all
+                of them: the optimizer of any ZeRO stage then leaves out the step, and forgets the gradient.
         """
         pack, term, learner = self.build(rank_pack), rank_pack.term, self.config.learner
         assert term is not None, "a pack to learn from has a loss"
@@ -196,6 +156,82 @@ class LearningStep:
             return self.spec
         uncut = self.spec.uncut()
         return replace(uncut, temperature=1.0) if term.loss == "sft" else uncut
+
+
+class OpenStep:
+    """A step that has begun.
+
+    An optimizer step whose loss or gradient is no finite number is skipped on all ranks alike, and counted.
+    """
+
+    def __init__(self, learning: LearningStep, coefficients: Coefficients, *, at: int) -> None:
+        """Begin a step.
+
+        Args:
+            at: steps of the run so far, which say the learning rate.
+        """
+        self._learning, self._coefficients, self.at = learning, coefficients, at
+        objective = learning.config.objective
+        self._updates, self._whole = objective.updates, objective.minibatches == 1
+        self._batches: list[list[tuple[RankPack, FirstLook]]] = [[]] if self._whole else []
+        self._losses: list[Tensor] = []  # of the packs since the last optimizer step
+        self._measured: list[PackStats] = []  # likewise
+
+    def learn(self, packs: Sequence[RankPack], *, last: bool) -> None:
+        """Add the gradient of packs. Of a minibatch only the log-probs are noted: later ones meet a changed policy.
+
+        Args:
+            last: no other pack of this step follows.
+
+        Raises ModelError when torch cannot compute the gradient alike at every run.
+        """
+        own = [(pack, FirstLook()) for pack in packs]
+        with explain_irreproducible():
+            if not self._whole:
+                self._learning.look_ahead(own)
+                self._batches.append(own)
+                return
+            self._add_gradient(own, last=last)
+        if self._updates > 1:
+            self._batches[0] += own
+
+    def finish(self, correction: float) -> RankStats:
+        """Take the optimizer steps and return the figures of this rank.
+
+        Args:
+            correction: what the gradient of a pass over all packs is multiplied with.
+        """
+        done = []
+        with explain_irreproducible():
+            for number in range(self._updates):
+                for batch in self._batches:
+                    if number or not self._whole:
+                        self._add_gradient(batch, last=True)
+                    done.append(self._update(correction))
+        return average_updates(done)
+
+    def _add_gradient(self, packs: Sequence[tuple[RankPack, FirstLook]], *, last: bool) -> None:
+        for number, (pack, look) in enumerate(packs, 1):
+            stats = self._learning.forward_backward(
+                pack, look, self._coefficients, self._losses, at=self.at, last=last and number == len(packs)
+            )
+            self._measured.append(stats)
+
+    def _update(self, correction: float) -> RankStats:
+        """Take one optimizer step with the gradient so far."""
+        from learner.trainer import zero
+
+        learner = self._learning.config.learner
+        lr = learning_rate(
+            self.at,
+            peak=learner.lr,
+            steps=self._learning.steps,
+            warmup_steps=learner.warmup_steps,
+            schedule=learner.schedule,
+        )
+        norm = zero.optimizer_step(self._learning.engine, lr=lr, clip=learner.grad_clip, correction=correction)
+        measured, self._measured, self._losses = self._measured, [], []
+        return add_up(measured, grad_norm=norm, lr=lr, applied=math.isfinite(norm))
 
 
 def _are_finite(losses: Sequence[Tensor]) -> bool:

@@ -30,25 +30,31 @@ class LossTerm:
 
 
 def split_by_loss(
-    scored: Sequence[ScoredGroup], own_loss: str, objective: ObjectiveConfig
+    scored: Sequence[ScoredGroup], own_loss: str, objective: ObjectiveConfig, planned: StepCounts | None = None
 ) -> list[tuple[LossTerm, list[ScoredGroup]]]:
     """Return one term or two, each with its groups in prompt order, none without groups.
 
     Args:
         own_loss: the loss of given groups.
         objective: of sampled ones.
+        planned: what the loss divides by where these are the groups of a range; None: they are counted.
     """
     found = []
     for loss, origin in ((own_loss, "given"), (objective.loss, "sampled")):
         if own := [group for group in scored if group.group.origin == origin]:
-            counts = count_step(own, objective)
+            counts = planned or count_step(own, objective)
             term = LossTerm(loss=loss, sampled=origin == "sampled", counts=counts, share=len(own) / len(scored))
             found.append((term, own))
     return found
 
 
 def leave_out_dead(
-    term: LossTerm, groups: Sequence[ScoredGroup], compared: Mapping[str, tuple[float, ...]], config: Config
+    term: LossTerm,
+    groups: Sequence[ScoredGroup],
+    compared: Mapping[str, tuple[float, ...]],
+    config: Config,
+    *,
+    more: bool = False,
 ) -> list[tuple[LossTerm, list[ScoredGroup]]]:
     """Return the term with the groups that are read, as `objective.dead_groups` says.
 
@@ -58,6 +64,7 @@ def leave_out_dead(
 
     Args:
         compared: advantages of sampled groups by prompt id.
+        more: these are the groups of a range, and others of the step are read too: of dead ones none is.
     """
     if not term.sampled:
         return [(term, list(groups))]
@@ -71,8 +78,11 @@ def leave_out_dead(
 
     if how == "keep":
         return [(term, part) for part in (live, dead) if part]
+    if more:
+        return [(term, live)] if live else []
     read = live or dead[:1]
-    return [(replace(term, read=_find_share(read, term.counts, objective), taught=bool(live)), read)]
+    share = find_measure(count_step(read, objective), objective) / find_measure(term.counts, objective)
+    return [(replace(term, read=share, taught=bool(live)), read)]
 
 
 def has_gradient(scored: ScoredGroup, advantages: Sequence[float], objective: ObjectiveConfig, *, others: bool) -> bool:
@@ -86,12 +96,9 @@ def has_gradient(scored: ScoredGroup, advantages: Sequence[float], objective: Ob
     return any(not masked and (others or value != 0) for masked, value in zip(cut, advantages, strict=True))
 
 
-def _find_share(read: Sequence[ScoredGroup], whole: StepCounts, objective: ObjectiveConfig) -> float:
-    """Return the part of what the loss is a mean over that lies in the groups that are read."""
-    counts = count_step(read, objective)
-    if objective.aggregation == "token":
-        return counts.tokens / whole.tokens
-    return counts.sequences / whole.sequences
+def find_measure(counts: StepCounts, objective: ObjectiveConfig) -> int:
+    """Return how many tokens, or completions, the loss of sampled groups is a mean over."""
+    return counts.tokens if objective.aggregation == "token" else counts.sequences
 
 
 def count_step(groups: Sequence[ScoredGroup], objective: ObjectiveConfig) -> StepCounts:

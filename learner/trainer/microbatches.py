@@ -16,13 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
+from common.config.schema import LearnerConfig
 from common.types import ScoredGroup
 
 VISION_TOKEN_COST = (
     1.5  # of one visual token: four patches through a tower of a third to half the language model's size
 )
 PAIRS_PER_TOKEN = 4000  # attending pairs that cost what the matrix products of one token do, from width 512 on
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +38,11 @@ class Microbatch:
     real: bool  # False: a filler with weight 0, which keeps the rank in step with the others
 
 
-def divide(scored: Sequence[ScoredGroup], parts: int) -> list[Sequence[ScoredGroup]]:
-    """Divide the groups of a step into at most so many parts of nearly equal size, in order: 7 by 3 into 3, 2 and 2."""
-    parts = min(parts, len(scored))
-    edges = [-(-len(scored) * part // parts) for part in range(parts + 1)]
-    return [scored[first:last] for first, last in pairwise(edges)]
+def divide(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
+    """Divide a step into at most so many parts of nearly equal size, in order: 7 groups by 3 into 3, 2 and 2."""
+    parts = min(parts, len(items))
+    edges = [-(-len(items) * part // parts) for part in range(parts + 1)]
+    return [items[first:last] for first, last in pairwise(edges)]
 
 
 def count_positions(scored: ScoredGroup) -> int:
@@ -51,6 +56,12 @@ def estimate_cost(scored: ScoredGroup) -> float:
     pairs = prompt * (prompt / 2 + sum(fed)) + sum(length**2 for length in fed) / 2
     visual = prompt - len(scored.prompt.text_ids)
     return count_positions(scored) + VISION_TOKEN_COST * visual + pairs / PAIRS_PER_TOKEN
+
+
+def deal_groups(scored: Sequence[ScoredGroup], learner: LearnerConfig) -> tuple[tuple[Microbatch, ...], ...]:
+    """Return the micro-batches of each rank; see `deal`."""
+    lengths, costs = [count_positions(one) for one in scored], [estimate_cost(one) for one in scored]
+    return deal(lengths, costs, ranks=learner.ranks, budget=learner.tokens_per_pack)
 
 
 def deal(

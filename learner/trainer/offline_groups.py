@@ -16,8 +16,7 @@ from common.errors import DataError
 from common.labels.answers import Mode, is_right, is_well_formed
 from common.labels.candidates import candidates
 from common.labels.closed_set import Answer, ClosedSet
-from common.types import Example, Group, Prompt, request_seed
-from learner.trainer.given_answers import build_given_group
+from common.types import Completion, Example, Group, Prompt, ScoredGroup, request_seed
 
 THOUGHT = "thought"  # the column of a row that holds the thought or reason to give with its label
 
@@ -91,6 +90,27 @@ class OfflineGroups:
                 "its question offers no list of candidates", remedy="add one, or learn with method: grpo or sft"
             )
         return offered, self._closed_set.answers(offered)
+
+
+def build_given_group(prompt: Prompt, answers: Sequence[Answer], texts: Sequence[str]) -> Group:
+    """Return `answers` as the completions of one group; their log-probs, which no engine gave, are 0.
+
+    Args:
+        texts: each answer in words, without special tokens.
+    """
+    completions = tuple(
+        Completion(token_ids=ids, logprobs=(0.0,) * len(ids), text=text, finish_reason="stop")
+        for ids, text in zip(answers, texts, strict=True)
+    )
+    return Group(
+        prompt_id=prompt.id, completions=completions, origin="given", seed=0, engine_id=None, weights_version=0
+    )
+
+
+def build_unscored_group(prompt: Prompt, answers: Sequence[Answer]) -> ScoredGroup:
+    """Return the same for a learner that only scores: without text, with rewards of 0."""
+    group = build_given_group(prompt, answers, [""] * len(answers))
+    return ScoredGroup(prompt=prompt, group=group, rewards_by_name={}, rewards=(0.0,) * len(answers))
 
 
 def _word_label(example: Example, mode: Mode) -> str:

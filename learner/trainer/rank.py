@@ -27,7 +27,7 @@ from learner.model.lora import add_adapters, export_adapter
 from learner.model.reference import MovingReference
 from learner.model.vision_features import compute_features
 from learner.objective.records import Coefficients
-from learner.trainer.learning_step import LearningStep
+from learner.trainer.learning_step import LearningStep, OpenStep
 from learner.trainer.rank_files import export_rank, load_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
 from learner.trainer.rng import make_reproducible
@@ -120,17 +120,19 @@ class LearnerRank:
         )
         self._sender = self._make_sender()
 
-    def step(self, batches: Sequence[Sequence[RankPack]], coefficients: Coefficients, *, at: int) -> RankStats:
-        """Learn from batches of packs; see `learner.trainer.learning_step`.
+    def begin_step(self, coefficients: Coefficients, *, at: int) -> None:
+        """Begin a step; see `OpenStep`."""
+        self._step = OpenStep(self._learning, coefficients, at=at)
 
-        Args:
-            at: steps of the run so far.
-        """
-        timeout_s = self._config.learner.step_timeout_s
-        fetched = [fetch_images(packs, timeout_s=timeout_s) for packs in batches]
-        stats = self._learning.run(fetched, coefficients, at=at)
+    def learn(self, packs: Sequence[RankPack], *, last: bool) -> None:
+        """Learn from packs of the step; see `OpenStep.learn`."""
+        self._step.learn(fetch_images(packs, timeout_s=self._config.learner.step_timeout_s), last=last)
+
+    def finish_step(self, correction: float) -> RankStats:
+        """Take the optimizer steps; see `OpenStep.finish`."""
+        stats = self._step.finish(correction)
         if self._moving and stats.updates:  # a skipped step makes no new version
-            self._moving.follow(at + 1)
+            self._moving.follow(self._step.at + 1)
         return stats
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:

@@ -141,20 +141,24 @@ def make_gatherer(config: Config) -> Callable[[list[Tensor]], AbstractContextMan
     return gathered
 
 
-def optimizer_step(engine: Any, *, lr: float, clip: float) -> float:
-    """Clip the gradient to norm `clip` and step at rate `lr`.
+def optimizer_step(engine: Any, *, lr: float, clip: float, correction: float = 1.0) -> float:
+    """Multiply the gradient with `correction`, clip it to norm `clip` and step at rate `lr`.
 
     Returns the norm of the whole gradient before clipping, NaN when there was no valid step: weights, optimizer state
     and the next gradient are then as if nothing had been computed.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    norm = _clip(engine.module, clip) if engine.zero_optimization_stage() == 0 else None
-    if norm is not None and not math.isfinite(norm):
-        engine.zero_grad()
-        return math.nan
-    engine.step()
-    if norm is None:
+    if engine.zero_optimization_stage() == 0:
+        norm = _clip(engine.module, clip, correction)
+        if not math.isfinite(norm):
+            engine.zero_grad()
+            return math.nan
+        engine.step()
+    else:
+        engine.optimizer.loss_scale = 1 / correction  # ZeRO divides the gradient by it, before it clips
+        engine.step()
+        engine.optimizer.loss_scale = 1.0
         norm = float(engine.get_global_grad_norm())
     return norm if engine.was_step_applied() and norm >= 0 else math.nan  # DeepSpeed's word for infinite is -1
 
@@ -265,8 +269,13 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed
         self.error = self.error or named
 
 
-def _clip(module: torch.nn.Module, limit: float) -> float:
-    """Clip averaged gradients that every rank holds whole, and return their norm before: DeepSpeed would not."""
+def _clip(module: torch.nn.Module, limit: float, correction: float) -> float:
+    """Correct and clip averaged gradients that every rank holds whole, and return their norm between the two.
+
+    DeepSpeed does neither without ZeRO.
+    """
+    if correction != 1:
+        torch._foreach_mul_([p.grad for p in module.parameters() if p.grad is not None], correction)
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     return float(norm)

@@ -111,11 +111,11 @@ def measured(config: Config) -> dict[str, float]:
     update = zero.optimizer_step
     seen: dict[str, float] = {}
 
-    def watched(engine: Any, *, lr: float, clip: float) -> float:
+    def watched(engine: Any, *, lr: float, clip: float, correction: float = 1.0) -> float:
         gc.collect()
         seen["peak"], seen["ready"] = peak(), resident()
         forget_peak()
-        norm = update(engine, lr=lr, clip=clip)
+        norm = update(engine, lr=lr, clip=clip, correction=correction)
         seen["update"] = peak()
         return norm
 
@@ -125,7 +125,9 @@ def measured(config: Config) -> dict[str, float]:
         gc.collect()
         held = resident()
         forget_peak()
-        rank.step([[pack, pack]], Coefficients.of(config), at=0)
+        rank.begin_step(Coefficients.of(config), at=0)
+        rank.learn([pack, pack], last=True)
+        rank.finish_step(1.0)
         highest = max(highest, seen["peak"], seen["update"])
     gradients = max(0.0, seen["ready"] - held)
     return {

@@ -85,6 +85,27 @@ def test_scoring_overlaps_with_sampling() -> None:
     assert done.index("sampling") >= 1, "the first group was held back until the last was sampled"
 
 
+def test_groups_that_somebody_waits_for_are_scored_before_another_is_taken() -> None:
+    """And one that has failed before is passed on, in any form of the groups."""
+    prompts, groups = batch(6)
+    failed = FailedGroup(prompt_id="train/9", reason="too long")
+    taken: list[int] = []
+    found: list[ScoredGroup | FailedGroup] = []
+
+    def sampled() -> Iterator[Group | FailedGroup]:
+        every: list[Group | FailedGroup] = [*groups[:3], failed, *groups[3:]]
+        for one in every:
+            taken.append(len(found))
+            yield one
+
+    with open_pool(RewardConfig()) as pool:
+        for outcome in pool.score(prompts, sampled(), hurry=lambda: len(taken) == 4):
+            found.append(outcome)  # noqa: PERF402  # `sampled` looks at it meanwhile
+        assert failed in pool.score(prompts, [groups[0], failed])
+    assert taken[4] == 4, "three were scored and one had failed"
+    assert failed in found and len(scored(found)) == 6
+
+
 def test_the_actor_needs_no_torch() -> None:
     prompts, groups = batch(1)
     name = f"{HERE}:heavy_imports"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from common.config.schema import Config
 from common.types import Prompt, ScoredGroup
@@ -33,7 +34,7 @@ class StepBatch:
         self._config = config
         self._began = time.monotonic()
         self.drawn: dict[str, int] = {}  # prompt id -> epoch it was drawn in, in the order of drawing
-        self.scored: list[ScoredGroup] = []  # all that came back, in that order
+        self.ranges: list[list[ScoredGroup]] = []  # all that came back, in that order; see `Config.ranges`
         self.rounds = 0
 
     def count_missing(self) -> int:
@@ -57,8 +58,13 @@ class StepBatch:
         self.drawn |= {prompt.id: epoch for prompt, epoch in drawn}
 
     def add(self, scored: Iterable[ScoredGroup]) -> None:
-        """Take the groups of a round, in prompt order."""
-        self.scored += scored
+        """Take the groups of a round, or of its next range, in prompt order."""
+        self.ranges.append(list(scored))
+
+    @property
+    def scored(self) -> list[ScoredGroup]:
+        """All groups that came back, in prompt order."""
+        return list(chain.from_iterable(self.ranges))
 
     @property
     def groups(self) -> list[ScoredGroup]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from common.config.objective import has_ratio_of_1
 from common.config.schema import Config, flatten
 from rollout.rewards import REWARDS
+from rollout.rewards.loading import find_functions_with
 
 COLD, NARROW = 0.1, 0.1  # temperature and top-p under which the answers of a group hardly differ
 HOT_KL = 10.0  # times the KL in nats, against advantages of about 1
@@ -50,10 +51,26 @@ def _list_doubts(config: Config) -> Iterator[str]:
                 f"objective.loss = {loss} with objective.updates = 1: its ratios are 1 throughout, so it learns as "
                 "grpo does; raise objective.updates"
             )
+    if learner.ranges > 1:
+        yield from _list_range_doubts(config)
     if learner.lr < LEAST_STEP:
         yield f"learner.lr = {learner.lr:g} is too small to change a weight in float32"
     if learner.beta > HOT_KL:
         yield f"learner.beta = {learner.beta:g} lets the KL outweigh every reward: the model stays as it is"
+
+
+def _list_range_doubts(config: Config) -> Iterator[str]:
+    """Yield why a step is not learned in as many ranges as it should be, or why that saves no time."""
+    said = f"learner.ranges = {config.learner.ranges}"
+    if config.learned_whole:
+        yield f"{said} with {config.learned_whole}: a step is learned once all its groups are there"
+    elif config.ranges < config.learner.ranges:
+        yield (
+            f"{said} with rollout.prompts_per_step = {config.rollout.prompts_per_step}: a step is learned in "
+            f"{config.ranges}, of one group a rank"
+        )
+    elif asking := find_functions_with(config.reward.functions, "candidate_probabilities"):
+        yield f"{said} saves no time with reward {asking[0]}: it asks the learner once, about all groups of a step"
 
 
 def _list_idle(config: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ from learner.embedded.model import DIGITS
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.pack import build_pack
-from learner.trainer.given_answers import build_unscored_group
+from learner.trainer.offline_groups import build_unscored_group
 from rollout.rewards import REWARDS
 from tests.helpers import oracle
 

@@ -46,6 +46,15 @@ class Engines:
                 yield tiny.group(number, text=4, pictures=[], lengths=[1, 1]).group
 
 
+class PassOn:
+    """Score nothing, and pass failed groups on as the pool does."""
+
+    asks_candidate_probabilities = False
+
+    def score(self, prompts: Any, groups: Any, probabilities: Any, *, hurry: Any) -> Iterator[FailedGroup]:
+        yield from groups
+
+
 class Recorded:
     """What was published and probed, in order."""
 
@@ -130,12 +139,15 @@ def test_a_step_is_written_and_sampled_and_its_books_balance() -> None:
     made.offline = writer("exact", exact={"sampled_share": 0.25})
     prompts = [prompt(row(number)) for number in range(16)]
     made.asked = made._ask(3, [(one, 0) for one in prompts])  # noqa: SLF001
-    groups = list(made.groups(prompts))
-    assert [group.origin == "given" for group in groups] == [True] * 12 + [False] * 3
+    *groups, failed = made.groups(prompts)
+    assert isinstance(failed, FailedGroup)
+    assert [isinstance(one, Group) and one.origin == "given" for one in groups] == [True] * 12 + [False] * 3
     assert {one.seed for one in engines.asked} == {request_seed(mixed.seed, 3, one.prompt_id) for one in engines.asked}
     assert len({group.prompt_id for group in groups[:12]} | {one.prompt_id for one in engines.asked}) == 16
+    assert made.ledger.pending == 16
+    made.rewards = cast("Any", PassOn())
+    assert [list(found) for found in made.score(prompts, [failed])] == []
     assert made.ledger.counts() == {"dispatched": 16, "trained": 0, "dropped": 1, "failed": 1, "filtered": 0}
-    assert made.ledger.pending == len(groups)
 
 
 class Saves:

@@ -84,9 +84,14 @@ class Rewards:
     def __init__(self, order: int) -> None:
         self._random = random.Random(order)
 
-    def score(self, prompts: Mapping[str, Prompt], groups: Any, probabilities: Any) -> Iterator[ScoredGroup]:
+    def score(
+        self, prompts: Mapping[str, Prompt], groups: Any, probabilities: Any, *, hurry: Any
+    ) -> Iterator[ScoredGroup | FailedGroup]:
         found = list(groups)
         for group in self._random.sample(found, len(found)):
+            if isinstance(group, FailedGroup):
+                yield group
+                continue
             rewards = tuple(float(one.text == "tiger") for one in group.completions)
             scored = prompts[group.prompt_id]
             yield ScoredGroup(prompt=scored, group=group, rewards_by_name={"accuracy": rewards}, rewards=rewards)
@@ -127,7 +132,9 @@ def take_step(run: Run) -> StepBatch:
     """What `train` does before it learns, and the books after it."""
     batch = run.begin_batch()
     while prompts := run.next_prompts(batch):
-        batch.add(run.score(prompts, run.groups(prompts)))
+        for scored in run.score(prompts, run.groups(prompts)):
+            batch.add(scored)
+            run.learn_ahead(run.version, batch)
     run.ledger.trained += len(batch.groups)
     run.version += 1
     run.fleet.version = run.version  # type: ignore[attr-defined]
@@ -172,7 +179,8 @@ def test_a_resumed_run_asks_what_the_one_left_alone_asks(signal: dict[str, Any],
     ahead = killed.lookahead.state(list(killed.lookahead.asked), killed.fleet.take)
     saved = json.dumps([asdict(killed.feed.state()), killed.ledger.counts(), killed.solve_rates.state(), ahead])
     batch = killed.begin_batch()
-    batch.add(killed.score(prompts := killed.next_prompts(batch), killed.groups(prompts)))
+    (scored,) = killed.score(prompts := killed.next_prompts(batch), killed.groups(prompts))
+    batch.add(scored)
 
     resumed = make_run(make_config(**signal), rows=17, order=2)
     stream, counts, rates, ahead = json.loads(saved)
