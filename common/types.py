@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -262,6 +262,7 @@ class StepResult:
     tokens: int  # that were read
     probabilities: Mapping[str, tuple[float, ...]]  # of each given completion under the policy, by prompt id
     left_out: int = 0  # groups that were not read, since they change no weight
+    learner_seconds: float = field(default=0.0, compare=False)  # that the busiest rank learned
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str) -> int:

@@ -82,6 +82,7 @@ def make_step_record(
         left_out_share=result.left_out / max(1, len(sampled)),
         weights_version=weights_version,
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
+        learner_seconds=result.learner_seconds,
         step_seconds=clock.elapsed,
         completions_per_second=len(completions) / clock.elapsed,
         solve_rates=solve_rates,

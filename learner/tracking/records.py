@@ -44,7 +44,8 @@ class StepRecord:
     clip_share: float
     truncated_share: float  # of sampled completions: those that ended for length
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet
-    seconds: Mapping[str, float]  # of each of STAGES
+    seconds: Mapping[str, float]  # that the run waited for each of STAGES
+    learner_seconds: float  # that ranks learned: beyond `seconds/learn` where they did while engines sampled
     step_seconds: float
     completions_per_second: float
     solve_rates: Mapping[str, float]  # `rows` sampled so far; shares of `hard` (< 0.1 right) and `easy` (> 0.9) ones

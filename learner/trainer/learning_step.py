@@ -7,8 +7,10 @@ The first look at a pack leaves the log-probs of the policy before the first upd
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -176,6 +178,7 @@ class OpenStep:
         self._batches: list[list[tuple[RankPack, FirstLook]]] = [[]] if self._whole else []
         self._losses: list[Tensor] = []  # of the packs since the last optimizer step
         self._measured: list[PackStats] = []  # likewise
+        self._seconds = 0.0  # that were spent on all this
 
     def learn(self, packs: Sequence[RankPack], *, last: bool) -> None:
         """Add the gradient of packs. Of a minibatch only the log-probs are noted: later ones meet a changed policy.
@@ -186,7 +189,7 @@ class OpenStep:
         Raises ModelError when torch cannot compute the gradient alike at every run.
         """
         own = [(pack, FirstLook()) for pack in packs]
-        with explain_irreproducible():
+        with self._work():
             if not self._whole:
                 self._learning.look_ahead(own)
                 self._batches.append(own)
@@ -202,13 +205,21 @@ class OpenStep:
             correction: what the gradient of a pass over all packs is multiplied with.
         """
         done = []
-        with explain_irreproducible():
+        with self._work():
             for number in range(self._updates):
                 for batch in self._batches:
                     if number or not self._whole:
                         self._add_gradient(batch, last=True)
                     done.append(self._update(correction))
-        return average_updates(done)
+        return replace(average_updates(done), seconds=self._seconds)
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """Count the seconds of the block."""
+        started = perf_counter()
+        with explain_irreproducible():
+            yield
+        self._seconds += perf_counter() - started
 
     def _add_gradient(self, packs: Sequence[tuple[RankPack, FirstLook]], *, last: bool) -> None:
         for number, (pack, look) in enumerate(packs, 1):

@@ -47,6 +47,7 @@ class RankStats:
     skipped: int  # those left out, since loss or gradient was no finite number
     lr: float
     probabilities: Mapping[str, tuple[float, ...]]  # of its given answers, by prompt id
+    seconds: float = 0.0  # that it learned
 
 
 SUMS = [field.name for field in fields(RankStats)][:5]
@@ -156,6 +157,7 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
         by_lag={lag: own.average() for lag, own in by_lag.items()},
         tokens=int(total["tokens"]),
         probabilities={name: shares for rank in stats for name, shares in rank.probabilities.items()},
+        learner_seconds=max(rank.seconds for rank in stats),
     )
 
 

@@ -25,7 +25,7 @@ WARM = 4  # steps before the timed ones
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument(
-        "--sides", nargs="+", default=SIDES, metavar="SETTINGS", help="of each run; the first is compared"
+        "--sides", nargs="+", default=SIDES, metavar="SETTINGS", help="of each run; the first is the base"
     )
     made.add_argument("--steps", type=int, default=40, help="timed steps of each side")
     made.add_argument("--pipes", nargs=2, type=int, help=argparse.SUPPRESS)  # this process is a side
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.pipes:
         return run_side(arguments.sides, *arguments.pipes)
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as scratch, ExitStack() as stack:
         words = [f"steps={WARM + arguments.steps}", "evaluation.limit=8", "checkpoint.every=0"]
         sides = [
             stack.enter_context(start(Path(scratch) / f"{number}", [*words, *side.split()]))
@@ -94,6 +94,7 @@ def start(folder: Path, words: Sequence[str]) -> Iterator[Iterator[str]]:
 
 def run_side(words: Sequence[str], go: int, done: int) -> int:
     """Train, and wait for a turn before every step."""
+    from learner.driver.clock import StepClock
     from learner.driver.run import Run
     from learner.main import main as train
 
@@ -106,7 +107,7 @@ def run_side(words: Sequence[str], go: int, done: int) -> int:
                 answers.write("up\n")
                 turns.readline()
 
-        def answer(run: Run, step: int, batch: Any, result: Any, clock: Any) -> None:
+        def answer(run: Run, step: int, batch: Any, result: Any, clock: StepClock) -> None:
             write(run, step, batch, result, clock)
             answers.write(json.dumps({"step": clock.elapsed, **clock.split(STAGES[:-1])}) + "\n")
 
@@ -114,7 +115,9 @@ def run_side(words: Sequence[str], go: int, done: int) -> int:
             save(run)
             turns.readline()
 
-        Run.evaluate, Run.write, Run.save = begin, answer, wait  # type: ignore[method-assign]
+        Run.evaluate = begin  # type: ignore[assignment,method-assign]
+        Run.write = answer  # type: ignore[assignment,method-assign]
+        Run.save = wait  # type: ignore[assignment,method-assign]
         return train(list(words))
 
 

@@ -32,6 +32,7 @@ MODULES = (
     "startup",
     "classes",
     "dead_groups",
+    "ranges",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(

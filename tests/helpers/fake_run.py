@@ -56,6 +56,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "truncated_share": 0.01,
         "weights_version": step + 1,
         "seconds": seconds,
+        "learner_seconds": seconds["learn"],
         "step_seconds": sum(seconds.values()),
         "completions_per_second": 512 / sum(seconds.values()),
         "solve_rates": {"rows": 16 * (step + 1), "hard": 0.5 * (1 - learnt), "easy": 0.6 * learnt},
