@@ -61,11 +61,11 @@ def split(groups: Sequence[ScoredGroup], *dropped: int) -> list[list[ScoredGroup
 
 
 def assert_close(found: Weights, wanted: Weights, *, moved: Weights) -> None:
-    """To 1e-5 of the largest move of each tensor, or of any."""
+    """To 1e-5 of the largest move of each tensor, or two roundings of a weight of 1."""
     most = max(float((wanted[name] - old).abs().max()) for name, old in moved.items())
     for name, tensor in wanted.items():
         move = float((tensor - moved[name]).abs().max())
-        assert float((found[name] - tensor).abs().max()) <= 1e-5 * max(move, 0.01 * most) + 1e-7, name
+        assert float((found[name] - tensor).abs().max()) <= 1e-5 * max(move, 0.01 * most) + 2.5e-7, name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
