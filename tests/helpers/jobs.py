@@ -109,6 +109,12 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def find_driver(process: subprocess.Popen[str]) -> psutil.Process:
+    """The only child of the parent process that `start` returns."""
+    (driver,) = psutil.Process(process.pid).children()
+    return driver
+
+
 @contextmanager
 def nothing_left_in_shared_memory(*, timeout_s: float = 15.0) -> Iterator[None]:
     """Fails if the block leaves a file in /dev/shm that no living process holds: other tests run at the same time."""

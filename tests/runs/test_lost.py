@@ -21,11 +21,6 @@ SHORT = ("steps=2000", "learner.warmup_steps=1", "evaluation.every=0", "tracking
 WITHIN_S = 30.0
 
 
-def find_driver(parent: subprocess.Popen[str]) -> psutil.Process:
-    (driver,) = psutil.Process(parent.pid).children()
-    return driver
-
-
 def kill_daemon(name: str) -> Callable[[subprocess.Popen[str]], None]:
     def kill(parent: subprocess.Popen[str]) -> None:
         (daemon,) = (one for one in jobs.descendants(parent) if one.name() == name)
@@ -35,11 +30,11 @@ def kill_daemon(name: str) -> Callable[[subprocess.Popen[str]], None]:
 
 
 def stop_driver(parent: subprocess.Popen[str]) -> None:
-    find_driver(parent).suspend()
+    jobs.find_driver(parent).suspend()
 
 
 def kill_driver(parent: subprocess.Popen[str]) -> None:
-    find_driver(parent).kill()
+    jobs.find_driver(parent).kill()
 
 
 LOSSES: dict[str, tuple[Callable[[subprocess.Popen[str]], None], str]] = {
@@ -57,7 +52,7 @@ def test_a_lost_driver_is_one_line_and_a_summary_within_30_s(tmp_path: Path, los
     with jobs.nothing_left_in_shared_memory():
         parent = jobs.start(run_dir, *SHORT)
         jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, parent)
-        driver, family = find_driver(parent), jobs.descendants(parent)
+        driver, family = jobs.find_driver(parent), jobs.descendants(parent)
         assert {"raylet", "gcs_server"} <= {one.name() for one in family}
         struck = time.monotonic()
         strike(parent)
