@@ -37,7 +37,7 @@ FOLDER, OWNER, RAY_JOB = "WARM_PYTHON_FOLDER", "WARM_PYTHON_OWNER", "RAY_JOB_CON
 PATIENCE = "RAY_worker_register_timeout_seconds"  # the first of a kind waits for its server's imports
 PR_SET_PDEATHSIG = 1
 SIZE = struct.Struct("!i")
-SERVERS: list[subprocess.Popen[bytes]] = []  # of this process; they end when it does
+SERVERS: list[subprocess.Popen[bytes]] = []  # that this process has started
 
 # By a variable that only processes of a kind have: what they import. A server has the variables of the first to ask,
 # for torch, vLLM and the C library read theirs once: those of a kind are the same in all tests.
@@ -65,6 +65,7 @@ def offer(environment: MutableMapping[str, str]) -> None:
     listener.bind(f"{folder}/starter")
     listener.listen(128)
     threading.Thread(target=_start_servers, args=(listener, Path(folder)), daemon=True).start()
+    atexit.register(_end_servers)
 
 
 def _start_servers(listener: socket.socket, folder: Path) -> None:
@@ -75,6 +76,13 @@ def _start_servers(listener: socket.socket, folder: Path) -> None:
             kind, environment = json.loads(stream.read(*SIZE.unpack(stream.read(SIZE.size))))
             _start_server(kind, folder, environment)
             asker.sendall(b"started")
+
+
+def _end_servers() -> None:
+    for server in SERVERS:
+        server.terminate()
+    for server in SERVERS:
+        server.wait(10)
 
 
 def _start_server(kind: int, folder: Path, environment: Mapping[str, str]) -> None:
