@@ -69,7 +69,7 @@ class Turn:
         """Call a method of the actor and return its answer."""
         return ray.get(getattr(self._actor, method).remote(*args), timeout=300)
 
-    def load(self, manifest: WeightManifest) -> None:
+    def publish(self, manifest: WeightManifest) -> None:
         loaded = self.ask("load", manifest)
         assert loaded.version == manifest.version
         self.notes.append(loaded.note)

@@ -211,7 +211,7 @@ class UnpatchedEngine:
         """Call a method of the actor and return its answer."""
         return ray.get(getattr(self._actor, method).remote(*args), timeout=300)
 
-    def load(self, manifest: WeightManifest) -> None:
+    def publish(self, manifest: WeightManifest) -> None:
         self.ask("load", manifest)
 
     def publish_other_weights(self) -> WeightManifest:

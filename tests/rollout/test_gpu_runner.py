@@ -184,7 +184,7 @@ def test_an_engine_that_gets_no_weights_for_a_layer_is_an_error(turns: Any, rand
         for bucket in manifest.buckets
     ]
     with pytest.raises(BrokenEngineError, match=r"nothing for 1 of them: \S*layers.0.mlp.down_proj.weight"):
-        engine.load(dataclasses.replace(manifest, buckets=tuple(buckets)))
+        engine.publish(dataclasses.replace(manifest, buckets=tuple(buckets)))
 
 
 def test_law_5_an_answer_that_was_put_off_has_the_same_tokens(turns: Any, random_qwen2vl: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_all_groups_that_came(ray_session: None, model_p
     assert_close(weights, {name: wanted[name] for name in weights}, moved={name: start[name] for name in weights})
 
 
-TOKENS = {"loss": "cispo", "aggregation": "token", "mask_truncated": True, "clip_low": 0.0, "clip_high": 4.0}
+TOKENS = {"loss": "cispo", "aggregation": "token", "mask_truncated": True}
 OBJECTIVES: list[dict[str, Any]] = [
     {},
     {**TOKENS, "entropy_bonus": 0.01},
