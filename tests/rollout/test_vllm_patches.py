@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def test_the_inventory_is_of_the_version_that_is_installed() -> None:
 
 @pytest.fixture(scope="module")
 def actor(ray_session: None) -> Iterator[Any]:
-    remote: Any = ray.remote(UnpatchedActor).options(num_cpus=0, runtime_env={"env_vars": ENVIRONMENT})
+    remote: Any = ray.remote(UnpatchedActor).options(
+        num_cpus=0, runtime_env={"env_vars": ENVIRONMENT, "py_executable": sys.executable}
+    )
     handle = remote.remote()
     yield handle
     ray.kill(handle)
