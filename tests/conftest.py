@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ settings.load_profile("untimed")
 ON_GPU = installed_device() == "cuda"
 if not ON_GPU:
     os.environ["DS_ACCELERATOR"] = "cpu"
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background: what is tested heeds Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all is imported: a fifth of a worker's start is looking through new objects
 
