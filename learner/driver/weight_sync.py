@@ -29,5 +29,5 @@ class WeightSync:
             return
         if (engines := tuple(self._fleet.engines)) != self._joined:
             self._joined = engines
-            self._fleet.join(self._learner.nccl_rendezvous(1 + len(self._joined)))
+            self._fleet.join(self._learner.nccl_rendezvous(1 + len(engines)), engines)
         self._fleet.publish(manifest, meanwhile=lambda: self._learner.broadcast(version))

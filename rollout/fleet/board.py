@@ -26,9 +26,8 @@ class Board:
         self.newest: WeightManifest | None = None  # weights
         self.failure: BaseException | None = None  # what ended the fleet
         self._changed = asyncio.Condition()  # an engine came up, loaded or left
-        self._copies: dict[
-            int, asyncio.Future[WeightManifest]
-        ] = {}  # by version: weights that were broadcast, as bytes
+        # By version: weights that were broadcast, as bytes; None once no batch wants them any more.
+        self._copies: dict[int, asyncio.Future[WeightManifest | None]] = {}
         self._told: WeightManifest | None = None  # those whose first load was an event
 
     def serving(self) -> list[Member]:
@@ -121,17 +120,20 @@ class Board:
         """Let go of batches without open requests, and of the weights that only they wanted."""
         self.batches = [batch for batch in self.batches if batch.open]
         wanted = {batch.weights.version for batch in self.batches}
-        self._copies = {version: copy for version, copy in self._copies.items() if version in wanted}
+        for version in self._copies.keys() - wanted:
+            copy = self._copies.pop(version)
+            if not copy.done():
+                copy.set_result(None)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     async def offer(self, manifest: WeightManifest) -> None:
-        """Make a version the newest. Every engine that is up takes part in a broadcast of it."""
+        """Make a version the newest. Every engine of the learner's NCCL group takes part in a broadcast of it."""
         self.raise_failure()
         self.newest = manifest
         if manifest.by_nccl:
             for member in self.serving():
-                member.broadcast = manifest
+                member.broadcast = manifest if member.grouped else None
         await self.tell()
 
     async def wait_until_held(self, weights: WeightManifest) -> None:
@@ -146,17 +148,22 @@ class Board:
             await self._changed.wait_for(lambda: self.failure or is_held())
         self.raise_failure()
 
-    async def get_copy(self, version: int) -> WeightManifest:
-        """Return weights that were broadcast, as bytes, for an engine that came later. The driver makes them."""
+    async def get_copy(self, version: int) -> WeightManifest | None:
+        """Return weights that were broadcast, as bytes, for an engine that came later. The driver makes them.
+
+        Returns None where the batch that wants them is done meanwhile.
+        """
+        wanting = [batch for batch in self.batches if batch.weights.version == version]
+        if not wanting:
+            return None
         if version not in self._copies:
             self._copies[version] = asyncio.get_running_loop().create_future()
-            batch = next(batch for batch in self.batches if batch.weights.version == version)
-            batch.answers.put(CopyRequest(version))
+            wanting[0].answers.put(CopyRequest(version))
         return await asyncio.shield(self._copies[version])
 
     async def give_copy(self, version: int, manifest: WeightManifest) -> None:
         """Hand over what `get_copy` waits for."""
-        if version in self._copies:
+        if version in self._copies and not self._copies[version].done():
             self._copies[version].set_result(manifest)
 
     async def report_load(self, member: Member) -> None:

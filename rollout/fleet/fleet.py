@@ -106,12 +106,14 @@ class RolloutFleet:
 
     # -- weights -----------------------------------------------------------------------------------------------
 
-    def join(self, init_info: Mapping[str, Any]) -> None:
-        """Take every engine into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank."""
+    def join(self, init_info: Mapping[str, Any], engines: Sequence[str]) -> None:
+        """Take these engines into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank."""
         first = init_info["rank_offset"]
+        for member in self._board.members:
+            member.grouped = member.id in engines
         calls = [
             member.handle.join.remote({**init_info, "rank_offset": first + index})
-            for index, member in enumerate(self._board.serving())
+            for index, member in enumerate(one for one in self._board.members if one.grouped)
         ]
         timeout_s = self._config.weights.timeout_s
         get(calls, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)

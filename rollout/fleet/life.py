@@ -11,12 +11,12 @@ from common.types import GenerationRequest, LoadedWeights, WeightManifest
 from rollout.fleet.batch import Batch
 from rollout.fleet.board import Board
 from rollout.fleet.member import LIFELINE, Member, Stream
-from rollout.fleet.patience import LostError, resolve, wait_for
+from rollout.fleet.patience import LostError, wait_for
 from rollout.spec import EngineInfo
 
 BEAT_S = 0.5  # between two looks at an engine that samples
 FRESH_S = 120.0  # its first steps may compile kernels
-LEAST_S = 10.0  # a machine may be busy with something else
+LEAST_S = {"cpu": 10.0, "cuda": 60.0}  # a machine may be busy with something else, a GPU compile for a new shape
 SLOWER = 20.0  # times as slow as it ever was: it hangs
 
 
@@ -36,7 +36,7 @@ async def live(board: Board, member: Member) -> None:
 async def _work(board: Board, member: Member) -> None:
     """Come up, then do one job after the other."""
     rollout = board.config.rollout
-    info: EngineInfo = await wait_for(resolve(member.handle.info.remote()), rollout.start_timeout_s, "was not up")
+    info: EngineInfo = await wait_for(member.handle.info.remote(), rollout.start_timeout_s, "was not up")
     member.info = info
     member.state = "serving"
     member.settled.set()
@@ -71,22 +71,25 @@ async def _find_job(board: Board, member: Member) -> WeightManifest | tuple[Batc
 
 
 async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
-    """Let an engine hold these weights. Raises EngineError where it reports another version."""
+    """Let an engine hold these weights, if they are wanted still. Raises EngineError where it reports others."""
     import ray
 
     wanted = manifest
     if manifest.by_nccl and manifest is not member.broadcast:
-        manifest = await board.get_copy(manifest.version)
+        copy = await board.get_copy(manifest.version)
+        if copy is None:
+            return
+        manifest = copy
     member.broadcast = member.held = None
     timeout_s = board.config.weights.timeout_s
     what = f"did not load version {manifest.version} of the weights"
     try:
-        answer: LoadedWeights = await wait_for(resolve(member.handle.load.remote(manifest)), timeout_s, what)
+        answer: LoadedWeights = await wait_for(member.handle.load.remote(manifest), timeout_s, what)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, BrokenEngineError) or not isinstance(error.cause, EngineError):
             raise
         board.event("weights_damaged", engine=member.id, version=manifest.version, why=str(error.cause.got))
-        answer = await wait_for(resolve(member.handle.load.remote(manifest)), timeout_s, what)  # fetched once more
+        answer = await wait_for(member.handle.load.remote(manifest), timeout_s, what)  # fetched once more
 
     if answer.version != manifest.version:
         raise EngineError(
@@ -105,7 +108,7 @@ async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[Ge
     if batch.weights is not member.held:
         await _load(board, member, batch.weights)
     first = [request for request in first if request.prompt_id in batch.open]
-    if not (first or batch.unsent):
+    if batch.weights is not member.held or not (first or batch.unsent):
         return  # others have done it meanwhile
 
     member.streams += 1
@@ -126,7 +129,7 @@ async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[Ge
 
 async def _await_death(member: Member) -> None:
     """Raise what Ray says of an engine's process once it is gone, whatever the engine was doing."""
-    await resolve(member.call("hold_lifeline", group=LIFELINE))
+    await member.call("hold_lifeline", group=LIFELINE)
     raise LostError("its process let go of its lifeline")
 
 
@@ -135,7 +138,8 @@ async def _watch(board: Board, member: Member) -> None:
 
     It may take 20 times as long as it ever took between two steps, and never more than `rollout.step_timeout_s`.
     """
-    steps, silent, slowest = -1, 0.0, None
+    steps, silent = -1, 0.0
+    slowest: float | None = None  # seconds between two steps; None until two were seen
     while True:
         began = time.monotonic()
         await asyncio.sleep(BEAT_S)
@@ -143,12 +147,13 @@ async def _watch(board: Board, member: Member) -> None:
             silent = 0.0
             continue
 
-        longest = FRESH_S if slowest is None else max(LEAST_S, SLOWER * slowest)
+        longest = FRESH_S if slowest is None else max(LEAST_S[board.config.cluster.device], SLOWER * slowest)
         limit = min(board.config.rollout.step_timeout_s, longest)
-        found = await wait_for(resolve(member.call("count_steps")), limit, "gave no sign of life")
+        found = await wait_for(member.call("count_steps"), limit, "gave no sign of life")
         silent += min(time.monotonic() - began, 2 * BEAT_S)  # what this process slept is not the engine's fault
         if found != steps:
-            slowest = silent if steps >= 0 and slowest is None else max(slowest or 0.0, silent) if steps >= 0 else None
+            if steps >= 0:
+                slowest = max(slowest or 0.0, silent)
             steps, silent = found, 0.0
         elif silent > limit:
             raise LostError(f"made no step for {limit:.3g} s")

@@ -44,6 +44,7 @@ class Member:
     held: WeightManifest | None = None  # the weights it serves
     stream: Stream | None = None  # what it samples now
     copies: tuple[Batch, list[GenerationRequest]] | None = None  # of what a slow engine owes, to sample next
+    grouped: bool = False  # is in the learner's NCCL group
     broadcast: WeightManifest | None = None  # that it takes part in, before anything else
     streams: int = 0
     longest_wait: float | None = None  # seconds from sending to answer, in its last stream

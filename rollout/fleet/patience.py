@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 TICK_S = 1.0  # a pause of this process longer than that counts as one second
@@ -29,8 +29,3 @@ async def wait_for(awaited: Awaitable[T], seconds: float, what: str) -> T:
     finally:
         task.cancel()
     raise LostError(f"{what} for {seconds:g} s")
-
-
-async def resolve(ref: Any) -> Any:
-    """Return the value of an object reference."""
-    return await ref

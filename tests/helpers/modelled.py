@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from common.types import (
     ImageFeatures,
     LoadedWeights,
     Sampling,
+    WeightBucket,
     WeightManifest,
 )
 from rollout.engine import RolloutEngine
@@ -74,6 +76,9 @@ class ModelledEngine(RolloutEngine):
         self._version = manifest.version
         reported = manifest.version + (self._id in self._model.forgetful)
         return LoadedWeights(version=reported, note=None)
+
+    def join(self, init_info: Mapping[str, Any]) -> None:
+        """Enter a group of nobody."""
 
     def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
         if request.prompt_id.startswith("refused"):
@@ -130,9 +135,10 @@ def make_requests(count: int, *, names: dict[int, str] | None = None) -> list[Ge
     ]
 
 
-def make_manifest(version: int) -> WeightManifest:
+def make_manifest(version: int, *, by_nccl: bool = False) -> WeightManifest:
     """Make a manifest that a modelled engine takes."""
-    return WeightManifest(version=version, buckets=(), vision_unchanged=True)
+    sent = WeightBucket(entries=(), xxh3=0, payload=None, kind="changing")
+    return WeightManifest(version=version, buckets=(sent,) if by_nccl else (), vision_unchanged=True)
 
 
 def make_config(engines: int, **rollout: Any) -> Config:

@@ -254,7 +254,7 @@ def test_a_lost_engine_is_replaced_and_gives_the_same_tokens_under_the_current_w
 ) -> None:
     """Law 1 after a restart, law 5 under a fault: the replacement starts with the checkpoint's weights."""
     monkeypatch.setattr(life, "FRESH_S", 4.0)
-    monkeypatch.setattr(life, "LEAST_S", 4.0)
+    monkeypatch.setattr(life, "LEAST_S", {"cpu": 4.0})
     policy.shake(11)
     policy.push(fleet, 6)
     prompts = [policy.prompt(n) for n in range(24)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -34,8 +34,8 @@ class Fleet:
         self.log, self.engines = log, ["engine-0", "engine-1"]
         self.copy_of_weights: Callable[[], Any] | None = None
 
-    def join(self, info: dict[str, int]) -> None:
-        self.log.append(f"{len(self.engines)} join")
+    def join(self, info: dict[str, int], engines: Sequence[str]) -> None:
+        self.log.append(f"{len(engines)} join")
 
     def publish(self, manifest: str, *, meanwhile: Callable[[], None] = lambda: None) -> None:
         self.log.append(f"engines receive {manifest}")

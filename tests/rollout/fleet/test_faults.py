@@ -110,7 +110,7 @@ def test_an_engine_that_hangs_is_replaced_at_its_deadline(
     start: Any, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(life, "FRESH_S", 1.5)
-    monkeypatch.setattr(life, "LEAST_S", 1.5)
+    monkeypatch.setattr(life, "LEAST_S", {"cpu": 1.5})
     fleet = start(2, Model(service_s=0.01))
     fleet.ready()
     fleet.publish(make_manifest(0))
@@ -242,3 +242,40 @@ def test_a_batch_that_is_abandoned_is_not_sampled_to_its_end(start: Any) -> None
     began = time.monotonic()
     check(make_requests(3), list(fleet.generate(make_requests(3))), 0)
     assert time.monotonic() - began < 2.0
+
+
+def test_an_engine_that_comes_after_a_broadcast_gets_the_weights_as_bytes_or_waits_for_the_next(
+    start: Any, events: Events
+) -> None:
+    """It is in no NCCL group: it takes part in no broadcast, and waits for no copy that nobody makes any more."""
+    fleet = start(2, Model(service_s=0.04))
+    made: list[int] = []
+
+    def copy() -> Any:
+        made.append(0)
+        return make_manifest(0)
+
+    fleet.copy_of_weights = copy
+    fleet.ready()
+    fleet.join({"rank_offset": 1}, fleet.engines)
+    fleet.publish(make_manifest(0, by_nccl=True))
+    requests = make_requests(300)
+    stream = fleet.generate(requests)
+    found = [next(stream)]
+    os.kill(pids(fleet)[0], signal.SIGKILL)
+    found += stream
+    check(requests, found, 0)
+    assert made == [0]
+    assert "engine-2" in {one.engine_id for one in found if isinstance(one, Group)}
+
+    os.kill(pids(fleet)[0], signal.SIGKILL)
+    assert len(fleet.ready()) == 2
+    for _ in range(20):  # too short for a copy: each is over before one comes
+        check(make_requests(1), list(fleet.generate(make_requests(1))), 0)
+    fleet.join({"rank_offset": 1}, fleet.engines)
+    fleet.publish(make_manifest(1, by_nccl=True))
+    held: set[int | None] = set()
+    began = time.monotonic()
+    while held != {1}:
+        held = set(fleet.versions().values())
+        assert time.monotonic() - began < 10
