@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -103,6 +104,32 @@ def wait_for(what: str, condition: Callable[[], Any], process: subprocess.Popen[
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """The exported weights."""
     return load_file(run_dir / "export" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Two runs ended with the same bits (law 5)."""
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def kill_and_resume(run_dir: Path, *words: str) -> None:
+    """Kill a small run after one of its steps 4 to 8, by when its first checkpoint is whole, and let it go on."""
+    process = start(run_dir, *words, warm_workers=True)
+    step = random.randrange(4, 9)
+    wait_for(f"step {step}", lambda: len(rows(run_dir, "metrics.jsonl")) >= step, process)
+    process.kill()
+    process.wait(30)
+    complete(run_dir, *words, "resume=auto")
+    assert "from step" in console(run_dir)
+
+
+def kill_an_engine(run_dir: Path, process: subprocess.Popen[str]) -> str:
+    """Kill any engine of a run once three steps are done. Return its name."""
+    wait_for("step 3", lambda: len(rows(run_dir, "metrics.jsonl")) >= 3, process)
+    engine = random.choice([row for row in rows(run_dir, "events.jsonl") if row["kind"] == "engine_up"])
+    os.kill(engine["pid"], signal.SIGKILL)
+    return str(engine["engine"])
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -4,13 +4,10 @@ come out.
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers import jobs
 
@@ -24,8 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    expected, found = jobs.weights(one), jobs.weights(other)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    jobs.assert_same_weights(one, other)
     decisive = ("step", "epoch", "reward", "loss", "kl", "grad_norm", "effective_share", "groups_dispatched")
     rows = [[[row[key] for key in decisive] for row in jobs.rows(run, "metrics.jsonl")] for run in (one, other)]
     assert rows[0] == rows[1]
@@ -43,13 +39,7 @@ def test_each_batch_is_sampled_one_step_ahead_and_corrected_for(undisturbed: Pat
 
 def test_a_killed_run_resumes_with_what_was_sampled_ahead(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    process = jobs.start(run_dir, *WORDS)
-    step = random.randrange(4, 9)
-    jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
-    process.kill()
-    process.wait(30)
-    jobs.complete(run_dir, *WORDS, "resume=auto")
-    assert "from step" in jobs.console(run_dir)
+    jobs.kill_and_resume(run_dir, *WORDS)
     assert_same(undisturbed, run_dir)
 
 
@@ -69,10 +59,8 @@ def test_an_engine_of_two_is_lost_and_nothing_else_is(undisturbed: Path, tmp_pat
     run_dir = tmp_path / "pair"
     words = (*WORDS, "rollout.engines=2", "rollout.cpus_per_engine=0.25")
     process = jobs.start(run_dir, *words)
-    jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, process)
-    up = [row for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "engine_up"]
-    os.kill(random.choice(up)["pid"], signal.SIGKILL)
+    killed = jobs.kill_an_engine(run_dir, process)
     assert process.wait(300) == 0, jobs.console(run_dir)
     events = jobs.rows(run_dir, "events.jsonl")
-    assert len([row for row in events if row["kind"] == "engine_lost"]) == 1, "the fault came too late to matter"
+    assert [row["engine"] for row in events if row["kind"] == "engine_lost"] == [killed]
     assert_same(undisturbed, run_dir)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers import jobs
 
@@ -39,8 +38,7 @@ def test_exact_beside_a_sampled_share_resumes_to_the_same_weights(tmp_path: Path
     shutil.rmtree(cut / "export")
     jobs.complete(cut, *words, "resume=auto")
     assert "from step 3" in jobs.console(cut)
-    expected, found = jobs.weights(whole), jobs.weights(cut)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    jobs.assert_same_weights(whole, cut)
 
 
 def test_sft_needs_its_engines_only_to_be_evaluated(tmp_path: Path) -> None:

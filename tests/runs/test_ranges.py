@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import jobs
-from tests.runs.test_runs import assert_same_weights
 
 pytestmark = pytest.mark.engine
 RANGES = "learner.ranges=4"
@@ -33,44 +30,38 @@ def test_ranks_learn_while_engines_sample(undisturbed: Path, tmp_path: Path) -> 
     metrics = jobs.rows(undisturbed, "metrics.jsonl")
     assert sum(row["learner_seconds"] for row in metrics) > sum(row["seconds/learn"] for row in metrics)
     at_once = jobs.complete(tmp_path / "at_once", RANGES, "rollout.engines=2", "rollout.cpus_per_engine=0.25")
-    assert_same_weights(undisturbed, at_once)
+    jobs.assert_same_weights(undisturbed, at_once)
     assert decisive(at_once) == decisive(undisturbed)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    process = jobs.start(run_dir, *ONE_BY_ONE)
-    step = random.randrange(4, 9)
-    jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
-    process.kill()
-    process.wait(30)
-    jobs.complete(run_dir, *ONE_BY_ONE, "resume=auto")
-    assert "from step" in jobs.console(run_dir)
-    assert_same_weights(undisturbed, run_dir)
+    jobs.kill_and_resume(run_dir, *ONE_BY_ONE)
+    jobs.assert_same_weights(undisturbed, run_dir)
     assert decisive(run_dir) == decisive(undisturbed)
 
 
 def test_sigterm_between_two_ranges_saves_the_step_before(undisturbed: Path, tmp_path: Path) -> None:
     """What was learned of a step that is not whole is forgotten, and learned again."""
     run_dir = tmp_path / "stopped"
-    process = jobs.start(run_dir, *ONE_BY_ONE, "checkpoint.every=0")
+    words = (*ONE_BY_ONE, "checkpoint.every=9")  # the one of the signal is the first
+    process = jobs.start(run_dir, *words)
     jobs.wait_for("step 5", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 5, process)
     process.send_signal(signal.SIGTERM)
     assert jobs.finish(process, run_dir) == 143, jobs.console(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert 5 <= summary["weights_version"] <= 10
-    jobs.complete(run_dir, *ONE_BY_ONE, "resume=auto")
-    assert_same_weights(undisturbed, run_dir)
+    jobs.complete(run_dir, *words, "resume=auto")
+    assert f"from step {summary['weights_version']}" in jobs.console(run_dir)
+    jobs.assert_same_weights(undisturbed, run_dir)
 
 
 def test_a_killed_engine_changes_nothing(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "lost"
     process = jobs.start(run_dir, *ONE_BY_ONE, warm=True)
-    jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, process)
-    (engine,) = (row for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "engine_up")
-    os.kill(engine["pid"], signal.SIGKILL)
+    killed = jobs.kill_an_engine(run_dir, process)
     assert jobs.finish(process, run_dir) == 0, jobs.console(run_dir)
     events = jobs.rows(run_dir, "events.jsonl")
-    assert [row["engine"] for row in events if row["kind"] == "engine_lost"] == ["engine-0"]
-    assert_same_weights(undisturbed, run_dir)
+    assert [row["engine"] for row in events if row["kind"] == "engine_lost"] == [killed]
+    jobs.assert_same_weights(undisturbed, run_dir)
     assert decisive(run_dir) == decisive(undisturbed)

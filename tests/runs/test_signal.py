@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers import jobs
 
@@ -42,21 +40,10 @@ def test_a_step_trains_on_groups_that_teach_and_its_books_balance(undisturbed: P
     assert len(state["control"]["solve_rates"]) > 20
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    expected, found = jobs.weights(one), jobs.weights(other)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-
-
 def test_a_killed_run_resumes_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
-    process = jobs.start(run_dir, *WORDS, warm_workers=True)
-    step = random.randrange(4, 9)
-    jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)
-    process.kill()
-    process.wait(30)
-    jobs.complete(run_dir, *WORDS, "resume=auto")
-    assert "from step" in jobs.console(run_dir)
-    assert_same_weights(undisturbed, run_dir)
+    jobs.kill_and_resume(run_dir, *WORDS)
+    jobs.assert_same_weights(undisturbed, run_dir)
     decisive = ("step", "epoch", "reward", "loss", "kl", "grad_norm", "asked_share", "groups_filtered")
     one, other = (jobs.rows(run, "metrics.jsonl") for run in (undisturbed, run_dir))
     assert [[row[key] for key in decisive] for row in one] == [[row[key] for key in decisive] for row in other]
@@ -65,6 +52,6 @@ def test_a_killed_run_resumes_to_the_same_weights(undisturbed: Path, tmp_path: P
 def test_two_engines_are_asked_the_same_prompts(undisturbed: Path, tmp_path: Path) -> None:
     """Which of them is first differs from run to run; what is sampled and trained does not."""
     pair = jobs.complete(tmp_path / "pair", *WORDS, "rollout.engines=2", "rollout.cpus_per_engine=0.25")
-    assert_same_weights(undisturbed, pair)
+    jobs.assert_same_weights(undisturbed, pair)
     one, other = (jobs.rows(run, "samples.jsonl") for run in (undisturbed, pair))
     assert [row["completions"] for row in one] == [row["completions"] for row in other]

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from learner.storage.files import read_jsonl
 from tests.helpers import hostile_rewards, jobs
@@ -64,8 +63,7 @@ def test_too_many_skipped_steps_in_a_row_stop_a_run_that_resumes(
     alone = tmp_path / "alone"
     jobs.complete(run_dir, *WORDS, "resume=auto")
     jobs.complete(alone, *WORDS)
-    found, wanted = jobs.weights(run_dir), jobs.weights(alone)
-    assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
+    jobs.assert_same_weights(alone, run_dir)
     rows = jobs.rows(run_dir, "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(10))
     for row in rows:  # law 6

@@ -49,6 +49,14 @@ def start(events: Events) -> Iterator[Callable[..., RolloutFleet]]:
         fleet.close()
 
 
+def serve(start: Callable[..., RolloutFleet], engines: int, model: Model, **rollout: Any) -> RolloutFleet:
+    """Start a fleet and wait until it serves version 0."""
+    fleet = start(engines, model, **rollout)
+    fleet.ready()
+    fleet.publish(make_manifest(0))
+    return fleet
+
+
 def check(requests: list[GenerationRequest], found: list[Group | FailedGroup], version: int) -> None:
     """Each request is answered once, by the tokens that its seed and the version say."""
     assert Counter(one.prompt_id for one in found) == Counter(one.prompt_id for one in requests)
@@ -91,9 +99,7 @@ def test_an_engine_killed_at_work_loses_nothing(start: Any, events: Events, time
 
 
 def test_an_idle_engine_that_dies_is_noticed_within_a_second(start: Any, events: Events) -> None:
-    fleet = start(2, Model())
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model())
     killed = time.monotonic()
     os.kill(pids(fleet)[0], signal.SIGKILL)
     while not events.of("engine_lost"):
@@ -111,9 +117,7 @@ def test_an_engine_that_hangs_is_replaced_at_its_deadline(
 ) -> None:
     monkeypatch.setattr(life, "FRESH_S", 1.5)
     monkeypatch.setattr(life, "LEAST_S", {"cpu": 1.5})
-    fleet = start(2, Model(service_s=0.01))
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model(service_s=0.01))
     requests = make_requests(40)
     stream = fleet.generate(requests)
     found = [next(stream)]
@@ -127,9 +131,7 @@ def test_an_engine_that_hangs_is_replaced_at_its_deadline(
 
 
 def test_a_prompt_that_ends_engines_is_answered_as_failed(start: Any, events: Events) -> None:
-    fleet = start(2, Model())
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model())
     requests = make_requests(20, names={4: "poison/4"})
     found = list(fleet.generate(requests))
     check(requests, found, 0)
@@ -140,18 +142,14 @@ def test_a_prompt_that_ends_engines_is_answered_as_failed(start: Any, events: Ev
 
 
 def test_only_prompts_that_end_engines_do_not_end_the_run(start: Any) -> None:
-    fleet = start(1, Model(), max_restarts=2)
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 1, Model(), max_restarts=2)
     found = list(fleet.generate(make_requests(2, names={0: "poison/0", 1: "poison/1"})))
     assert [type(one) for one in found] == [FailedGroup, FailedGroup]
 
 
 def test_a_driver_that_slept_condemns_nobody(start: Any, events: Events) -> None:
     """F4: what arrived meanwhile is taken first, and the sleep counts for no engine."""
-    fleet = start(4, Model(service_s=0.05), step_timeout_s=1.0)
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 4, Model(service_s=0.05), step_timeout_s=1.0)
     requests = make_requests(40)
     batch = fleet.ask(requests)
     ctrl_z = subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; sleep 3; kill -CONT {os.getpid()}"])
@@ -182,18 +180,14 @@ def test_engines_that_never_start_end_the_run_with_the_cause(start: Any, events:
 
 def test_a_place_that_is_given_up_leaves_the_others_at_work(start: Any, events: Events) -> None:
     stillborn = frozenset(f"engine-{number}" for number in range(1, 10))
-    fleet = start(2, Model(stillborn=stillborn), max_restarts=1)
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model(stillborn=stillborn), max_restarts=1)
     while not events.of("engine_given_up"):
         check(make_requests(10), list(fleet.generate(make_requests(10))), 0)
     check(make_requests(10), list(fleet.generate(make_requests(10))), 0)
 
 
 def test_an_engine_that_fails_by_itself_is_replaced_and_twice_in_a_row_it_is_a_bug(start: Any, events: Events) -> None:
-    fleet = start(2, Model())
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model())
     requests = make_requests(8, names={3: "fault/3"})
     found = list(fleet.generate(requests))
     check(requests, found, 0)
@@ -207,9 +201,7 @@ def test_an_engine_that_fails_by_itself_is_replaced_and_twice_in_a_row_it_is_a_b
 
 def test_a_slow_engine_ends_with_little_work(start: Any) -> None:
     """F9: dealt out evenly, it would take ten times as long as the others."""
-    fleet = start(4, Model(service_s=0.01, slow={"engine-2": 10.0}))
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 4, Model(service_s=0.01, slow={"engine-2": 10.0}))
     requests = make_requests(128)
     list(fleet.generate(requests[:16]))
     began = time.monotonic()
@@ -221,9 +213,7 @@ def test_a_slow_engine_ends_with_little_work(start: Any) -> None:
 
 
 def test_batches_of_two_versions_are_each_sampled_under_their_own(start: Any, events: Events) -> None:
-    fleet = start(2, Model(load_s=0.05))
-    fleet.ready()
-    fleet.publish(make_manifest(0))
+    fleet = serve(start, 2, Model(load_s=0.05))
     first = fleet.ask(make_requests(30))
     fleet.publish(make_manifest(1))  # waits for nobody: engines are busy with the older one
     second = fleet.ask(make_requests(30))
@@ -233,10 +223,8 @@ def test_batches_of_two_versions_are_each_sampled_under_their_own(start: Any, ev
 
 
 def test_a_batch_that_is_abandoned_is_not_sampled_to_its_end(start: Any) -> None:
-    fleet = start(1, Model(service_s=0.05))
-    fleet.ready()
-    fleet.publish(make_manifest(0))
-    stream = fleet.generate(make_requests(100))
+    fleet = serve(start, 1, Model(service_s=0.05))
+    stream: Any = fleet.generate(make_requests(100))
     next(stream)
     stream.close()
     began = time.monotonic()
