@@ -59,10 +59,10 @@ def connect(cluster: ClusterConfig, line: Line | None = None) -> Iterator[None]:
         ) from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own in place, which prints a C++ stack and exits
     try:
-        line.lifelines = tuple(_find_lifelines(local=local))
+        line.hold_on_to(tuple(_find_lifelines(local=local)))
         yield
     finally:
-        line.lifelines = ()
+        line.hold_on_to(())
         _leave()
 
 

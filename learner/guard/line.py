@@ -47,6 +47,11 @@ class Line:
     _over: threading.Event = field(default_factory=threading.Event)
     _missed: dict[str, int] = field(default_factory=dict)  # connections in a row that failed, by name
 
+    def hold_on_to(self, lifelines: Sequence[Lifeline]) -> None:
+        """Look after these from now on, in place of others; and so can the parent, once this process is gone."""
+        self.lifelines = lifelines
+        self.tell(lifelines=[(one.name, one.address, one.port) for one in lifelines])
+
     def tell(self, **facts: Any) -> None:
         """Send facts, in one write. A parent that does not listen stops nobody."""
         if self.descriptor is not None:

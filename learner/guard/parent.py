@@ -27,6 +27,7 @@ from common.command import FAILED, occupy_standard_files, say
 from common.config.cli import FLAGS
 from common.config.foreign_text import parse_json
 from common.errors import describe_fault
+from common.placement import answers
 from learner.guard.line import Line, takes_output
 
 TICK_S = 0.5
@@ -172,6 +173,7 @@ def _watch(pid: int, pipe: int, signals: Collection[int]) -> Ending:
     for facts in _read(pipe):
         told.take(facts)
 
+    death = _describe_death(status or 0, told.facts.get("lifelines", ()))
     if status is not None and "farewell" in told.facts:
         _await_descendants(LINGER_S)
     _kill_descendants()
@@ -180,7 +182,7 @@ def _watch(pid: int, pipe: int, signals: Collection[int]) -> Ending:
     if "farewell" in told.facts:
         code, fault = told.facts["farewell"], None
     elif fault is None:
-        fault = told.facts.get("lost") or told.facts.get("doubt") or _describe_death(status or 0)
+        fault = told.facts.get("lost") or told.facts.get("doubt") or death
     return Ending(pid=pid, code=code, fault=fault, told=told, seconds=time.monotonic() - began)
 
 
@@ -191,12 +193,15 @@ def _pass_on(got: signal.struct_siginfo, pid: int, told: Told) -> None:
         os.kill(pid, got.si_signo)
 
 
-def _describe_death(status: int) -> str:
+def _describe_death(status: int, lifelines: Sequence[Sequence[Any]]) -> str:
+    """Say how a driver died. Ray may end one that has lost its raylet before that could tell."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         more = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{more}"
-    return f"ended below Python with exit code {code}"
+    silent = [f"; {name} at {address}:{port} does not answer" for name, address, port in lifelines]
+    cut = [said for said, (_, address, port) in zip(silent, lifelines, strict=True) if not answers(address, port)]
+    return f"ended below Python with exit code {code}{''.join(cut)}"
 
 
 def _read(pipe: int) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,10 @@ def kill_driver(parent: subprocess.Popen[str]) -> None:
 
 
 LOSSES: dict[str, tuple[Callable[[subprocess.Popen[str]], None], str]] = {
-    "raylet": (kill_daemon("raylet"), r"the raylet of the driver's node at .* has died"),
+    "raylet": (
+        kill_daemon("raylet"),  # Ray may be first to end the driver
+        r"(ended below Python with exit code 1; )?the raylet of the driver's node at \S+ (has died|does not answer).*",
+    ),
     "gcs": (kill_daemon("gcs_server"), r"the control store \(GCS\) of Ray at .* has died"),
     "frozen": (stop_driver, r"frozen: no sign of life for (8|9) s"),
     "killed": (kill_driver, r"killed by SIGKILL, perhaps for want of memory"),
