@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,11 @@ def checksum(arrays: Iterable[Any]) -> int:
     import xxhash
 
     digest = xxhash.xxh3_64()
-    for array in arrays:
-        digest.update(array)
+    for one in arrays:
+        digest.update(one)
     return digest.intdigest()
+
+
+def combine(checksums: Iterable[int]) -> str:
+    """Return one checksum of several, in their order, as 16 hexadecimal digits."""
+    return f"{checksum([array('Q', checksums)]):016x}"

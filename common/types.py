@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from common.checksum import combine
+
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3) RGB
 FinishReason = Literal["stop", "length"]
 Origin = Literal["sampled", "given"]  # an engine drew the completions, or the data set gave them
@@ -199,6 +201,11 @@ class WeightManifest:
     vision_unchanged: bool  # vision tower and projector are frozen: cached image features stay right
 
     @property
+    def checksum(self) -> str | None:
+        """One checksum of all bytes; None where they are broadcast, since NCCL checks what it carries."""
+        return None if self.by_nccl else combine(bucket.xxh3 for bucket in self.buckets)
+
+    @property
     def by_nccl(self) -> bool:
         """Whether the bytes are broadcast, so that only engines of the learner's NCCL group can take them."""
         return any(bucket.payload is None for bucket in self.buckets)
@@ -210,6 +217,7 @@ class LoadedWeights:
 
     version: int  # now served
     note: str | None  # why it will never load directly, when it has just found that out
+    checksum: str | None = None  # of all bytes it holds, as it found them; None where they came by NCCL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def train(run: Run) -> None:
         with clock.stage("learn"):
             result = run.learn(step, batch.groups)  # policy and reference log-probs, loss, optimizer step
         if not result.updates:  # loss or gradient was no finite number: the weights are as they were
-            run.skip(step, batch.groups, result)
+            run.skip(step, batch, result)
             continue
         with clock.stage("publish"):
             run.publish(step + 1)  # engines that are asked next hold version step + 1, their caches reset

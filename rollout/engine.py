@@ -126,7 +126,8 @@ class RolloutEngine:
 
         self._llm.llm_engine.set_weight_version(str(manifest.version))
         self._version = manifest.version
-        return LoadedWeights(version=manifest.version, note=note)
+        checksum = received.checksum if received and manifest.buckets else None
+        return LoadedWeights(version=manifest.version, note=note, checksum=checksum)
 
     def start_profile(self) -> None:
         """Record what this process does from now on."""

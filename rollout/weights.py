@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.checksum import checksum
+from common.checksum import checksum, combine
 from common.errors import BrokenEngineError, EngineError
 from common.types import WeightBucket, WeightEntry, WeightManifest
 
@@ -22,6 +22,7 @@ class ReceivedWeights(NamedTuple):
 
     tensors: Tensors
     unchanged: frozenset[str]  # names of those that are the very objects of an earlier manifest
+    checksum: str | None = None  # of all buckets as they arrived: now or, of those that an engine has, before
 
 
 class WeightReceiver:
@@ -29,6 +30,7 @@ class WeightReceiver:
 
     def __init__(self) -> None:
         self._fixed: dict[Any, Tensors] = {}  # by ObjectRef; they alias the store's memory
+        self._found: dict[str, int] = {}  # checksum of each bucket that arrived last, by the first name in it
 
     def receive(self, manifest: WeightManifest, *, towers: bool) -> ReceivedWeights:
         """Return the tensors of the manifest, over the object store's memory.
@@ -57,26 +59,27 @@ class WeightReceiver:
 
         # In the manifest's order, whether a bucket was fetched now or before.
         fetched = {
-            bucket.payload: _check(bucket, arrays, manifest.version)
+            bucket.payload: self._check(bucket, arrays, manifest.version)
             for bucket, arrays in zip(new, payloads, strict=True)
         }
         tensors = [pair for bucket in wanted for pair in (fetched | self._fixed)[bucket.payload]]
         unchanged = frozenset(entry.name for bucket in wanted if bucket not in new for entry in bucket.entries)
 
         self._fixed |= {bucket.payload: fetched[bucket.payload] for bucket in new if bucket.kind == "fixed"}
-        return ReceivedWeights(tensors, unchanged)
+        found = combine(self._found.get(bucket.entries[0].name, 0) for bucket in manifest.buckets)
+        return ReceivedWeights(tensors, unchanged, found)
 
-
-def _check(bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
-    """Return the tensors of a bucket. Raises EngineError when its bytes are not those that were published."""
-    if (found := checksum(arrays)) != bucket.xxh3:
-        raise EngineError(
-            f"the bucket from {bucket.entries[0].name} on of weights version {version} arrived damaged",
-            got=f"xxh3 {found:016x}, published as {bucket.xxh3:016x}",
-            remedy="publish the version again; if it recurs, suspect the node's memory or object store",
-        )
-    flat = [view_as_tensor(array) for array in arrays]
-    return [(entry.name, cut_entry(entry, flat[entry.index])) for entry in bucket.entries]
+    def _check(self, bucket: WeightBucket, arrays: Any, version: int) -> Tensors:
+        """Return the tensors of a bucket. Raises EngineError when its bytes are not those that were published."""
+        if (found := checksum(arrays)) != bucket.xxh3:
+            raise EngineError(
+                f"the bucket from {bucket.entries[0].name} on of weights version {version} arrived damaged",
+                got=f"xxh3 {found:016x}, published as {bucket.xxh3:016x}",
+                remedy="publish the version again; if it recurs, suspect the node's memory or object store",
+            )
+        self._found[bucket.entries[0].name] = found
+        flat = [view_as_tensor(array) for array in arrays]
+        return [(entry.name, cut_entry(entry, flat[entry.index])) for entry in bucket.entries]
 
 
 def cut_entry(entry: WeightEntry, flat: torch.Tensor) -> torch.Tensor:

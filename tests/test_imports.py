@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.driver.preflight": LEARNER
     | {"learner.driver.preflight", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
+    "learner.audit": LEARNER | {"learner.audit", "learner.storage", "learner.tracking"},
     "learner.guard": LEARNER | {"learner.guard", "learner.storage", "learner.tracking"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.objective": {"common", "common.config", "learner.objective"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import CheckpointError, DataError
 from common.types import FailedGroup, ScoredGroup
@@ -23,6 +23,7 @@ class Ledger:
     dropped: int = 0
     failed: int = 0  # of those dropped: refused by an engine, or not scored
     filtered: int = 0  # of those dropped: without signal, and replaced
+    _reasons: dict[str, str] = field(default_factory=dict)  # of those that failed since `take_reasons`, by prompt id
 
     @property
     def pending(self) -> int:
@@ -52,6 +53,7 @@ class Ledger:
         """
         self.dropped += 1
         self.failed += 1
+        self._reasons[lost.prompt_id] = lost.reason
         self.on_event("dropped", prompt=lost.prompt_id, reason=lost.reason)
         if self.dispatched >= _SETTLED and self.failed > self.max_drop_share * self.dispatched:
             raise DataError(
@@ -59,6 +61,11 @@ class Ledger:
                 got=f"{self.failed} of {self.dispatched}; the last: {lost.prompt_id}: {lost.reason}",
                 remedy="see events.jsonl for each; mend them, or raise reward.max_drop_share",
             )
+
+    def take_reasons(self) -> dict[str, str]:
+        """Return why groups have failed since the last call, by prompt id."""
+        reasons, self._reasons = self._reasons, {}
+        return reasons
 
     def skip(self, groups: int) -> None:
         """Count the groups of a step that was left out as dropped. Not they but the steps in a row stop a run."""

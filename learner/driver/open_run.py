@@ -58,7 +58,8 @@ def open_run(
     folder.begin(config)
     line.tell(folder=str(folder.path), place=folder.shown)
     first_step = point.state.step if point else 0
-    tracker = Tracker(folder, config, open_console(config), first_step=first_step)
+    dropped = point.state.counts.get("dropped", 0) if point else 0
+    tracker = Tracker(folder, config, open_console(config), first_step=first_step, dropped=dropped)
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, explain_ray_errors(), close_undisturbed(line) as parts:
         places = _join_cluster(inputs, folder, tracker, parts, command or Command(), line)

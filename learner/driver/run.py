@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from common.command import Grace
 from common.config.schema import Config
@@ -21,6 +21,7 @@ from learner.driver.control.prompt_ranges import PromptRanges
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.control.step_batch import StepBatch
+from learner.driver.control.step_books import make_step_books
 from learner.driver.evaluator import Evaluator
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe, check_gaps
@@ -32,6 +33,7 @@ from learner.driver.weight_sync import WeightSync
 from learner.evaluation.sets import EvaluationSet
 from learner.storage.checkpoint import Checkpointer, DriverState
 from learner.storage.resume import ResumePoint
+from learner.tracking.books import Published
 from learner.tracking.tracker import Tracker
 from learner.trainer.group import LearnerGroup
 from learner.trainer.microbatches import divide
@@ -68,6 +70,7 @@ class Run:
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     skipped_in_a_row: int = 0  # steps whose loss or gradient was no finite number
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
+    published: list[Published] = field(default_factory=list)  # versions since the last row of the books
 
     @property
     def config(self) -> Config:
@@ -231,20 +234,21 @@ class Run:
                 self.tracker.event("updates_skipped", step=step, taken=result.updates, skipped=result.skipped)
         return result
 
-    def skip(self, step: int, scored: Sequence[ScoredGroup], result: StepResult) -> None:
+    def skip(self, step: int, batch: StepBatch, result: StepResult) -> None:
         """Count a step that was left out, since its loss or gradient is no finite number; the weights are as before.
 
         Raises:
             LearnerError: that happened too often in a row. The batch is in the run folder.
         """
         self.skipped_in_a_row += 1
-        self.ledger.skip(len(scored))
+        self.ledger.skip(len(batch.groups))
+        self._keep_books(step, batch, skipped=True)
         self.tracker.event("step_skipped", step=step, loss=str(result.loss), grad_norm=str(result.grad_norm))
         if self.skipped_in_a_row > self.config.learner.max_skipped_steps:
             raise LearnerError(
                 f"loss or gradient is no finite number, {self.skipped_in_a_row} times in a row",
                 got=f"step {step}: loss {result.loss:g}, gradient norm {result.grad_norm:g}; its groups are in "
-                f"{self.tracker.keep_batch(step, scored)}",
+                f"{self.tracker.keep_batch(step, batch.groups)}",
                 remedy="look at its rewards and log-probs. Mend a reward that is at fault and resume=auto; a lower "
                 "learner.lr wants a new run",
             )
@@ -256,7 +260,7 @@ class Run:
         self.version = version
         wanted = self.config.sampled_prompts or self._find_due_sets() or version == self.end
         if wanted or self.served is None:
-            self.weight_sync.publish(version)
+            self.published.append(Published(version, self.weight_sync.publish(version)))
             self.served = version
             self.probe(version, self._choose_probe_prompts)
 
@@ -285,6 +289,7 @@ class Run:
             engine_restarts=self.fleet.restarts,
             config=config,
         )
+        self._keep_books(step, batch, skipped=False)
         self.tracker.write(record)
         every = config.tracking.samples_every
         if every and step % every == 0:
@@ -292,6 +297,22 @@ class Run:
         self.skipped_in_a_row = 0
         self._become_whole()
         self.grace.release()
+
+    def _keep_books(self, step: int, batch: StepBatch, *, skipped: bool) -> None:
+        """Write down what became of every group of a step, and which weights were published and loaded."""
+        published, self.published = self.published, []
+        books = make_step_books(
+            step,
+            batch,
+            skipped=skipped,
+            attempt=self.tracker.attempt,
+            counts=self.ledger.counts(),
+            reasons=self.ledger.take_reasons(),
+            pending=[len(one.drawn) for one in self.lookahead.asked],
+            published=published,
+            loads=self.fleet.take_loads(),
+        )
+        self.tracker.keep_books(books)
 
     def _become_whole(self) -> None:
         """Note what a checkpoint of the step that has just ended must hold."""

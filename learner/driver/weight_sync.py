@@ -20,14 +20,15 @@ class WeightSync:
         if nccl:
             fleet.copy_of_weights = lambda: learner.copy(self._version)
 
-    def publish(self, version: int) -> None:
-        """Load the current weights of the learner into every serving engine, as `version`."""
+    def publish(self, version: int) -> str | None:
+        """Load the current weights of the learner into every serving engine, as `version`. Return their checksum."""
         manifest = self._learner.publish(version)
         self._version = version
         if not self._nccl:
             self._fleet.publish(manifest)
-            return
+            return manifest.checksum
         if (engines := tuple(self._fleet.engines)) != self._joined:
             self._joined = engines
             self._fleet.join(self._learner.nccl_rendezvous(1 + len(engines)), engines)
         self._fleet.publish(manifest, meanwhile=lambda: self._learner.broadcast(version))
+        return None  # NCCL checks what it carries

@@ -57,9 +57,13 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def keep_steps(path: Path, wanted: Callable[[int], bool]) -> None:
     """Rewrite a JSON-lines file with the rows whose `step` is wanted. Raises OSError."""
+    keep_rows(path, lambda row: isinstance(row.get("step"), int) and wanted(row["step"]))
+
+
+def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSON-lines file with the rows that are wanted. Raises OSError."""
     if path.exists():
-        rows = (row for row in read_jsonl(path) if isinstance(row.get("step"), int))
-        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows if wanted(row["step"])))
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in read_jsonl(path) if wanted(row)))
 
 
 def append_whole(path: Path, data: bytes) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from learner.storage.disk import Disk
 from learner.storage.environment import git_sha
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
 from learner.storage.run_folder import RunFolder
+from learner.tracking.books import BOOKS, StepBooks, compute_longest, rewind_books
 from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
 from learner.tracking.records import Cause, History, StepRecord, Summary
@@ -37,10 +40,15 @@ _THUMBNAIL = 128  # pixels, longer side
 class Tracker:
     """Logs one run. `metrics.jsonl` has one line a step, TensorBoard the same numbers."""
 
-    def __init__(self, folder: RunFolder, config: Config, console: Console, *, first_step: int = 0) -> None:
+    def __init__(
+        self, folder: RunFolder, config: Config, console: Console, *, first_step: int = 0, dropped: int = 0
+    ) -> None:
         """Go on from `first_step`: rows of that step and later ones are removed, since the run takes those steps again.
 
         Evaluations after `first_step` steps stay, since they are of the weights resumed from. So does every event.
+
+        Args:
+            dropped: groups that were dropped until then, some maybe by a `first_step` that was left out.
         """
         self._lock = threading.RLock()  # the fleet's thread has events too
         self.failures = 0
@@ -50,9 +58,18 @@ class Tracker:
         self._path = folder.path
         self._disk = Disk()
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
-        self._recall(first_step)
+        self.attempt = 0  # starts of this run before this one
+        self._recall(first_step, dropped)
         console.open(folder.shown, self.history, first_step=first_step)
-        self.event("start", first_step=first_step, config_hash=config_hash(config))
+        self.event(
+            "start",
+            first_step=first_step,
+            config_hash=config_hash(config),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            longest_s=compute_longest(config),
+            bucket_mb=config.weights.bucket_mb,  # a checksum of weights is one of buckets
+        )
 
     def write(self, record: StepRecord) -> None:
         """Log one step."""
@@ -65,6 +82,10 @@ class Tracker:
             self._console.step(record)
         self._warn(self.watch.observe(row))
         self._push()
+
+    def keep_books(self, books: StepBooks) -> None:
+        """Append the row of a step to `books.jsonl`, before its record."""
+        self._write(lambda: append_jsonl(self._path / BOOKS, books.row()))
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
         """Log the measures after `step` optimizer steps, one row a set."""
@@ -208,12 +229,15 @@ class Tracker:
                     with suppress(OSError):
                         self._console.event("log_failed", {"why": error})
 
-    def _recall(self, first_step: int) -> None:
+    def _recall(self, first_step: int, dropped: int) -> None:
         """Remove what is on file about `first_step` and later, and read the rest into the history."""
         past = {"metrics": first_step - 1, "samples": first_step - 1, "evaluations": first_step}
         for name, last in past.items():
             with self._count_failures():
                 keep_steps(self._path / f"{name}.jsonl", range(last + 1).__contains__)
+        with self._count_failures():
+            rewind_books(self._path / BOOKS, first_step, dropped)
+            self.attempt = sum(row.get("kind") == "start" for row in read_jsonl(self._path / "events.jsonl"))
         with self._count_failures():
             for image in (self._path / "samples").glob("[0-9]*-[0-9]*.png"):
                 if int(image.name.split("-")[0]) >= first_step:

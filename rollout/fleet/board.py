@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.config.schema import Config
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.dealing import deal
-from rollout.fleet.member import Member
+from rollout.fleet.member import Load, Member
+
+MOST_LOADS = 10_000  # that are kept for a driver that takes none
 
 
 class Board:
@@ -25,6 +28,7 @@ class Board:
         self.batches: list[Batch] = []  # those with open requests, the oldest first
         self.newest: WeightManifest | None = None  # weights
         self.failure: BaseException | None = None  # what ended the fleet
+        self.loads: deque[Load] = deque(maxlen=MOST_LOADS)  # since the driver last took them
         self._changed = asyncio.Condition()  # an engine came up, loaded or left
         # By version: weights that were broadcast, as bytes; None once no batch wants them any more.
         self._copies: dict[int, asyncio.Future[WeightManifest | None]] = {}
@@ -168,6 +172,8 @@ class Board:
 
     async def report_load(self, member: Member) -> None:
         """Note that an engine holds other weights."""
+        if member.held is not None:
+            self.loads.append(Load(member.id, member.held.version, member.checksum))
         if member.held is not None and member.held is not self._told:
             self._told = member.held
             self.event("weights_loaded", version=member.held.version, engine=member.id)

@@ -16,6 +16,7 @@ from rollout.engine import RolloutEngine
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.board import Board
 from rollout.fleet.crew import Crew
+from rollout.fleet.member import Load
 from rollout.fleet.thread import LOOK_S, LoopThread
 from rollout.spec import EngineInfo, EngineSpec
 
@@ -77,6 +78,11 @@ class RolloutFleet:
     def restarts(self) -> int:
         """Engines that were replaced so far."""
         return self._crew.restarts
+
+    def take_loads(self) -> list[Load]:
+        """Return every load of weights by an engine since the last call, in order."""
+        loads = self._board.loads
+        return [loads.popleft() for _ in range(len(loads))]
 
     def versions(self) -> dict[str, int | None]:
         """Return the version that each engine says it holds, by engine."""

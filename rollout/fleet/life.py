@@ -99,7 +99,7 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         )
     if answer.note:
         board.event("weights_load_slow", engine=member.id, why=answer.note)
-    member.held = wanted
+    member.held, member.checksum = wanted, answer.checksum
     await board.report_load(member)
 
 

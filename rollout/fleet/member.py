@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from common.types import GenerationRequest, WeightManifest
 from rollout.fleet.batch import Batch
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 State = Literal["starting", "serving", "draining", "retired", "lost"]
 CONTROL, LIFELINE = "control", "lifeline"  # Ray's concurrency groups of an engine, one thread each
+
+
+class Load(NamedTuple):
+    """An engine holds other weights from now on."""
+
+    engine: str
+    version: int
+    checksum: str | None  # of their bytes, as the engine found them; None where they came by NCCL
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +50,7 @@ class Member:
     state: State = "starting"
     info: EngineInfo | None = None  # once it is up
     held: WeightManifest | None = None  # the weights it serves
+    checksum: str | None = None  # of their bytes, as it found them
     stream: Stream | None = None  # what it samples now
     copies: tuple[Batch, list[GenerationRequest]] | None = None  # of what a slow engine owes, to sample next
     grouped: bool = False  # is in the learner's NCCL group

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,10 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from common.storage.bucket import is_url
+from learner.audit.rules import find_violations
+from learner.audit.run_record import read_record
+from learner.storage.run_bucket import bring_run
 from tests.helpers import warm_python
 
 ROOT = Path(__file__).parents[2]
@@ -64,12 +70,23 @@ def start(
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 240.0) -> int:
-    """Its exit code; the console is in the failure message of whoever asserts on it."""
+    """Its exit code; the console is in the failure message of whoever asserts on it. A run that is done is audited."""
     try:
-        return process.wait(timeout_s)
+        code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
         raise AssertionError(f"not done after {timeout_s} s:\n{console(run_dir)}") from None
+    if code == 0:
+        assert audit(run_dir) == []
+    return code
+
+
+def audit(run_dir: Path) -> list[str]:
+    """What the auditor finds wrong with a run, wherever its console says that its folder is."""
+    (place, *_) = re.findall(r"^run folder: +(.*)$", console(run_dir), re.MULTILINE)[-1:] or [str(run_dir)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = bring_run(place, Path(scratch)) if is_url(place) else run_dir
+        return find_violations(read_record(folder))
 
 
 def complete(run_dir: Path, *words: str) -> Path:

@@ -17,9 +17,11 @@ from common.types import FailedGroup, GenerationRequest, Group, request_seed
 from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
+from learner.driver.control.step_batch import StepBatch
 from learner.driver.ledger import Ledger
 from learner.driver.run import Run
 from learner.storage.checkpoint import DriverState
+from learner.tracking.books import StepBooks
 from learner.tracking.records import History
 from tests.helpers import tiny
 from tests.learner.trainer.test_offline_groups import prompt, row, writer
@@ -34,6 +36,9 @@ class Engines:
     def ask(self, requests: Sequence[GenerationRequest]) -> Any:
         self.asked += requests
         return self._answer(requests)
+
+    def take_loads(self) -> list[Any]:
+        return []
 
     def take(self, batch: Iterator[Group | FailedGroup]) -> Iterator[Group | FailedGroup]:
         yield from batch
@@ -216,25 +221,37 @@ def test_steps_that_are_no_number_are_left_out_and_stop_a_run_in_the_end(tmp_pat
     """Law 6 holds, nothing is published, and what was in the last batch is on disk."""
     made, _, _ = run(config("grpo", learner={"beta": 0.0, "max_skipped_steps": 2}))
     events: list[tuple[str, dict[str, Any]]] = []
+    books: list[StepBooks] = []
     made.tracker = cast(
         "Any",
         SimpleNamespace(
             event=lambda kind, **fields: events.append((kind, fields)),
             keep_batch=lambda step, scored: tmp_path / f"batch-{step}",
+            keep_books=books.append,
+            attempt=2,
         ),
     )
     made.feed = cast("Any", SimpleNamespace(state=lambda: StreamState(rows=1, epoch=0, position=0, deferred=())))
     made.version = 3
     scored, broken = tiny.ragged(), tiny.step_result(loss=float("nan"), updates=0)
+    batch = StepBatch(made.config)
+    batch.ask([(one.prompt, 5) for one in scored])
+    batch.add(scored)
     for number in (1, 2):
         made.ledger.dispatched += len(scored)
-        made.skip(3, scored, broken)
+        made.skip(3, batch, broken)
         assert (made.version, made.skipped_in_a_row, made.ledger.pending) == (3, number, 0)
         assert made.whole is not None
         assert made.whole.counts["dropped"] == number * len(scored)
     with pytest.raises(LearnerError, match=r"3 times in a row[\s\S]*loss nan[\s\S]*batch-3"):
-        made.skip(3, scored, broken)
+        made.skip(3, batch, broken)
     assert [kind for kind, _ in events] == ["step_skipped"] * 3
+    assert [(row.step, row.skipped, row.attempt, row.dropped) for row in books] == [
+        (3, True, 2, number * len(scored)) for number in (1, 2, 3)
+    ]
+    assert {(one.prompt, one.epoch, one.fate) for one in books[0].groups} == {
+        (one.prompt.id, 5, "skipped") for one in scored
+    }
 
 
 def measured(*accuracies: float | None) -> History:

@@ -1,0 +1,68 @@
+"""Rules on the processes of a run: how long they were silent, how they ended, and that they did."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from itertools import pairwise
+
+import psutil
+
+from learner.audit.run_record import RunRecord
+
+PIDS = {"start": "driver", "engine_up": "engine", "reward_worker_up": "reward worker", "rank_up": "rank"}
+SLACK_S = 1.0  # between the start of a process and the event that names it
+
+
+def check_pace(record: RunRecord) -> Iterator[str]:
+    """Between two rows or events of a start there is no gap longer than the deadlines of the run allow."""
+    for number, events in enumerate(record.attempts):
+        marks = [(float(row["monotonic"]), str(row["kind"])) for row in events if row["kind"] != "retry"]
+        marks += [(row.monotonic, f"step {row.step}") for row in record.books if row.attempt == number]
+        longest = float(events[0]["longest_s"])
+        for (one, what), (other, then) in pairwise(sorted(marks)):
+            if other - one > longest:
+                yield f"start {number}: {other - one:.0f} s between {what} and {then}, {longest:.0f} s are allowed"
+        begun, last = float(events[0]["monotonic"]), marks[0][0]
+        for row in record.books:
+            if row.attempt == number:
+                if row.monotonic < max(begun, last) - 0.001:
+                    yield f"step {row.step}: it ended before what came before it"
+                last = row.monotonic
+
+
+def check_end(record: RunRecord) -> Iterator[str]:
+    """A run that is over says how it ended."""
+    if record.running or not record.attempts:
+        return
+    ends = [row for row in record.attempts[-1] if row["kind"] == "end"]
+    if not ends:
+        yield f"start {len(record.attempts) - 1} has no end"
+    elif record.summary is None:
+        yield "there is no summary.json"
+    elif ends[-1].get("outcome") != record.summary["outcome"]:
+        yield f"summary.json says {record.summary['outcome']}, the last event {ends[-1].get('outcome')}"
+
+
+def check_survivors(record: RunRecord) -> Iterator[str]:
+    """No process of the run is alive after its end; only those of this host can be seen."""
+    if record.running:
+        return
+    for events in record.attempts:
+        if events[0]["host"] != socket.gethostname():
+            continue
+        for row in events:
+            what = PIDS.get(row["kind"])
+            if what and _is_alive(int(row["pid"]), before=float(row["wall"]), is_driver=what == "driver"):
+                yield f"{what} {row.get('engine') or row.get('worker') or ''} (pid {row['pid']}) is still alive"
+
+
+def _is_alive(pid: int, *, before: float, is_driver: bool) -> bool:
+    """Return whether the process of that time is there, and not another that has its number now or on this host."""
+    try:
+        process = psutil.Process(pid)
+        if process.create_time() > before + SLACK_S or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return is_driver or process.cmdline()[0].startswith("ray::")
+    except (psutil.Error, IndexError):
+        return False
