@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.guard": LEARNER | {"learner.guard", "learner.storage", "learner.tracking"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.objective": {"common", "common.config", "learner.objective"},
-    "learner.driver.control": LEARNER | {"learner.driver.control", "rollout.fleet"},
+    "learner.driver.control": LEARNER | {"learner.driver.control", "learner.tracking", "rollout.fleet"},
     "learner.driver": LEARNER
     | {
         "learner.driver",

@@ -16,6 +16,7 @@ from common.config.schema import Config
 from common.data.build.__main__ import main as build
 from common.data.lint import main as lint
 from common.errors import ModelError
+from learner.audit.__main__ import main as audit
 from learner.evaluation import args as evaluation_args
 from learner.main import main, train
 from learner.report.__main__ import main as report
@@ -50,6 +51,7 @@ def test_every_entry_point_shown_is_tried() -> None:
         "learner.main",
         "learner.evaluate",
         "learner.report",
+        "learner.audit",
         "common.data.build",
         "common.data.lint",
     }
@@ -90,6 +92,8 @@ def test_evaluations_and_reports_are_asked_for_as_they_are_parsed(
     for words in read_arguments("learner.report"):
         assert report(words) == 0
     assert (tmp_path / "runs/latest/report.html").exists() and (tmp_path / "compare.html").exists()
+    for words in read_arguments("learner.audit"):
+        assert audit(words) == 2  # such a run kept no books
     first, *of_runs = read_arguments("learner.evaluate")
     assert list(evaluation_args.parse(first).models) == ["embedded:tiny"]
     for words in of_runs:  # these runs exported nothing

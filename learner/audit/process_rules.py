@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import psutil
 
-from learner.audit.run_record import RunRecord
+from learner.audit.run_record import RunRecord, Row
 
 PIDS = {"start": "driver", "engine_up": "engine", "reward_worker_up": "reward worker", "rank_up": "rank"}
+LINGER_S = 5.0  # that a process may take to end
 SLACK_S = 1.0  # between the start of a process and the event that names it
 
 
@@ -45,24 +46,29 @@ def check_end(record: RunRecord) -> Iterator[str]:
 
 
 def check_survivors(record: RunRecord) -> Iterator[str]:
-    """No process of the run is alive after its end; only those of this host can be seen."""
+    """No process of the run is alive after its end, or LINGER_S later; only those of this host can be seen."""
     if record.running:
         return
+    alive: dict[psutil.Process, str] = {}
     for events in record.attempts:
         if events[0]["host"] != socket.gethostname():
             continue
         for row in events:
             what = PIDS.get(row["kind"])
-            if what and _is_alive(int(row["pid"]), before=float(row["wall"]), is_driver=what == "driver"):
-                yield f"{what} {row.get('engine') or row.get('worker') or ''} (pid {row['pid']}) is still alive"
+            process = _find_process(row, is_driver=what == "driver") if what else None
+            if process:
+                name = row.get("engine") or row.get("worker")
+                alive[process] = f"{what}{f' {name}' if name else ''} (pid {process.pid}) is still alive"
+    _, left = psutil.wait_procs(alive, timeout=LINGER_S)
+    yield from (alive[process] for process in left)
 
 
-def _is_alive(pid: int, *, before: float, is_driver: bool) -> bool:
-    """Return whether the process of that time is there, and not another that has its number now or on this host."""
+def _find_process(row: Row, *, is_driver: bool) -> psutil.Process | None:
+    """Return the process that an event names; None where it has ended, whoever has its number now or on this host."""
     try:
-        process = psutil.Process(pid)
-        if process.create_time() > before + SLACK_S or process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return is_driver or process.cmdline()[0].startswith("ray::")
+        process = psutil.Process(int(row["pid"]))
+        if process.create_time() > float(row["wall"]) + SLACK_S or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process if is_driver or process.cmdline()[0].startswith("ray::") else None
     except (psutil.Error, IndexError):
-        return False
+        return None

@@ -20,7 +20,6 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from common.storage.bucket import is_url
 from learner.audit.rules import find_violations
 from learner.audit.run_record import read_record
 from learner.storage.run_bucket import bring_run
@@ -77,7 +76,7 @@ def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 
         process.send_signal(signal.SIGTERM)
         raise AssertionError(f"not done after {timeout_s} s:\n{console(run_dir)}") from None
     if code == 0:
-        assert audit(run_dir) == []
+        assert not (violations := audit(run_dir)), violations
     return code
 
 
@@ -85,7 +84,7 @@ def audit(run_dir: Path) -> list[str]:
     """What the auditor finds wrong with a run, wherever its console says that its folder is."""
     (place, *_) = re.findall(r"^run folder: +(.*)$", console(run_dir), re.MULTILINE)[-1:] or [str(run_dir)]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bring_run(place, Path(scratch)) if is_url(place) else run_dir
+        folder = bring_run(place, Path(scratch)) if place.startswith("s3://") else run_dir
         return find_violations(read_record(folder))
 
 

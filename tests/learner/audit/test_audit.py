@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from common.errors import RunFolderError
+from learner.audit import process_rules
 from learner.audit.__main__ import main
 from learner.audit.compare import find_parting
 from learner.audit.rules import find_violations
@@ -281,7 +282,10 @@ def test_checksums_of_other_buckets_are_not_compared(tmp_path: Path) -> None:
     assert audit(run, tmp_path / "run") == []
 
 
-def test_survivors_are_named_and_a_process_that_has_a_number_again_is_none(tmp_path: Path) -> None:
+def test_survivors_are_named_and_a_process_that_has_a_number_again_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_rules, "LINGER_S", 0.2)
     driver = subprocess.Popen(["sleep", "1000"])
     engine = subprocess.Popen(["ray::Engine", "1000"], executable="/bin/sleep")
     run = MadeRun()
@@ -289,7 +293,7 @@ def test_survivors_are_named_and_a_process_that_has_a_number_again_is_none(tmp_p
     run.events[1] |= {"pid": engine.pid, "wall": 1.8e12}
     try:
         assert audit(run, tmp_path / "run") == [
-            f"driver  (pid {driver.pid}) is still alive",
+            f"driver (pid {driver.pid}) is still alive",
             f"engine engine-0 (pid {engine.pid}) is still alive",
         ]
         run.events[1]["pid"] = os.getpid()  # no process of Ray's: one of another host has the same number
