@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import psutil
 
-from learner.audit.run_record import RunRecord, Row
+from learner.audit.run_record import Row, RunRecord
 
 PIDS = {"start": "driver", "engine_up": "engine", "reward_worker_up": "reward worker", "rank_up": "rank"}
 LINGER_S = 5.0  # that a process may take to end
