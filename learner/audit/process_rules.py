@@ -60,7 +60,7 @@ def check_survivors(record: RunRecord) -> Iterator[str]:
                 name = row.get("engine") or row.get("worker")
                 alive[process] = f"{what}{f' {name}' if name else ''} (pid {process.pid}) is still alive"
     _, left = psutil.wait_procs(alive, timeout=LINGER_S)
-    yield from (alive[process] for process in left)
+    yield from (said for process, said in alive.items() if process in left)
 
 
 def _find_process(row: Row, *, is_driver: bool) -> psutil.Process | None:

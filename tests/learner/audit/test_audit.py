@@ -63,6 +63,10 @@ def swap(run: MadeRun) -> None:
     run.books[1], run.books[2] = run.books[2], run.books[1]
 
 
+def end_early(run: MadeRun) -> None:
+    run.summary = {"outcome": "finished", "steps": 5, "stopped_early": None}
+
+
 def move_group(run: MadeRun) -> None:
     """A group of step 1 is counted in step 2."""
     for values in run.books[1]["groups"].values():
@@ -114,7 +118,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no end": (lambda run: run.events.pop(), "start 1 has no end"),
     "another end": (lambda run: run.events[-1].update(outcome="lost"), "says finished, the last event lost"),
     "no summary": (lambda run: setattr(run, "summary", None), "there is no summary.json"),
-    "fewer steps": (lambda run: run.summary.update(steps=5), "summary.json says 5 steps, the books 6"),
+    "fewer steps": (
+        lambda run: setattr(run, "summary", {**(run.summary or {}), "steps": 5}),
+        "summary.json says 5 steps, the books 6",
+    ),
     "not all steps": (lambda run: run.config.update(steps=7), "the run has finished after 6 of 7 steps"),
     "time runs back": (field(2, "monotonic", 101.0), "step 2: it ended before what came before it"),
 }
@@ -200,7 +207,8 @@ def test_values_of_another_kind_are_refused_or_a_violation(clean: RunRecord) -> 
     for path in leaves(MadeRun().books[4]):
         if is_free((4, *path)) or path[-1] == "monotonic":
             continue
-        for value in (None, -1, 1.5, "text", [], {}, [[1]], True):
+        values: tuple[Any, ...] = (None, -1, 1.5, "text", [], {}, [[1]], True)
+        for value in values:
             run = MadeRun()
             *way, last = path
             at: Any = run.books[4]
@@ -219,13 +227,18 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     assert "its checksum is not its content's" in str(caught.value.got)
 
 
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "no books": lambda run: (run / "books.jsonl").unlink(),
     "books of another format": lambda run: (run / "books.jsonl").write_text('{"format": 2}\n'),
     "books that are a list": lambda run: (run / "books.jsonl").write_text("[]\n"),
     "books that are no text": lambda run: (run / "books.jsonl").write_bytes(b"\xff\xfe\n"),
     "books nested deeply": lambda run: (run / "books.jsonl").write_text("[" * 100_000 + "\n"),
-    "a folder in their place": lambda run: ((run / "books.jsonl").unlink(), (run / "books.jsonl").mkdir()),
+    "a folder in their place": lambda run: put_folder(run / "books.jsonl"),
     "a summary of nothing": lambda run: (run / "summary.json").write_text("[]"),
     "a configuration of another version": lambda run: (run / "config.yaml").write_text("stepps: 3"),
     "no configuration": lambda run: (run / "config.yaml").unlink(),

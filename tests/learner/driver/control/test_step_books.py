@@ -14,8 +14,9 @@ import xxhash
 
 from common.config.schema import Config
 from common.types import FailedGroup
-from learner.audit.rules import check_groups, check_ledger, check_steps, check_weights
+from learner.audit.rules import check_groups, check_ledger, check_steps
 from learner.audit.run_record import RunRecord
+from learner.audit.weight_rules import check_weights
 from learner.driver.control.step_batch import StepBatch
 from learner.driver.run import Run
 from learner.storage.files import append_jsonl
