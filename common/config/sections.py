@@ -292,8 +292,9 @@ class LearnerConfig(Section):
     max_skipped_steps: Free[NonNegative] = 3
     """Steps in a row that may be left out because loss or gradient is no finite number; one more stops the run."""
     probe_gap: Free[Annotated[float, Field(gt=0)] | None] = None
-    """The same limit for a probe of a few tokens after each of the first two pushes, which always stops. null is 1e-3
-    in float32 and 0.75 in bfloat16; a temperature below 1 divides that."""
+    """The same limit for a probe of a few tokens, which always stops: after the first two pushes, when an engine joins,
+    and every 50 pushes under `rollout.max_lag`. null is 1e-3 in float32 and 0.75 in bfloat16; a temperature below 1
+    divides that."""
     cpus_per_rank: Free[Amount] = 1.0
     """CPUs that one rank reserves in Ray; fractions share a core."""
     labels: Free[Preferences] = []

@@ -1,8 +1,9 @@
-"""Law 1 while a run runs: a probe on a few prompts after the first two pushes of weights, and every step's tokens.
+"""Law 1 while a run runs: a probe on a few prompts after some pushes of weights, and every step's tokens.
 
 The first probe finds what the two read or compute differently. The second, on the same prompts, finds what an engine
-kept of the weights before: parts that were not loaded, cached keys and values, image features. The figures of every
-step find what goes wrong later.
+kept of the weights before: parts that were not loaded, cached keys and values, image features. An engine that joins
+later is probed at the next push. The figures of every step find what goes wrong later. Under `rollout.max_lag` they
+cannot, since another policy has sampled the tokens: every 50th push is probed there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from rollout.requests import request
 # equal logits at the edge of top-k, each side may keep its own: a gap of ln 2.
 LIMITS = {"float32": 1e-3, "bfloat16": 0.75}
 PUSHES, COMPLETIONS, TOKENS = 2, 2, 8
+EVERY = 50  # pushes, of a run whose tokens are of older weights
+TRIES = 3  # probes that an engine may miss: it was at work on something else
 
 # Of a step. In bfloat16 the largest gap of many tokens has a long tail: the mean says more. README.md has what was
 # measured.
@@ -33,7 +36,7 @@ MEAN = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 class ParityProbe:
-    """Compares log-probs after the first two pushes; later calls return at once."""
+    """Compares log-probs after the first two pushes, and later where that is due; other calls return at once."""
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class ParityProbe:
         self._fleet, self._learner, self._config = fleet, learner, config
         self._family, self._on_event = family, on_event
         self._pushes = 0
+        self._missed: dict[str, int] = {}  # probes since it joined, by engine; TRIES once it took part in one
 
     def __call__(self, version: int, prompts: Callable[[], Sequence[Prompt]]) -> None:
         """Raise EngineError when engine and learner disagree about any token.
@@ -55,7 +59,7 @@ class ParityProbe:
             prompts: returns the same prompts each time, at least one for every engine and rank.
         """
         self._pushes += 1
-        if self._pushes > PUSHES:
+        if not self._is_due():
             return
         gap, dtype = self._measure_gap(prompts()), self._config.model.dtype
         limit = self._config.learner.probe_gap or _scale(LIMITS[dtype], self._config)
@@ -66,6 +70,12 @@ class ParityProbe:
                 got=f"{self._config.model.path} in {dtype}: a gap of {gap:.3g}, where learner.probe_gap is {limit:g}",
                 remedy=self._describe_cause(),
             )
+
+    def _is_due(self) -> bool:
+        """Say whether the newest push is probed."""
+        if self._pushes <= PUSHES or (self._config.rollout.max_lag and self._pushes % EVERY == 0):
+            return True
+        return any(self._missed.get(engine, 0) < TRIES for engine in self._fleet.engines)
 
     def _measure_gap(self, asked: Sequence[Prompt]) -> float:
         """Sample from every prompt and return the largest difference of a token's log-prob, in nats."""
@@ -89,6 +99,8 @@ class ParityProbe:
                 )
             zeros = (0.0,) * COMPLETIONS
             scored.append(ScoredGroup(prompt=prompts[group.prompt_id], group=group, rewards_by_name={}, rewards=zeros))
+        self._missed = {engine: self._missed.get(engine, 0) + 1 for engine in self._fleet.engines}
+        self._missed |= {str(one.group.engine_id): TRIES for one in scored}
         learner = list(chain.from_iterable(chain.from_iterable(self._learner.logprobs(scored))))
         engine = list(chain.from_iterable(one.logprobs for group in scored for one in group.group.completions))
         return float(np.abs(np.subtract(learner, engine)).max())  # NaN if any is

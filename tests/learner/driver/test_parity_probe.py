@@ -24,6 +24,7 @@ class Sides:
 
     def __init__(self, gap: float = 0.0, *, refuses: bool = False) -> None:
         self.gap, self.refuses = gap, refuses
+        self.engines = ["engine-0"]  # the last one answers
         self.asked: list[GenerationRequest] = []
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Group | FailedGroup]:
@@ -37,7 +38,7 @@ class Sides:
                 completions=(answer,) * one.sampling.n,
                 seed=one.seed,
                 origin="sampled",
-                engine_id="engine-0",
+                engine_id=self.engines[-1],
                 weights_version=0,
             )
             for one in reversed(requests)  # groups come as they finish
@@ -51,8 +52,10 @@ def prompts() -> list[Prompt]:
     return [tiny.group(seed, text=6, pictures=[], lengths=[1, 1]).prompt for seed in range(2)]
 
 
-def probe(sides: Any, *, dtype: str = "float32", family: Family = FAMILIES["qwen2_vl"], **learner: Any) -> ParityProbe:
-    config = Config.model_validate({"model": {"dtype": dtype}, "learner": learner})
+def probe(
+    sides: Any, *, dtype: str = "float32", family: Family = FAMILIES["qwen2_vl"], max_lag: int = 0, **learner: Any
+) -> ParityProbe:
+    config = Config.model_validate({"model": {"dtype": dtype}, "learner": learner, "rollout": {"max_lag": max_lag}})
     return ParityProbe(sides, sides, config, family=family, on_event=lambda kind, **fields: None)
 
 
@@ -63,6 +66,36 @@ def test_two_pushes_are_probed_and_no_more() -> None:
         look(version, prompts)
     assert [one.prompt_id for one in sides.asked] == ["test/0", "test/1"] * 2
     assert max(one.sampling.max_tokens for one in sides.asked) <= 8
+
+
+def list_probes(sides: Sides, look: ParityProbe, pushes: int) -> list[int]:
+    """Return the pushes, from the next one on, after which it was sampled."""
+    found = []
+    for push in range(pushes):
+        before = len(sides.asked)
+        look(push, prompts)
+        if len(sides.asked) > before:
+            found.append(push)
+    return found
+
+
+def test_with_a_lag_every_50th_push_is_probed() -> None:
+    sides = Sides()
+    assert list_probes(sides, probe(sides, max_lag=1), 151) == [0, 1, 49, 99, 149]
+    assert list_probes(sides, probe(sides), 151) == [0, 1]
+
+
+def test_an_engine_that_joins_is_probed() -> None:
+    sides = Sides()
+    look = probe(sides)
+    assert list_probes(sides, look, 4) == [0, 1]
+    sides.engines = ["engine-0", "engine-1"]  # which answers
+    assert list_probes(sides, look, 4) == [0]
+    sides.engines = ["engine-2", "engine-1"]  # the new one is at work on something else
+    assert list_probes(sides, look, 5) == [0, 1, 2]
+    sides.engines, sides.gap = ["engine-1", "engine-3"], 0.1
+    with pytest.raises(EngineError, match="version 9"):
+        look(9, prompts)
 
 
 @pytest.mark.parametrize(("gap", "dtype"), [(2e-3, "float32"), (-0.8, "bfloat16"), (float("nan"), "float32")])
