@@ -8,7 +8,7 @@ WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
 CODE = common rollout learner tests deploy/local
-BENCHMARKS = step learner rollout publish memory gpu_learner default methods objectives mismatch plan startup classes dead_groups ranges
+BENCHMARKS = step learner rollout publish memory gpu_learner default methods objectives mismatch plan startup classes dead_groups ranges fleet
 
 .PHONY: setup train test test-fast lint bench lock clean
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from common.command import Command, Grace, run_command, say
@@ -81,13 +82,15 @@ def _dry_run(config: Config) -> None:
 
 
 def _plan(config: Config) -> None:
-    """Print the memory a run would take, from the model's configuration alone."""
+    """Print the memory a run would take, and on GPUs its pace, from the model's configuration alone."""
+    from common.models.processor import load_model_config
     from learner.driver.preflight.model import make_embedded
     from learner.memory.plan import plan
-    from learner.memory.show import device_memory, show_plan
+    from learner.memory.show import device_memory, show_pace, show_plan
 
-    model = make_embedded(config)
-    for line in show_plan(plan(config, model), model, device_memory(config)):
+    model, device = make_embedded(config), device_memory(config)
+    made = plan(config, model)
+    for line in chain(show_plan(made, model, device), show_pace(made, load_model_config(model), device and device[0])):
         say(line)
 
 

@@ -83,6 +83,8 @@ class Plan:
 
     config: Config
     counts: Counts
+    tokens: int  # of the shortest prompt with a picture
+    pictures: int  # of these, the tokens of its picture
     pack: str  # the largest pack, in words
     rank: Share
     engine: Share
@@ -115,6 +117,8 @@ def plan(config: Config, model: ModelConfig) -> Plan:
     return Plan(
         config=config,
         counts=counts,
+        tokens=len(prompt.token_ids),
+        pictures=prompt.token_ids.count(model_config.image_token_id),
         pack=largest,
         rank=plan_rank(counts, max(peaks), config),
         engine=plan_engine(counts, model_config, config),

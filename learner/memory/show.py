@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from common.config.schema import Config, ModelConfig
+from learner.memory.pace import (
+    BANDWIDTH_SHARE,
+    LEARNING_SHARE,
+    ROOFLINES,
+    SAMPLING_SHARE,
+    USUAL,
+    compute_pace,
+    count_engines,
+    find_roofline,
+)
 from learner.memory.plan import Plan, Share, plan
 
 GIB = 2**30
@@ -54,6 +65,48 @@ def show_plan(made: Plan, model: ModelConfig, device: tuple[str, int] | None) ->
         instead = plan(other, model).rank.nbytes
         if instead < made.rank.nbytes:
             yield _row("  it would take", instead, f"with {remedy}")
+
+
+def show_pace(made: Plan, model_config: Any, gpu: str | None) -> Iterator[str]:
+    """Yield how long a step takes on GPUs, as lines to read, and what that says of engines, lag and prompts.
+
+    Args:
+        gpu: its name; None where there is none here.
+    """
+    config, rollout = made.config, made.config.rollout
+    if config.cluster.device == "cpu" or not config.sampled_prompts:
+        return
+    known = find_roofline(gpu or USUAL)
+    yield ""
+    if known is None or made.counts.itemsize != 2:
+        yield f"pace: unknown for {gpu or USUAL} in {config.model.dtype}; known are {', '.join(ROOFLINES)} in bfloat16"
+        return
+    name, line = known
+    pace = partial(
+        compute_pace, made.counts, model_config, config, tokens=made.tokens, pictures=made.pictures, gpu=line
+    )
+    own, ranks = pace(engines=rollout.engines), config.learner.ranks
+    at = f"{SAMPLING_SHARE:.0%} and {LEARNING_SHARE:.0%} of its arithmetic and {BANDWIDTH_SHARE:.0%} of its bandwidth"
+    yield f"a step by the roofline of {'an' if name[0] in 'AHL' else 'a'} {name}, not measured: {at}"
+    yield _time("  prompts", own.prefill, f"each of {rollout.engines} engine(s)")
+    yield _time("  completions", own.decode, f"of {rollout.max_completion_tokens} tokens, the longest")
+    yield _time("  learning", own.learn, f"on {ranks} rank(s)")
+    yield _time("  publishing", own.publish)
+    for lag in (0, 1):
+        yield _time("  in all", own.step(max_lag=lag), f"with rollout.max_lag={lag}")
+
+    enough = count_engines(lambda engines: pace(engines=engines), rollout.prompts_per_step)
+    if enough is None:
+        yield "  no number of engines keeps up with the learner: a completion takes longer than to learn from all"
+    else:
+        yield f"  rollout.engines={enough} keeps up with the learner"
+    full = rollout.engines * rollout.max_sequences // rollout.group_size
+    if full > rollout.prompts_per_step:
+        yield f"  engines are not full: up to rollout.prompts_per_step={full} completions take little longer"
+
+
+def _time(name: str, seconds: float, about: str = "") -> str:
+    return f"{name:<24}{seconds:>9.3g} s  {about}".rstrip()
 
 
 def _table(title: str, share: Share) -> Iterator[str]:

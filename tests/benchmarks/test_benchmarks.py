@@ -33,6 +33,7 @@ MODULES = (
     "classes",
     "dead_groups",
     "ranges",
+    "fleet",
 )
 HELPERS = ("cells", "engines", "flops", "report", "w1")
 TEXT = SimpleNamespace(
