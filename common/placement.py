@@ -170,6 +170,44 @@ def schedule_in(group: PlacementGroup | None, *, bundle: int = 0) -> Any:
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle) if group else "DEFAULT"
 
 
+def ask(request: PlaceRequest, *, choice: int = 0, without: Sequence[str] = ()) -> PlacementGroup:
+    """Begin to reserve a place on nodes with one choice of labels, and none of the nodes `without`, by Ray's ids."""
+    return _ask(request, {**request.choices[choice], **(_leave_out(without) if without else {})})
+
+
+def find_node(group: PlacementGroup) -> str | None:
+    """Return Ray's id of the node of a place, of the first where it has several; None until it is granted."""
+    from ray.util.placement_group import placement_group_table
+
+    facts = placement_group_table(group)
+    if facts.get("state") != "CREATED":
+        return None
+    return next((str(node) for node in facts["bundles_to_node_id"].values() if node), None)
+
+
+def release(group: PlacementGroup) -> None:
+    """Give a place back, or take back that it was asked for."""
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(group)
+
+
+def list_draining_nodes() -> dict[str, float | None]:
+    """Return the seconds that are left to each node which is to go, by Ray's id; None where nobody says when.
+
+    Returns none where Ray does not answer.
+    """
+    import ray
+    from ray._private.state import state
+
+    try:
+        found = state.get_draining_nodes()
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError):
+        return {}
+    now = time.time()
+    return {node: deadline_ms / 1000 - now if deadline_ms else None for node, deadline_ms in found.items()}
+
+
 def _ask(request: PlaceRequest, labels: Labels) -> PlacementGroup:
     """Begin to reserve a place on nodes with these labels."""
     from ray.util.placement_group import placement_group

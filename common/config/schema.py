@@ -288,6 +288,9 @@ class Config(Section):
         for key, choices in (("rollout.labels", self.rollout.labels), ("learner.labels", self.learner.labels)):
             if odd := [name for choice in choices for name in choice if not re.fullmatch(LABEL_NAME, name)]:
                 yield f"{key} = {choices}: {odd[0]!r} is no name of a label: write NAME=VALUE"
+        least, most = self.rollout.min_engines, self.rollout.max_engines
+        if least > most:
+            yield f"rollout.engines = {self.rollout.engines}: min is above max"
         if fault := _find_fault(self.cluster.address):
             yield f"cluster.address = {self.cluster.address}: {fault}; write HOST:PORT, as 10.0.0.9:6379"
         cpus = {

@@ -17,6 +17,7 @@ Positive = Annotated[int, Field(ge=1, le=LARGEST_INT)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 Pixels = Annotated[int, Field(ge=1, le=4096**2)]
 Processes = Annotated[int, Field(ge=1, le=1024)]
+ProcessRange = Annotated[dict[Literal["min", "max"], Processes], Field(min_length=2)]
 MOST_ANSWERS = 16384  # to one prompt: vLLM takes no more
 Answers = Annotated[int, Field(ge=0, le=MOST_ANSWERS)]
 LONGEST_WAIT_S = 2e6  # 23 days: sockets count their waits in milliseconds, in 31 bits
@@ -151,8 +152,10 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """How completions are sampled."""
 
-    engines: Free[Processes] = 1
-    """vLLM engines that sample at the same time, each in a process of its own. Raise it to sample faster."""
+    engines: Free[Processes | ProcessRange] = 1
+    """vLLM engines that sample at the same time, each in a process of its own. Raise it to sample faster. {min: 1, max:
+    8} begins with the least, and adds engines while the learner waits for them. `python -m rollout.scale RUN N` sets
+    the number of a run that is under way."""
     prompts_per_step: Positive = 16
     """P, the prompts of a step over all engines: one group each."""
     max_lag: Annotated[int, Field(ge=0, le=4)] = 0
@@ -189,6 +192,16 @@ class RolloutConfig(Section):
     step_timeout_s: Free[Seconds] = 900.0
     """Most seconds that an engine may stand still while it samples, before it is replaced. Once its pace is known it
     gets 20 times its longest step, and at least 10 s (60 on a GPU)."""
+
+    @property
+    def min_engines(self) -> int:
+        """The engines that a run begins with, and whose places it reserves."""
+        return self.engines if isinstance(self.engines, int) else self.engines["min"]
+
+    @property
+    def max_engines(self) -> int:
+        """The most engines that the run takes by itself."""
+        return self.engines if isinstance(self.engines, int) else self.engines["max"]
 
 
 class SignalConfig(Section):

@@ -91,6 +91,9 @@ def kind(schema: Schema, *, whole: bool = False) -> str:
         return f"[{kind(schema['items'])}, ...]"
     if schema["type"] == "array":
         return "[" + ", ".join(kind(item) for item in schema["prefixItems"]) + "]"
+    if schema["type"] == "object" and "propertyNames" in schema:
+        value = kind(schema["additionalProperties"], whole=whole)
+        return "{" + ", ".join(f"{name}: {value}" for name in schema["propertyNames"]["enum"]) + "}"
     if schema["type"] == "object":
         return "{name: " + kind(schema["additionalProperties"]) + ", ...}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

@@ -163,5 +163,5 @@ def _wait_for_parts(run: Run) -> None:
     config = run.config
     with run.tracker.time_phase(f"{config.learner.ranks} learner rank(s) up"):
         run.learner.ready(config.learner.start_timeout_s)
-    with run.tracker.time_phase(f"{config.rollout.engines} engine(s) up"):
+    with run.tracker.time_phase(f"{config.rollout.min_engines} engine(s) up"):
         run.fleet.ready()

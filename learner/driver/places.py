@@ -39,7 +39,7 @@ def reserve_places(config: Config, *, grant_s: float = GRANT_S) -> Iterator[Plac
     """
     from ray.util.placement_group import remove_placement_group
 
-    ranks, engines = list_rank_requests(config), [make_engine_request(config)] * config.rollout.engines
+    ranks, engines = list_rank_requests(config), [make_engine_request(config)] * config.rollout.min_engines
     rewards = list_reward_requests(config)
     groups = reserve([*ranks, *engines, *rewards], wait_s=config.cluster.wait_for_resources_s, grant_s=grant_s)
     learner, others = groups[: len(ranks)], groups[len(ranks) :]

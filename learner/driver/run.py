@@ -267,7 +267,7 @@ class Run:
     def _choose_probe_prompts(self) -> list[Prompt]:
         """Return as many prompts as there are engines or ranks: dealt out evenly they reach every one."""
         train, config = self.inputs.data.train, self.config
-        count = min(len(train), max(config.rollout.engines, config.learner.ranks))
+        count = min(len(train), max(len(self.fleet.engines), config.learner.ranks))
         return self.encode([train[index] for index in range(count)])
 
     def write(self, step: int, batch: StepBatch, result: StepResult, clock: StepClock) -> None:

@@ -44,13 +44,13 @@ def show_plan(made: Plan, model: ModelConfig, device: tuple[str, int] | None) ->
     yield ""
     yield from _table(f"each of {config.learner.ranks} learner rank(s)", made.rank)
     yield ""
-    yield from _table(f"each of {config.rollout.engines} engine(s)", made.engine)
+    yield from _table(f"each of {config.rollout.max_engines} engine(s)", made.engine)
     yield ""
     yield from _table("the machine", made.host)
     yield ""
     needed = made.rank.nbytes
     if config.cluster.device == "cpu":
-        needed = config.learner.ranks * needed + config.rollout.engines * made.engine.nbytes + made.host.nbytes
+        needed = config.learner.ranks * needed + config.rollout.max_engines * made.engine.nbytes + made.host.nbytes
         yield _row("in all", needed)
     if device is None:
         yield "no GPU here to hold it against"

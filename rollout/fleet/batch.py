@@ -74,6 +74,12 @@ class Batch:
                 self._put_back(request)
         return alone
 
+    def put_back(self, requests: Iterable[GenerationRequest]) -> None:
+        """Send again what an engine leaves undone, unless another one is at work on it."""
+        for request in requests:
+            if request.prompt_id in self.open and not self.holders.get(request.prompt_id):
+                self._put_back(request)
+
     def _put_back(self, request: GenerationRequest) -> None:
         if self.is_suspect(request):
             self.unsent.append(request)

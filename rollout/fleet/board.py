@@ -111,6 +111,14 @@ class Board:
             self._close_batches()
         return suspected
 
+    def hand_back(self, member: Member) -> None:
+        """Let others sample what an engine owes that leaves."""
+        stream, member.stream = member.stream, None
+        if stream is not None:
+            for name in stream.owed:
+                stream.batch.holders[name].remove(member.id)
+            stream.batch.put_back(stream.owed.values())
+
     def _cancel(self, member: Member, prompt_ids: Sequence[str]) -> None:
         """Let an engine drop requests that nobody waits for any more."""
         stream = member.stream
@@ -189,8 +197,8 @@ class Board:
             self._changed.notify_all()
 
     async def wait_until_up(self) -> list[Member]:
-        """Return the engines that serve, once each that is there now is up or lost, and at least one is up."""
-        await asyncio.gather(*(one.settled.wait() for one in self.members))
+        """Return the engines that serve, once each that has a place now is up or lost, and at least one is up."""
+        await asyncio.gather(*(one.settled.wait() for one in self.members if one.placed))
         async with self._changed:
             await self._changed.wait_for(lambda: self.failure or self.serving())
         self.raise_failure()

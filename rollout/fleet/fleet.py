@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import Config
 from common.errors import DeadlineError, EngineError
-from common.placement import get
+from common.placement import get, release
 from common.storage.output import Place, WriteReport
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.engine import RolloutEngine
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.board import Board
+from rollout.fleet.command_file import CommandFile, FleetState
+from rollout.fleet.command_watcher import CommandWatcher
 from rollout.fleet.crew import Crew
 from rollout.fleet.member import Load
 from rollout.fleet.thread import LOOK_S, LoopThread
@@ -36,14 +38,16 @@ class RolloutFleet:
         spec: EngineSpec,
         *,
         on_event: Callable[..., None],
-        places: Sequence[PlacementGroup] | None = None,
+        places: Sequence[PlacementGroup | None] | None = None,
+        run_folder: Place | None = None,
         kind: type = RolloutEngine,
     ) -> None:
-        """Begin to start `config.rollout.engines` engines.
+        """Begin to start `config.rollout.min_engines` engines.
 
         Args:
             on_event: is told of each that joins, fails or loads, by the fleet's thread.
             places: one of each engine; None: wherever Ray finds room.
+            run_folder: where somebody may ask for another number of engines; None: nobody does.
             kind: of the actor.
         """
         self._config = config
@@ -51,9 +55,9 @@ class RolloutFleet:
         self._crew = Crew(self._board, spec, kind=kind)
         self.copy_of_weights: Callable[[], WeightManifest] = self._no_copy
         self._thread = LoopThread("rollout fleet")
-        self._thread.call(
-            self._crew.start(places or (None,) * config.rollout.engines), what="engines to start", timeout_s=CALL_S
-        )
+        places = places or (None,) * config.rollout.min_engines
+        self._thread.call(self._crew.start(places), what="engines to start", timeout_s=CALL_S)
+        self._watcher = CommandWatcher(CommandFile(run_folder), self._thread, self._crew) if run_folder else None
 
     # -- engines -----------------------------------------------------------------------------------------------
 
@@ -101,13 +105,25 @@ class RolloutFleet:
         calls = [member.handle.stop_profile.remote(place) for member in self._board.serving()]
         return get(calls, what="the engines to write their profiles", timeout_s=self._config.weights.timeout_s)
 
+    def observe(self, wait_share: float) -> None:
+        """Tell which share of a step the learner waited for groups; more or fewer engines may follow from it."""
+        self._thread.call(self._crew.observe(wait_share), what="a step to be noted", timeout_s=CALL_S)
+
+    def scale(self, command: str) -> None:
+        """Let a number of engines be there from now on, whatever the wait share says; `auto`: as that says."""
+        self._thread.call(self._crew.command(command), what="a command to be followed", timeout_s=CALL_S)
+
+    def describe(self) -> FleetState:
+        """Count the engines by what they do."""
+        return self._thread.call(self._crew.describe(), what="the engines to be counted", timeout_s=CALL_S)
+
     def close(self) -> None:
         """Kill every engine, whose process exits within seconds, and give back its place: it may be a renewed one."""
-        from ray.util.placement_group import remove_placement_group
-
+        if self._watcher:
+            self._watcher.close()
         with suppress(DeadlineError):
             for place in self._thread.call(self._crew.close(), what="the engines to be killed", timeout_s=CALL_S):
-                remove_placement_group(place)
+                release(place)
         self._thread.close()
 
     # -- weights -----------------------------------------------------------------------------------------------

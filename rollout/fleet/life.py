@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.types import GenerationRequest, LoadedWeights, WeightManifest
@@ -22,7 +23,12 @@ SLOWER = 20.0  # times as slow as it ever was: it hangs
 
 async def live(board: Board, member: Member) -> None:
     """Return once an engine has done its last work and is to leave. Raises whatever it is lost by."""
-    parts = [asyncio.create_task(part) for part in (_work(board, member), _await_death(member), _watch(board, member))]
+    await finish_first(_work(board, member), _await_death(member), _watch(board, member))
+
+
+async def finish_first(*work: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines side by side until one of them is done. Raises what it raises."""
+    parts = [asyncio.create_task(part) for part in work]
     try:
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -80,7 +86,7 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         if copy is None:
             return
         manifest = copy
-    member.broadcast = member.held = None
+    member.held = None
     timeout_s = board.config.weights.timeout_s
     what = f"did not load version {manifest.version} of the weights"
     try:
@@ -100,6 +106,8 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
     if answer.note:
         board.event("weights_load_slow", engine=member.id, why=answer.note)
     member.held, member.checksum = wanted, answer.checksum
+    if member.broadcast is wanted:
+        member.broadcast = None
     await board.report_load(member)
 
 
@@ -144,7 +152,7 @@ async def _watch(board: Board, member: Member) -> None:
         began = time.monotonic()
         await asyncio.sleep(BEAT_S)
         if member.stream is None or began <= member.heard:
-            silent = 0.0
+            silent, member.seen = 0.0, time.monotonic()
             continue
 
         longest = FRESH_S if slowest is None else max(LEAST_S[board.config.cluster.device], SLOWER * slowest)
@@ -154,6 +162,6 @@ async def _watch(board: Board, member: Member) -> None:
         if found != steps:
             if steps >= 0:
                 slowest = max(slowest or 0.0, silent)
-            steps, silent = found, 0.0
+            steps, silent, member.seen = found, 0.0, time.monotonic()
         elif silent > limit:
             raise LostError(f"made no step for {limit:.3g} s")

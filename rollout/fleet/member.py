@@ -46,7 +46,9 @@ class Member:
     id: str
     fruitless: int  # engines that were lost in its place before it, one after the other, without a single group
     place: PlacementGroup | None
-    handle: Any = None  # of the actor; None until its place is there
+    placed: bool  # has its place, and waits for none
+    node: str | None = None  # Ray's id of its node, once it has its place
+    handle: Any = None  # of the actor; None until it has its place
     state: State = "starting"
     info: EngineInfo | None = None  # once it is up
     held: WeightManifest | None = None  # the weights it serves
@@ -58,9 +60,12 @@ class Member:
     streams: int = 0
     longest_wait: float | None = None  # seconds from sending to answer, in its last stream
     served: int = 0  # groups
-    heard: float = field(default_factory=time.monotonic)  # when it last showed that it makes progress
+    evicted_at: float | None = None  # when its node goes, on the monotonic clock; None: it stays
+    heard: float = field(default_factory=time.monotonic)  # when it last answered, or began to sample
+    seen: float = field(default_factory=time.monotonic)  # when it last was idle, or had made a step
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something may be there to do
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is up, or lost
+    dismissed: asyncio.Event = field(default_factory=asyncio.Event)  # it leaves, whatever it does
     task: Any = None
 
     def call(self, method: str, *args: Any, group: str = CONTROL) -> Any:

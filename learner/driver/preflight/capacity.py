@@ -44,7 +44,7 @@ def check_machine(config: Config, *, say: Callable[[str], None]) -> None:
     if config.cluster.resolve_address() != LOCAL_CLUSTER or (gpus and not count_gpus()):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    engines, each = config.rollout.engines, config.rollout.kv_cache_mb or 0
+    engines, each = config.rollout.max_engines, config.rollout.kv_cache_mb or 0
     if not gpus and engines * each > memory:
         raise ConfigError(
             "the KV caches of the engines are larger than the memory of this machine",
@@ -75,7 +75,7 @@ def _without_rays_labels(request: PlaceRequest) -> PlaceRequest:
 
 def list_requests(config: Config) -> list[PlaceRequest]:
     """List the requests of all parts of a run: ranks, engines, reward workers."""
-    engines = [make_engine_request(config)] * config.rollout.engines
+    engines = [make_engine_request(config)] * config.rollout.min_engines
     return [*list_rank_requests(config), *engines, *list_reward_requests(config)]
 
 
