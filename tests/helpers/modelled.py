@@ -41,6 +41,7 @@ class Model:
     service_s: float = 0.002  # for a group; groups are served one after the other
     slow: dict[str, float] = field(default_factory=dict)  # engine -> times as slow
     stillborn: frozenset[str] = frozenset()  # engines that end while they start
+    hangs: frozenset[str] = frozenset()  # engines that never come up
     raises: frozenset[str] = frozenset()  # engines whose code raises while they start
     forgetful: frozenset[str] = frozenset()  # engines that report another version than they were given
     cpus: float = 0.0
@@ -59,6 +60,8 @@ class ModelledEngine(RolloutEngine):
         time.sleep(spec.start_s)
         if engine_id in spec.stillborn:
             os._exit(1)
+        if engine_id in spec.hangs:
+            time.sleep(3600)
         if engine_id in spec.raises:
             raise ValueError("this engine cannot be built")
         self._model: Model = spec
@@ -141,7 +144,7 @@ def make_manifest(version: int, *, by_nccl: bool = False) -> WeightManifest:
     return WeightManifest(version=version, buckets=(sent,) if by_nccl else (), vision_unchanged=True)
 
 
-def make_config(engines: int, **rollout: Any) -> Config:
+def make_config(engines: int | dict[str, int], **rollout: Any) -> Config:
     """Return a configuration of so many engines."""
     return Config.model_validate(
         {
