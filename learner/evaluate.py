@@ -69,7 +69,7 @@ def _open_evaluator(target: EvaluationTarget, grace: Grace, line: Line) -> Itera
     with close_undisturbed(line) as parts:
         places = parts.enter_context(reserve_places(_leave_out_unused(target), grant_s=RELEASE_S))
         check_hosts(config, None, places)
-        shared = share_model(model.path, config.model.revision, places)
+        shared = share_model(model.path, config.model.revision, places, grows=False)
         if places.learner:
             learner = LearnerGroup(config, model_path=shared, banned=model.banned, steps=0, place=places.learner)
             parts.callback(learner.close)

@@ -78,7 +78,9 @@ def _dry_run(config: Config) -> None:
     needs = ", ".join(f"{amount:g} {name}" for name, amount in count_resources(config).items())
     address = config.cluster.resolve_address()
     asked = "" if address == LOCAL_CLUSTER else f"; the cluster at {address} was not asked whether it has them"
-    say(f"a dry run: this would reserve {needs}; nothing was started{asked}")
+    least, most = config.rollout.min_engines, config.rollout.max_engines
+    grows = f" for {least} engine(s), which may become {most}" if least < most else ""
+    say(f"a dry run: this would reserve {needs}{grows}; nothing was started{asked}")
 
 
 def _plan(config: Config) -> None:

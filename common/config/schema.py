@@ -291,6 +291,11 @@ class Config(Section):
         least, most = self.rollout.min_engines, self.rollout.max_engines
         if least > most:
             yield f"rollout.engines = {self.rollout.engines}: min is above max"
+        if least < most and not self.sampled_prompts:
+            yield (
+                f"rollout.engines = {self.rollout.engines} with method = {self.method}: nothing is sampled, so the "
+                "learner waits for no engine; give one number"
+            )
         if fault := _find_fault(self.cluster.address):
             yield f"cluster.address = {self.cluster.address}: {fault}; write HOST:PORT, as 10.0.0.9:6379"
         cpus = {

@@ -122,17 +122,20 @@ def look(task: HostTask, device: Literal["cpu", "cuda"]) -> HostReport:
     )
 
 
-def share_model(path: str, revision: str | None, places: Places) -> str | SharedFolder:
+def share_model(path: str, revision: str | None, places: Places, *, grows: bool) -> str | SharedFolder:
     """Let every host find the model: as it is where the run stays on this host, else as a folder that travels.
 
     A hub id travels where this host has all of its files; elsewhere each host asks the hub.
+
+    Args:
+        grows: engines may come on other hosts later.
     """
     import ray
 
     groups = [*places.engines, *([places.learner] if places.learner else [])]
-    if _find_nodes(groups).keys() <= {ray.get_runtime_context().get_node_id()}:
-        return path
-    return _share(path, revision)
+    if grows or not _find_nodes(groups).keys() <= {ray.get_runtime_context().get_node_id()}:
+        return _share(path, revision)
+    return path
 
 
 def share_reward_models(config: RewardConfig) -> dict[str, str | SharedFolder]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.command import Command, Grace, Terminated
+from common.config.schema import LOCAL_CLUSTER
 from common.data.feed import PromptFeed
 from learner.driver.cluster import connect
 from learner.driver.control.lookahead import Lookahead
@@ -113,7 +114,8 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
             line.tell(checkpoint=fields["step"])
 
     config, model = inputs.config, inputs.model
-    shared = share_model(model.path, config.model.revision, places)
+    grows = config.cluster.resolve_address() != LOCAL_CLUSTER
+    shared = share_model(model.path, config.model.revision, places, grows=grows)
     learner = LearnerGroup(
         config,
         model_path=shared,
@@ -124,7 +126,14 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
     )
     parts.enter_context(closing(learner))
     spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
-    fleet = parts.enter_context(closing(RolloutFleet(config, spec, on_event=tracker.event, places=places.engines)))
+    fleet = RolloutFleet(
+        config,
+        spec,
+        on_event=tracker.event,
+        places=places.engines,
+        run_folder=folder.bucket.place if folder.bucket else folder.path,
+    )
+    parts.callback(fleet.close)
     models = share_reward_models(config.reward)
     rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models, on_event=tracker.event)
     parts.callback(rewards.close)

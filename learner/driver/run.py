@@ -291,6 +291,7 @@ class Run:
         )
         self._keep_books(step, batch, skipped=False)
         self.tracker.write(record)
+        self.fleet.observe(record.seconds["generate"] / record.step_seconds)
         every = config.tracking.samples_every
         if every and step % every == 0:
             self.tracker.samples(step, scored, config.tracking.samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from common.errors import RollcallError
-from rollout.fleet.command_file import CommandFile, FleetState
+from rollout.command_file import CommandFile, FleetState
 from rollout.fleet.crew import Crew
 from rollout.fleet.thread import LoopThread
 

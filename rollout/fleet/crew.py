@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import EngineError
 from common.placement import find_node, list_draining_nodes, release, schedule_in
+from rollout.command_file import FleetState
 from rollout.engine import RolloutEngine
 from rollout.fleet.board import Board
-from rollout.fleet.command_file import FleetState
 from rollout.fleet.dealing import choose_copies
 from rollout.fleet.finding import PlaceFinder
 from rollout.fleet.life import finish_first, live

@@ -12,10 +12,10 @@ from common.errors import DeadlineError, EngineError
 from common.placement import get, release
 from common.storage.output import Place, WriteReport
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
+from rollout.command_file import CommandFile, FleetState
 from rollout.engine import RolloutEngine
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.board import Board
-from rollout.fleet.command_file import CommandFile, FleetState
 from rollout.fleet.command_watcher import CommandWatcher
 from rollout.fleet.crew import Crew
 from rollout.fleet.member import Load

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.config.schema import RolloutConfig
-from rollout.fleet.command_file import read_command
+from rollout.command_file import read_command
 from rollout.fleet.member import Member
 
 GROW_ABOVE, GROW_AFTER = 0.25, 3  # share of a step in which the learner waits; such steps in a row

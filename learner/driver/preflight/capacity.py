@@ -51,11 +51,24 @@ def check_machine(config: Config, *, say: Callable[[str], None]) -> None:
             got=f"{engines} x rollout.kv_cache_mb = {each}, of {memory} MB",
             remedy="lower rollout.kv_cache_mb",
         )
+    _warn_of_room(config, say=say)
     cpus, threads, workers = count_cpus(), config.cluster.threads, config.reward.workers
     if threads > cpus:
         say(f"warning: cluster.threads = {threads} on {cpus} CPUs: processes whose threads share cores are slower")
     if workers > MOST_WORKERS_A_CPU * cpus:
         say(f"warning: reward.workers = {workers} on {cpus} CPUs: each is a process that takes memory and a start")
+
+
+def _warn_of_room(config: Config, *, say: Callable[[str], None]) -> None:
+    """Warn of more engines than this machine can ever hold beside the rest of the run."""
+    rollout = config.rollout
+    machine = describe_machine(gpus=count_gpus() if config.cluster.device == "cuda" else 0)
+    more = [make_engine_request(config)] * (rollout.max_engines - rollout.min_engines)
+    if more and not any(name in os.environ for name in OVERRIDES):
+        try:
+            refuse_impossible([_without_rays_labels(request) for request in [*list_requests(config), *more]], [machine])
+        except PlacementError as error:
+            say(f"warning: rollout.engines never reach max = {rollout.max_engines} on this machine: {error.got}")
 
 
 def count_gpus() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,10 +61,10 @@ class CommandFile:
 
     def write_state(self, state: FleetState) -> None:
         """Say what the run makes of it. Raises OSError."""
-        self._write(STATE, json.dumps(asdict(state)) + "\n")
+        self._write(STATE, json.dumps({"wall": time.time(), **asdict(state)}) + "\n")
 
     def read_state(self) -> Mapping[str, Any]:
-        """Return what the run says; empty where it has said nothing yet. Raises OSError."""
+        """Return what the run says, and `wall`, when it said so; empty where it said nothing yet. Raises OSError."""
         try:
             found = parse_json(self._read(STATE) or "{}")
         except ValueError:
