@@ -186,7 +186,7 @@ def test_worker_groups_hold_what_the_run_asks_for(job: dict[str, Any]) -> None:
     assert cpus(job, "learner") >= config.learner.ranks * config.learner.cpus_per_rank
     assert gpus(job, "rollout") == config.rollout.gpus_per_engine
     assert cpus(job, "rollout") >= config.rollout.cpus_per_engine + config.reward.cpus_per_worker
-    assert rollout["minReplicas"] <= config.rollout.engines <= rollout["maxReplicas"]
+    assert rollout["minReplicas"] <= config.rollout.min_engines <= rollout["maxReplicas"]
 
 
 def test_scaling_rollouts_is_one_number(job: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def test_a_recipe_is_accepted(name: str, answers: Mapping[str, Mapping[str, Any]
     assert "nothing was started" in answer["out"]
     if name in GPUS:
         assert f"{GPUS[name]:g} GPU" in answer["out"], "a machine of 8 GPUs, all of them used"
-        assert config(name).learner.ranks + config(name).rollout.engines == GPUS[name]
+        assert config(name).learner.ranks + config(name).rollout.min_engines == GPUS[name]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 from common.config import cli
 from common.config.schema import Config
 from common.storage.output import WriteReport, open_output
-from learner.driver.preflight.capacity import check_machine
+from learner.driver.preflight.capacity import check_machine, count_resources
 from learner.driver.preflight.learnable import warn_of_few_rows, warn_of_nothing_to_learn
 from learner.driver.preflight.start import warn_of_room
 from learner.main import main
@@ -339,6 +339,19 @@ def test_more_than_this_machine_serves_is_doubted(capsys: pytest.CaptureFixture[
     assert [line.partition(" = ")[0] for line in printed] == ["warning: cluster.threads", "warning: reward.workers"]
     check_machine(cli.parse([*said, "cluster.address=10.0.0.9:6379"]).config, say=pytest.fail)
     check_machine(cli.parse(["rollout.kv_cache_mb=64"]).config, say=pytest.fail)
+
+
+def test_a_range_of_engines_reserves_the_least_and_doubts_what_never_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    share = "rollout.cpus_per_engine=0.1"
+    few = cli.parse(["rollout.engines={min: 2, max: 3}", share]).config
+    assert (few.rollout.min_engines, few.rollout.max_engines) == (2, 3)
+    assert count_resources(few)["CPU"] == count_resources(cli.parse(["rollout.engines=2", share]).config)["CPU"]
+    check_machine(few, say=pytest.fail)
+    printed: list[str] = []
+    check_machine(cli.parse(["rollout.engines={min: 1, max: 900}"]).config, say=printed.append)
+    assert any("never reach max = 900 on this machine" in line for line in printed)
+    assert main(["rollout.engines={min: 1, max: 2}", "rollout.cpus_per_engine=0.1", "--dry-run"]) == 0
+    assert "for 1 engine(s), which may become 2" in capsys.readouterr().out
 
 
 def test_the_doubts_are_said_at_the_door(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_every_recipe_of_the_digits_is_brought_to_one_gpu(path: Path) -> None:
     config = parse(["--config", str(path), "--config", str(GPU_RECIPE)]).config
     learner, rollout = config.learner, config.rollout
     assert config.cluster.device == "cuda"
-    assert 0 < learner.ranks * learner.gpus_per_rank + rollout.engines * rollout.gpus_per_engine <= 1
+    assert 0 < learner.ranks * learner.gpus_per_rank + rollout.min_engines * rollout.gpus_per_engine <= 1
     own = parse(["--config", str(path)]).config
     assert (config.method, config.data, config.steps) == (own.method, own.data, own.steps)
 
@@ -129,6 +129,9 @@ def test_recipes_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> Non
         ("rollout.engines=0", "rollout.engines = 0 (command line): must be integer >= 1"),
         ("rollout.engines=true", "rollout.engines = true (command line): must be integer >= 1"),
         ("rollout.engines=four", "must be integer >= 1"),
+        ("rollout.engines={min: 2}", "or {min: integer >= 1 and <= 1024, max: integer >= 1 and <= 1024}"),
+        ("rollout.engines={min: 0, max: 2}", "or {min: integer >= 1"),
+        ("rollout.engines={least: 1, most: 2}", "or {min: integer >= 1"),
         ("rollout.top_p=1.5", "must be number > 0 and <= 1"),
         ("seed=-1", "seed = -1 (command line): must be integer >= 0 and < 18446744073709551616"),
         ("steps=99999999999", "must be integer >= 1 and <= 10000000"),

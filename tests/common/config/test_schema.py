@@ -37,6 +37,11 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"rollout": {"gpus_per_engine": 2}}, "set rollout.gpus_per_engine to 1, and raise rollout.engines"),
         ({"learner": {"gpus_per_rank": 4}}, "set learner.gpus_per_rank to 1, and raise learner.ranks"),
         ({"rollout": {"gpus_per_engine": 1.5}}, "there is no tensor parallelism"),
+        ({"rollout": {"engines": {"min": 4, "max": 2}}}, "min is above max"),
+        (
+            {"rollout": {"engines": {"min": 1, "max": 2}}, "method": "sft", "learner": {"beta": 0.0}},
+            "waits for no engine",
+        ),
         (
             {"weights": {"transport": "nccl"}, "rollout": {"gpus_per_engine": 0.4}, "learner": {"gpus_per_rank": 0.6}},
             "set learner.gpus_per_rank to 1, or weights.transport to object_store",
@@ -181,6 +186,7 @@ CHANGES = [
     ("learner.lr", 2e-6, True),
     ("learner.ranks", 2, True),
     ("rollout.engines", 3, False),
+    ("rollout.engines", {"min": 1, "max": 3}, False),
     ("rollout.kv_cache_mb", 64, False),
     ("learner.step_timeout_s", 1.0, False),
     ("reward.workers", 2, False),

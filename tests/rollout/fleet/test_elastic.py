@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from common import placement
 from common.placement import ask, release
 from common.types import Group
 from rollout.fleet import crew, finding, life
@@ -238,7 +239,9 @@ def test_one_that_leaves_and_is_killed_meanwhile_is_not_replaced(start: Start, e
     found = [next(stream)]
     fleet.scale("1")
     await_state(fleet, draining=1)
-    os.kill(next(one.info.pid for one in fleet._board.members if one.state == "draining"), signal.SIGKILL)  # noqa: SLF001
+    (leaver,) = [one for one in fleet._board.members if one.state == "draining"]  # noqa: SLF001
+    assert leaver.info is not None
+    os.kill(leaver.info.pid, signal.SIGKILL)
     found += stream
     check(requests, found, 0)
     assert len(events.of("engine_lost")) == 1
@@ -250,8 +253,8 @@ def test_engines_of_a_node_that_is_to_go_are_replaced_first(
 ) -> None:
     """Nodes are modelled: each engine has one of its own."""
     count = itertools.count()
-    nodes = {}
-    real = finding.find_node
+    nodes: dict[Any, str] = {}
+    real = placement.find_node
 
     def find_node(group: Any) -> str | None:
         if real(group) is not None:
