@@ -85,7 +85,7 @@ def show_pace(made: Plan, model_config: Any, gpu: str | None) -> Iterator[str]:
     pace = partial(
         compute_pace, made.counts, model_config, config, tokens=made.tokens, pictures=made.pictures, gpu=line
     )
-    own, ranks = pace(engines=rollout.engines), config.learner.ranks
+    own, ranks = pace(engines=rollout.max_engines), config.learner.ranks
     at = f"{SAMPLING_SHARE:.0%} and {LEARNING_SHARE:.0%} of its arithmetic and {BANDWIDTH_SHARE:.0%} of its bandwidth"
     yield f"a step by the roofline of {'an' if name[0] in 'AHL' else 'a'} {name}, not measured: {at}"
     yield _time("  prompts", own.prefill, f"each of {rollout.engines} engine(s)")
@@ -100,7 +100,7 @@ def show_pace(made: Plan, model_config: Any, gpu: str | None) -> Iterator[str]:
         yield "  no number of engines keeps up with the learner: a completion takes longer than to learn from all"
     else:
         yield f"  rollout.engines={enough} keeps up with the learner"
-    full = rollout.engines * rollout.max_sequences // rollout.group_size
+    full = rollout.max_engines * rollout.max_sequences // rollout.group_size
     if full > rollout.prompts_per_step:
         yield f"  engines are not full: up to rollout.prompts_per_step={full} completions take little longer"
 
