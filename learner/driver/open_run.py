@@ -145,7 +145,7 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         fleet=fleet,
         rewards=rewards,
         learner=learner,
-        weight_sync=WeightSync(learner, fleet, nccl=config.weights.transport == "nccl"),
+        weight_sync=WeightSync(learner, fleet, nccl=config.weights.transport == "nccl", on_event=tracker.event),
         probe=ParityProbe(fleet, learner, config, family=model.family, on_event=tracker.event),
         feed=feed,
         offline=OfflineGroups(config, model.closed_set),

@@ -88,7 +88,7 @@ def show_pace(made: Plan, model_config: Any, gpu: str | None) -> Iterator[str]:
     own, ranks = pace(engines=rollout.max_engines), config.learner.ranks
     at = f"{SAMPLING_SHARE:.0%} and {LEARNING_SHARE:.0%} of its arithmetic and {BANDWIDTH_SHARE:.0%} of its bandwidth"
     yield f"a step by the roofline of {'an' if name[0] in 'AHL' else 'a'} {name}, not measured: {at}"
-    yield _time("  prompts", own.prefill, f"each of {rollout.engines} engine(s)")
+    yield _time("  prompts", own.prefill, f"each of {rollout.max_engines} engine(s)")
     yield _time("  completions", own.decode, f"of {rollout.max_completion_tokens} tokens, the longest")
     yield _time("  learning", own.learn, f"on {ranks} rank(s)")
     yield _time("  publishing", own.publish)

@@ -186,15 +186,18 @@ class LearnerGroup:
         manifests = self._all("weights to copy", self._config.weights.timeout_s, LearnerRank.copy, version)
         return cast("WeightManifest", manifests[0])
 
-    def nccl_rendezvous(self, world_size: int) -> dict[str, Any]:
+    def nccl_rendezvous(self, world_size: int, limit_s: float) -> dict[str, Any]:
         """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
 
         Returns the keywords of vLLM's NCCLWeightTransferInitInfo for the first engine; `rank_offset` of the next one is
-        that plus the workers of this one. Rank 0 waits inside until all have joined: the next call of this group does.
+        that plus the workers of this one. Rank 0 waits inside until all have joined, for `limit_s` at most: the next
+        call of this group does.
         """
         point = call(self._ranks[0], LearnerRank.free_port)
         ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
-        self._joining = [call(rank, LearnerRank.join_engines, address, port, world_size) for rank in self._ranks]
+        self._joining = [
+            call(rank, LearnerRank.join_engines, address, port, world_size, limit_s) for rank in self._ranks
+        ]
         return {
             "master_address": address,
             "master_port": port,
@@ -204,11 +207,15 @@ class LearnerGroup:
             "packed_buffer_size_bytes": self._config.weights.bucket_mb * 2**20,
         }
 
-    def broadcast(self, version: int) -> None:
-        """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it."""
-        timeout_s = self._config.weights.timeout_s
-        get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
-        self._all(f"the broadcast of weights version {version}", timeout_s, LearnerRank.broadcast)
+    def broadcast(self, version: int, limit_s: float) -> bool:
+        """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it.
+
+        Returns False, with the group gone, where one did not join, or did not take part within `limit_s`.
+        """
+        timeout_s = self._config.weights.timeout_s + limit_s  # ranks see to the limit themselves
+        joined = get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
+        what = f"the broadcast of weights version {version}"
+        return all(joined) and all(self._all(what, timeout_s, LearnerRank.broadcast, limit_s))
 
     def start_profile(self) -> None:
         """Make every rank record what it does from now on."""

@@ -165,13 +165,13 @@ class LearnerRank:
         """Publish the same weights as bytes in the object store, whatever the transport."""
         return ObjectStoreSender(self._source, rank=self._rank).publish(version)
 
-    def join_engines(self, address: str, port: int, world_size: int) -> None:
+    def join_engines(self, address: str, port: int, world_size: int, limit_s: float) -> bool:
         """Open the NCCL group with the engines; see NcclSender.join."""
-        self._nccl().join(address, port, world_size)
+        return self._nccl().join(address, port, world_size, limit_s)
 
-    def broadcast(self) -> None:
+    def broadcast(self, limit_s: float) -> bool:
         """Send the weights to the engines; see NcclSender.broadcast."""
-        self._nccl().broadcast()
+        return self._nccl().broadcast(limit_s)
 
     def start_profile(self) -> None:
         """Record what this process does from now on."""

@@ -6,6 +6,7 @@ in Ray's object store, or go by NCCL when `broadcast` runs at the same time as t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -222,19 +223,45 @@ def _describe(meta: Meta, index: int, start: int) -> WeightEntry:
     return WeightEntry(name=meta.name, dtype=dtype, shape=meta.shape, index=index, start=start)
 
 
+class WholeSource:
+    """A source whose iteration can be taken to its end after whoever began it gave up."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+        self._rest: Iterator[tuple[str, Tensor]] = iter(())
+
+    def metadata(self) -> list[Meta]:
+        """List what iterating yields, in order."""
+        return self._source.metadata()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._rest = iter(self._source)
+        return self._rest
+
+    def finish(self) -> None:
+        """Iterate over what is left."""
+        for _ in self._rest:
+            pass
+
+
 class NcclSender:
     """The trainer's side of vLLM's packed NCCL weight transfer: rank 0 broadcasts, the others only help to gather.
 
     `join` waits for the engines' `init_weight_transfer_engine`, and `broadcast` for their `update_weights`: the fleet
-    must call those at the same time.
+    must call those at the same time. NCCL waits without end for an engine that is dead: after a limit the group is
+    aborted, which frees the GPU, and False comes back. Another `join` may follow.
     """
 
     def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int) -> None:
         self._source, self._rank, self._bucket_bytes = source, rank, bucket_bytes
+        self._whole = WholeSource(source)
         self._engine: Any = None
 
-    def join(self, address: str, port: int, world_size: int) -> None:
-        """Open the NCCL group of rank 0 and all engine workers, `world_size` in all; return when all are in it."""
+    def join(self, address: str, port: int, world_size: int, limit_s: float) -> bool:
+        """Open the NCCL group of rank 0 and all engine workers, `world_size` in all; return when all are in it.
+
+        Returns False where they are not within `limit_s` seconds.
+        """
         # The one place outside rollout/ that reads vLLM: its wire format has two ends, and this is the other one.
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
@@ -246,10 +273,27 @@ class NcclSender:
             packed=True,
             packed_buffer_size_bytes=self._bucket_bytes,
         )
-        if self._engine is not None:
-            self._engine.shutdown()
-        source: Any = self._source  # what vLLM's WeightSource asks of it, without its base class
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=NoOpEngineClient(), source=source)
+        self.leave()
+        source: Any = self._whole  # what vLLM's WeightSource asks of it, without its base class
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        made: list[Any] = []
+
+        def enter() -> None:
+            if device is not None:
+                torch.cuda.set_device(device)
+            made.append(NCCLTrainerWeightTransferEngine.trainer_init(info, client=NoOpEngineClient(), source=source))
+
+        waiting = threading.Thread(target=enter, name="join of the NCCL group", daemon=True)  # may wait without end
+        waiting.start()
+        waiting.join(limit_s)
+        self._engine = made[0] if made else None
+        return self._engine is not None
+
+    def leave(self) -> None:
+        """Abort the group, whatever it waits for."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
 
     def publish(self, version: int) -> WeightManifest | None:
         if self._rank:
@@ -258,9 +302,26 @@ class NcclSender:
         bucket = WeightBucket(entries=entries, xxh3=0, payload=None, kind="changing")  # NCCL checks what it carries
         return WeightManifest(version=version, buckets=(bucket,), vision_unchanged=self._source.towers_fixed)
 
-    def broadcast(self) -> None:
-        """Send the weights as they are now; returns when every engine has them."""
-        self._engine.send_weights()
+    def broadcast(self, limit_s: float) -> bool:
+        """Send the weights as they are now; return when every engine has them, False where they do not in `limit_s`."""
+        late = threading.Event()
+
+        def abort() -> None:
+            late.set()
+            self.leave()
+
+        timer = threading.Timer(limit_s, abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._engine.send_weights()
+        except Exception:
+            if not late.is_set():
+                raise
+            self._whole.finish()  # the other ranks gather to the end too
+        finally:
+            timer.cancel()
+        return not late.is_set()
 
 
 class NoOpEngineClient:

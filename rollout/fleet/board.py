@@ -15,8 +15,12 @@ from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.dealing import deal
 from rollout.fleet.member import Load, Member
+from rollout.fleet.patience import wait_for
 
 MOST_LOADS = 10_000  # that are kept for a driver that takes none
+
+
+PING_S = 30.0  # for an answer of an engine that has nothing to do
 
 
 class Board:
@@ -147,6 +151,25 @@ class Board:
             for member in self.serving():
                 member.broadcast = manifest if member.grouped else None
         await self.tell()
+
+    async def list_responsive(self) -> list[Member]:
+        """Return the engines that could take part in a broadcast now. One that does not answer is given up.
+
+        A broadcast waits for all of its members, and so for one that is dead or hangs without anybody's knowing.
+        """
+        members = self.serving()
+        asked = [wait_for(one.handle.info.remote(), PING_S, "gave no sign of life") for one in members]
+        for member, answer in zip(members, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, BaseException):
+                member.condemn(str(answer) or type(answer).__name__)
+        return [one for one in members if not one.condemned.is_set() and one.state == "serving"]
+
+    async def call_off(self, version: int) -> None:
+        """Give up the engines that still wait in a broadcast: nobody can free them from it."""
+        for member in self.members:
+            member.grouped = False
+            if member.broadcast is not None and member.broadcast.version == version:
+                member.condemn(f"the broadcast of version {version} was called off")
 
     async def wait_until_held(self, weights: WeightManifest) -> None:
         """Wait until an engine holds these weights, or while there are batches of older ones to sample first."""

@@ -15,7 +15,7 @@ from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.command_file import CommandFile, FleetState
 from rollout.engine import RolloutEngine
 from rollout.fleet.batch import Batch, CopyRequest
-from rollout.fleet.board import Board
+from rollout.fleet.board import PING_S, Board
 from rollout.fleet.command_watcher import CommandWatcher
 from rollout.fleet.crew import Crew
 from rollout.fleet.member import Load
@@ -128,29 +128,56 @@ class RolloutFleet:
 
     # -- weights -----------------------------------------------------------------------------------------------
 
-    def join(self, init_info: Mapping[str, Any], engines: Sequence[str]) -> None:
-        """Take these engines into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank."""
+    def list_responsive(self) -> list[str]:
+        """Return the engines that could take part in a broadcast now. One that does not answer within 30 s is lost."""
+        asked = self._board.list_responsive()
+        return [one.id for one in self._thread.call(asked, what="signs of life", timeout_s=CALL_S + PING_S)]
+
+    def join(self, init_info: Mapping[str, Any], engines: Sequence[str], *, timeout_s: float) -> None:
+        """Take these engines into the learner's NCCL group; `init_info` is vLLM's, with the first one's rank.
+
+        Raises DeadlineError, or Ray's own error, where one of them does not come.
+        """
         first = init_info["rank_offset"]
         for member in self._board.members:
             member.grouped = member.id in engines
+        members = [one for one in self._board.members if one.grouped]
         calls = [
             member.handle.join.remote({**init_info, "rank_offset": first + index})
-            for index, member in enumerate(one for one in self._board.members if one.grouped)
+            for index, member in enumerate(members)
         ]
-        timeout_s = self._config.weights.timeout_s
         get(calls, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
 
-    def publish(self, manifest: WeightManifest, *, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Make weights the newest. Return once an engine holds them, or while batches wait that want older ones.
+    def broadcast(self, manifest: WeightManifest, send: Callable[[], bool]) -> bool:
+        """Make weights the newest, and let the engines of the NCCL group receive them while the learner sends.
 
         Args:
-            meanwhile: called while the engines receive: the learner's half of a broadcast.
+            send: the learner's half; False: it was not done in time.
+
+        Returns:
+            False where nobody has them. Engines that wait in the broadcast are given up then.
+        """
+        self._thread.call(self._board.offer(manifest), what="weights to be offered", timeout_s=CALL_S)
+        if not send():
+            self.call_off(manifest.version)
+            return False
+        self._wait_until_held(manifest)
+        return True
+
+    def call_off(self, version: int) -> None:
+        """Give up the engines that wait in a broadcast, and let no engine be in the NCCL group any more."""
+        self._thread.call(self._board.call_off(version), what="a broadcast to be called off", timeout_s=CALL_S)
+
+    def publish(self, manifest: WeightManifest) -> None:
+        """Make weights the newest. Return once an engine holds them, or while batches wait that want older ones.
 
         Raises:
             EngineError: no engine is left.
         """
         self._thread.call(self._board.offer(manifest), what="weights to be offered", timeout_s=CALL_S)
-        meanwhile()
+        self._wait_until_held(manifest)
+
+    def _wait_until_held(self, manifest: WeightManifest) -> None:
         timeout_s = self._config.weights.timeout_s + self._config.rollout.start_timeout_s
         held = self._board.wait_until_held(manifest)
         self._thread.call(held, what=f"an engine to hold version {manifest.version}", timeout_s=timeout_s)

@@ -23,7 +23,7 @@ SLOWER = 20.0  # times as slow as it ever was: it hangs
 
 async def live(board: Board, member: Member) -> None:
     """Return once an engine has done its last work and is to leave. Raises whatever it is lost by."""
-    await finish_first(_work(board, member), _await_death(member), _watch(board, member))
+    await finish_first(_work(board, member), _await_death(member), _await_verdict(member), _watch(board, member))
 
 
 async def finish_first(*work: Coroutine[Any, Any, None]) -> None:
@@ -139,6 +139,12 @@ async def _await_death(member: Member) -> None:
     """Raise what Ray says of an engine's process once it is gone, whatever the engine was doing."""
     await member.call("hold_lifeline", group=LIFELINE)
     raise LostError("its process let go of its lifeline")
+
+
+async def _await_verdict(member: Member) -> None:
+    """Raise LostError once somebody else has found a fault in an engine."""
+    await member.condemned.wait()
+    raise LostError(member.fault)
 
 
 async def _watch(board: Board, member: Member) -> None:

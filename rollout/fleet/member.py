@@ -66,7 +66,14 @@ class Member:
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something may be there to do
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is up, or lost
     dismissed: asyncio.Event = field(default_factory=asyncio.Event)  # it leaves, whatever it does
+    fault: str = ""  # why it is given up, whatever it does
+    condemned: asyncio.Event = field(default_factory=asyncio.Event)  # there is a fault
     task: Any = None
+
+    def condemn(self, fault: str) -> None:
+        """Let it be lost, for a reason."""
+        self.fault = self.fault or fault
+        self.condemned.set()
 
     def call(self, method: str, *args: Any, group: str = CONTROL) -> Any:
         """Call a method of the engine beside what it does, and return the reference of its value."""

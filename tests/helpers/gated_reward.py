@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 GATE = "ROLLCALL_TEST_GATE"
+GATED = ("reward.functions={tests.helpers.gated_reward:accuracy: 1.0}", "reward.timeout_s=600")
 
 
 def accuracy(completions: Sequence[str], *, label: str, **columns: Any) -> list[float]:

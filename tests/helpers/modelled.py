@@ -43,6 +43,7 @@ class Model:
     stillborn: frozenset[str] = frozenset()  # engines that end while they start
     hangs: frozenset[str] = frozenset()  # engines that never come up
     raises: frozenset[str] = frozenset()  # engines whose code raises while they start
+    stuck: frozenset[str] = frozenset()  # engines that wait in a broadcast without end
     forgetful: frozenset[str] = frozenset()  # engines that report another version than they were given
     cpus: float = 0.0
     gpus: float = 0.0
@@ -75,7 +76,7 @@ class ModelledEngine(RolloutEngine):
     def load(self, manifest: WeightManifest) -> LoadedWeights:
         """Hold a version after a while."""
         self._version = None
-        time.sleep(self._model.load_s)
+        time.sleep(3600 if manifest.by_nccl and self._id in self._model.stuck else self._model.load_s)
         self._version = manifest.version
         reported = manifest.version + (self._id in self._model.forgetful)
         return LoadedWeights(version=reported, note=None)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import jobs
-from tests.helpers.gated_reward import GATE
+from tests.helpers.gated_reward import GATE, GATED
 
 pytestmark = pytest.mark.engine
 WORDS = ("evaluation.limit=8", "checkpoint.every=0")
-GATED = ("reward.functions={tests.helpers.gated_reward:accuracy: 1.0}", "reward.timeout_s=600")
 ENGINES = ("rollout.engines=2", "rollout.cpus_per_engine=0.2")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -134,8 +137,59 @@ class _Receiver:
 class _Sender:
     def send(self, address: str, port: int, bucket_bytes: int) -> None:
         sender = NcclSender(source(tiny.model().cuda(), bucket_bytes), rank=0, bucket_bytes=bucket_bytes)
-        sender.join(address, port, world_size=2)
-        sender.broadcast()
+        assert sender.join(address, port, 2, 60)
+        assert sender.broadcast(60)
+
+
+class _StuckEngine:
+    """vLLM's end of a transfer whose other end is dead: it sends one tensor, then waits until it is aborted."""
+
+    source: Any = None
+
+    def __init__(self) -> None:
+        self.aborted = threading.Event()
+
+    @classmethod
+    def trainer_init(cls, info: Any, *, client: Any, source: Any) -> _StuckEngine:
+        if info.world_size > 2:
+            threading.Event().wait(30)
+        cls.source = source
+        return cls()
+
+    def send_weights(self) -> None:
+        next(iter(self.source))
+        assert self.aborted.wait(30)
+        raise RuntimeError("NCCL error: the communicator was aborted")
+
+    def shutdown(self) -> None:
+        self.aborted.set()
+
+
+def test_an_engine_that_is_dead_holds_up_a_broadcast_for_the_limit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F17. The other ranks gather to the end meanwhile, so rank 0 does too: nothing is left to iterate."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    monkeypatch.setattr(nccl_engine, "NCCLTrainerWeightTransferEngine", _StuckEngine)
+    gathered: list[str] = []
+    whole = source(tiny.model(), 20_000)
+
+    class Counted:
+        metadata = whole.metadata
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in whole:
+                gathered.append(name)
+                yield name, tensor
+
+    counted: Any = Counted()
+    sender = NcclSender(counted, rank=0, bucket_bytes=20_000)
+    began = time.monotonic()
+    assert not sender.join("127.0.0.1", 1, 3, 0.2), "an engine did not come"
+    assert sender.join("127.0.0.1", 1, 2, 20)
+    assert not sender.broadcast(0.2)
+    assert time.monotonic() - began < 20
+    assert gathered == [meta.name for meta in whole.metadata()]
+    assert sender.join("127.0.0.1", 1, 2, 20), "another group may follow"
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ import pytest
 from common import placement
 from common.placement import ask, release
 from common.types import Group
-from rollout.fleet import crew, finding, life
+from rollout.fleet import board, crew, finding, life
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.sizing import MOST_PATIENCE, Sizing, follow_wait_share
 from rollout.spec import make_engine_request
@@ -324,6 +324,62 @@ def test_the_learner_that_waits_gets_engines_and_the_one_that_does_not_loses_the
     for _ in range(50):
         fleet.observe(0.0)
     await_state(fleet, serving=1, draining=0)
+
+
+def begin_epoch(fleet: RolloutFleet) -> list[str]:
+    engines = fleet.list_responsive()
+    fleet.join({"rank_offset": 1}, engines, timeout_s=30)
+    return engines
+
+
+def test_one_that_hangs_unnoticed_is_in_no_epoch(start: Start, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F17: nobody waits for it in a broadcast, and another comes in its place."""
+    monkeypatch.setattr(board, "PING_S", 1.5)
+    fleet = start(3, Model())
+    os.kill(pids(fleet)[1], signal.SIGSTOP)
+    assert begin_epoch(fleet) == ["engine-0", "engine-2"]
+    assert fleet.broadcast(make_manifest(1, by_nccl=True), lambda: True)
+    while not events.of("engine_lost"):
+        time.sleep(0.02)
+    assert "gave no sign of life" in events.of("engine_lost")[0]["why"]
+    await_state(fleet, serving=3)
+    assert begin_epoch(fleet) == ["engine-0", "engine-3", "engine-2"]
+    assert fleet.broadcast(make_manifest(2, by_nccl=True), lambda: True)
+    deadline = time.monotonic() + 10
+    while set(fleet.versions().values()) != {2}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_engines_that_wait_in_a_broadcast_are_given_up_and_the_others_get_bytes(start: Start, events: Events) -> None:
+    fleet = start(3, Model(stuck=frozenset({"engine-1"})))
+    begin_epoch(fleet)
+    assert not fleet.broadcast(make_manifest(1, by_nccl=True), lambda: False)
+    fleet.publish(make_manifest(1))
+    sample(fleet, 20, 1)
+    await_state(fleet, serving=3)
+    assert "called off" in next(row["why"] for row in events.of("engine_lost") if row["engine"] == "engine-1")
+    assert begin_epoch(fleet)[1] != "engine-1"
+    assert fleet.broadcast(make_manifest(2, by_nccl=True), lambda: True)
+    sample(fleet, 20, 2)
+
+
+def test_who_joins_and_who_leaves_between_two_broadcasts(start: Start, events: Events) -> None:
+    """Those that came later get the weights as bytes; the next epoch has them."""
+    fleet = start(1, Model(service_s=0.01))
+    fleet.copy_of_weights = lambda: make_manifest(1)
+    assert begin_epoch(fleet) == ["engine-0"]
+    assert fleet.broadcast(make_manifest(1, by_nccl=True), lambda: True)
+    fleet.scale("3")
+    await_state(fleet, serving=3)
+    while len(sample(fleet, 60, 1)) < 3:
+        pass
+    fleet.scale("2")
+    await_state(fleet, serving=2, draining=0)
+    assert begin_epoch(fleet) == ["engine-0", "engine-1"]
+    assert fleet.broadcast(make_manifest(2, by_nccl=True), lambda: True)
+    assert len(sample(fleet, 60, 2)) == 2
+    assert not events.of("engine_lost")
 
 
 def walk(start: Sizing, shares: list[float], least: int = 1, most: int = 8) -> Sizing:

@@ -245,7 +245,7 @@ def test_an_engine_that_comes_after_a_broadcast_gets_the_weights_as_bytes_or_wai
 
     fleet.copy_of_weights = copy
     fleet.ready()
-    fleet.join({"rank_offset": 1}, fleet.engines)
+    fleet.join({"rank_offset": 1}, fleet.engines, timeout_s=30)
     fleet.publish(make_manifest(0, by_nccl=True))
     requests = make_requests(300)
     stream = fleet.generate(requests)
@@ -260,7 +260,7 @@ def test_an_engine_that_comes_after_a_broadcast_gets_the_weights_as_bytes_or_wai
     assert len(fleet.ready()) == 2
     for _ in range(20):  # too short for a copy: each is over before one comes
         check(make_requests(1), list(fleet.generate(make_requests(1))), 0)
-    fleet.join({"rank_offset": 1}, fleet.engines)
+    fleet.join({"rank_offset": 1}, fleet.engines, timeout_s=30)
     fleet.publish(make_manifest(1, by_nccl=True))
     held: set[int | None] = set()
     began = time.monotonic()
