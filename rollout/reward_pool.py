@@ -127,15 +127,17 @@ class RewardPool:
         groups: Iterable[Group | FailedGroup],
         candidate_probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = NO_PROBABILITIES,
         *,
+        more: Callable[[], bool] = lambda: False,
         hurry: Callable[[], bool] = lambda: False,
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
-        Groups that arrive while every actor is busy travel in one call. So do groups that are all there from the
-        beginning, as a sequence. Order is not promised. A group that has failed before is passed on.
+        Groups that arrive together, or while every actor is busy, travel in one call. So do groups that are all there
+        from the beginning, as a sequence. Order is not promised. A group that has failed before is passed on.
 
         Args:
             candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
+            more: says whether another group is there already: then nothing is sent before it was taken.
             hurry: says whether somebody waits for the groups so far: then no other is taken before these are scored.
 
         Raises:
@@ -149,7 +151,7 @@ class RewardPool:
                 else:
                     probabilities = candidate_probabilities.get(group.prompt_id)
                     self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
-                if streamed:
+                if streamed and not more():
                     yield from self._advance(block=False)
                 while self._is_busy() and hurry():
                     yield from self._advance(block=True)

@@ -131,11 +131,12 @@ class Run:
         sampled, _ = self.offline.divide(prompts, number)
         sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
         requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=number, sizes=sizes)
+        ranges = filter(None, divide(requests, self.config.ranges))  # an engine samples one after the other
         epochs = [epoch for _, epoch in drawn]
         return AskedStep(
             number=number,
             drawn=list(zip(prompts, epochs, strict=True)),
-            batch=self.fleet.ask(requests) if requests else None,
+            batches=[self.fleet.ask(own) for own in ranges],
         )
 
     def next_prompts(self, batch: StepBatch) -> list[Prompt]:
@@ -202,7 +203,8 @@ class Run:
             probabilities = compute_candidate_probabilities(prompts, sampled, closed_set, self.learner)
         groups = groups if isinstance(groups, Sequence) else ranges.watch(groups)
         by_id = {prompt.id: prompt for prompt in prompts}
-        for outcome in self.rewards.score(by_id, groups, probabilities, hurry=ranges.lacks_scores):
+        more = self.asked.has_answer if self.asked else lambda: False
+        for outcome in self.rewards.score(by_id, groups, probabilities, more=more, hurry=ranges.lacks_scores):
             if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
             yield from ranges.settle(outcome)

@@ -159,7 +159,7 @@ def open_fleet(hosts: Sequence[Any], config: Config, model: Model) -> Iterator[R
 
 
 def make_config(engines: int, prompts: int) -> Config:
-    rollout = {"engines": engines, "gpus_per_engine": 0, "cpus_per_engine": 0, "max_sequences": 2 * GROUP}
+    rollout = {"engines": engines, "gpus_per_engine": 0, "cpus_per_engine": 0, "max_sequences": 8 * GROUP}
     return Config.model_validate(
         {
             "model": {"path": "modelled", "dtype": "float32"},
@@ -194,6 +194,7 @@ def measure_scale(hosts: Sequence[Any], engines: int, service_s: float) -> dict[
     """Sample, score, pack and record groups; return the driver's CPU of each, and how long all took."""
     import psutil
 
+    from learner.driver.control.lookahead import AskedStep
     from learner.objective.records import Coefficients
     from learner.trainer.sent_step import SentStep
 
@@ -211,7 +212,8 @@ def measure_scale(hosts: Sequence[Any], engines: int, service_s: float) -> dict[
             requests = training_requests(prompts, config.rollout, seed=1, step=step)
             asked = time.monotonic()
             scored: dict[str, ScoredGroup] = {}
-            for outcome in pool.score(by_id, fleet.generate(requests)):
+            asked_step = AskedStep(number=step, drawn=(), batches=[fleet.ask(requests)])
+            for outcome in pool.score(by_id, asked_step.take(fleet.take), more=asked_step.has_answer):
                 assert isinstance(outcome, ScoredGroup)
                 scored[outcome.prompt.id] = outcome
             sent = SentStep(config=config, coefficients=Coefficients.of(config))

@@ -106,6 +106,25 @@ def test_groups_that_somebody_waits_for_are_scored_before_another_is_taken() -> 
     assert failed in found and len(scored(found)) == 6
 
 
+def test_groups_that_arrive_together_travel_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, groups = batch(8)
+    calls: list[int] = []
+    send = RewardPool._send  # noqa: SLF001
+
+    def count(pool: RewardPool, worker: Any, jobs: Any, functions: Any, *, alone: bool) -> None:
+        calls.append(len(jobs))
+        send(pool, worker, jobs, functions, alone=alone)
+
+    monkeypatch.setattr(RewardPool, "_send", count)
+    with open_pool(RewardConfig()) as pool:
+        pool.pids()
+        arrived = iter(groups)
+        left = iter([*range(4, -1, -1), *range(2, -1, -1)])  # behind each of a burst of five and one of three
+        outcomes = list(pool.score(prompts, arrived, more=lambda: bool(next(left))))
+    assert calls == [5, 3]
+    assert len(scored(outcomes)) == 8
+
+
 def test_the_actor_needs_no_torch() -> None:
     prompts, groups = batch(1)
     name = f"{HERE}:heavy_imports"

@@ -30,16 +30,21 @@ class AskedStep:
 
     number: int  # of the step it is asked for; the seeds of its requests follow from it
     drawn: Drawn
-    batch: Batch | None  # on its way; None: restored from a checkpoint, all answers are there
+    batches: Sequence[Batch] = ()  # on their way, one a range of prompts; none where a checkpoint had all answers
     answers: dict[str, Outcome] = field(default_factory=dict)  # by prompt id, in the order in which they came
 
     def take(self, receive: Callable[[Batch], Iterator[Outcome]]) -> Iterator[Outcome]:
         """Yield the answer to every sampled prompt: first those that are there, then the others as they come."""
         yield from list(self.answers.values())
-        if self.batch is not None:
-            for outcome in receive(self.batch):
+        for batch in self.batches:
+            for outcome in receive(batch):
                 self.answers[outcome.prompt_id] = outcome
                 yield outcome
+
+    def has_answer(self) -> bool:
+        """Say whether `take` has another answer at once."""
+        batch = next((one for one in self.batches if one.taken < one.size), None)
+        return batch is not None and not batch.answers.empty()
 
 
 class Lookahead:
@@ -87,7 +92,7 @@ class Lookahead:
             drawn = [(prompt, epoch) for prompt, (_, epoch) in zip(recall(visits), visits, strict=True)]
             answers = [_read_outcome(one) for one in row["answers"]]
             by_id = {one.prompt_id: one for one in answers}
-            self.asked.append(AskedStep(number=row["number"], drawn=drawn, batch=None, answers=by_id))
+            self.asked.append(AskedStep(number=row["number"], drawn=drawn, answers=by_id))
 
 
 def _write_outcome(outcome: Outcome) -> dict[str, Any]:

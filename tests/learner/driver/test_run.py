@@ -56,7 +56,7 @@ class PassOn:
 
     asks_candidate_probabilities = False
 
-    def score(self, prompts: Any, groups: Any, probabilities: Any, *, hurry: Any) -> Iterator[FailedGroup]:
+    def score(self, prompts: Any, groups: Any, probabilities: Any, *, more: Any, hurry: Any) -> Iterator[FailedGroup]:
         yield from groups
 
 
