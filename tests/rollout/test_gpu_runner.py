@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,21 +73,21 @@ def test_the_engine_is_as_on_a_gpu(shared: tuple[Policy, Turn]) -> None:
     assert len(policy.prompt(0, size=SIZES[1]).token_ids) > CHUNK
 
 
-@pytest.mark.parametrize("sampling", [SHORT, CUT], ids=["plain", "cut"])
-def test_law_1_at_start_and_after_every_push(shared: tuple[Policy, Turn], sampling: Sampling) -> None:
+@pytest.mark.parametrize(("sampling", "versions"), [(SHORT, 3), (CUT, 2)], ids=["plain", "cut"])
+def test_law_1_at_start_and_after_every_push(shared: tuple[Policy, Turn], sampling: Sampling, versions: int) -> None:
     """On prompts and pictures seen before, which is fault 8, and by the sampling settings asked for: fault 10."""
     policy, engine = shared
     policy.reset()
     prompts = [policy.prompt(number, size=size) for number, size in enumerate(SIZES)]
     requests = [request(prompt, sampling, seed=number) for number, prompt in enumerate(prompts)]
     sampled = []
-    for version in range(3):
+    for version in range(versions):
         policy.push(engine, version)
         groups = engine.generate(requests, version)
         assert policy.gap(prompts, groups, sampling) < TIGHT
         sampled.append(tokens(groups))
         policy.shake(version)
-    assert sampled[0] != sampled[1] != sampled[2], "the pushes changed nothing: this test could not fail"
+    assert all(old != new for old, new in pairwise(sampled)), "the pushes changed nothing: this test could not fail"
 
 
 def test_law_5_tokens_depend_on_the_seed_alone_also_in_an_engine_built_anew(

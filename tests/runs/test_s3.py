@@ -74,7 +74,7 @@ def test_law_5_a_driver_killed_while_it_uploads_loses_nothing_and_doubles_nothin
 ) -> None:
     place, run_dir = s3.place("killed/run"), tmp_path / "run"
     for step, reached in MOMENTS.items():
-        process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS, "resume=auto")
+        process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS, "resume=auto", warm_workers=True)
 
         def arrived(step: int = step, reached: object = reached) -> bool:
             assert callable(reached)
@@ -110,7 +110,7 @@ def test_law_5_a_server_that_goes_away_stops_no_training(
     """The checkpoint that fails is an event, and is written once the server is back."""
     place, run_dir = own_server.place("away/run"), tmp_path / "run"
     copy = RunBucket.choose_copy(place)
-    process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS)
+    process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS, warm_workers=True)
 
     def failed() -> bool:
         return any(row["kind"] == "checkpoint_failed" for row in jobs.rows(copy, "events.jsonl"))

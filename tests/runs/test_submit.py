@@ -27,7 +27,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """A cluster that was there before the run; the environment in which `ray` commands reach it."""
     environment = {**warm_python.cold(os.environ), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
