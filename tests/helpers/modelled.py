@@ -7,14 +7,20 @@ engine ends, with `spin` it hangs, with `fault` vLLM fails in a step, and `refus
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import ray
+
+from common.checksum import checksum, combine
 from common.config.schema import Config
+from common.errors import EngineError
 from common.recorder import Recorder
 from common.types import (
     Completion,
@@ -45,6 +51,8 @@ class Model:
     raises: frozenset[str] = frozenset()  # engines whose code raises while they start
     stuck: frozenset[str] = frozenset()  # engines that wait in a broadcast without end
     forgetful: frozenset[str] = frozenset()  # engines that report another version than they were given
+    clock_jumps: bool = False  # its wall clock jumps by hours, to and fro
+    damaged: dict[str, int] = field(default_factory=dict)  # engine -> loads of it whose bytes arrive damaged
     cpus: float = 0.0
     gpus: float = 0.0
 
@@ -53,11 +61,19 @@ class Model:
         return {}
 
 
+def make_jumping_clock() -> Callable[[], float]:
+    """Return a `time.time` that is hours ahead at one call, and hours behind at the next."""
+    real, hours = time.time, itertools.cycle((6, -6))
+    return lambda: real() + 3600 * next(hours)
+
+
 class ModelledEngine(RolloutEngine):
     """Serves by the real `serve`; only vLLM's step is modelled."""
 
     def __init__(self, spec: Any, engine_id: str) -> None:
         started = time.monotonic()
+        if spec.clock_jumps:
+            time.time = make_jumping_clock()
         time.sleep(spec.start_s)
         if engine_id in spec.stillborn:
             os._exit(1)
@@ -70,16 +86,21 @@ class ModelledEngine(RolloutEngine):
         self._waiting: list[str] = []
         self._llm = SimpleNamespace(llm_engine=SimpleNamespace(step=self._step, abort_request=self._forget))  # type: ignore[assignment]
         self._recorder = Recorder()
+        self._loads = 0
         self._begin_serving()
         self._startup_seconds = time.monotonic() - started
 
     def load(self, manifest: WeightManifest) -> LoadedWeights:
-        """Hold a version after a while."""
+        """Hold a version after a while, if its bytes are those that were published."""
+        self._loads += 1
+        found = [checksum(ray.get(one.payload)) if one.payload else one.xxh3 for one in manifest.buckets]
+        if self._loads <= self._model.damaged.get(self._id, 0) or found != [one.xxh3 for one in manifest.buckets]:
+            raise EngineError("a bucket arrived damaged", got="other bytes", remedy="publish them again")
         self._version = None
         time.sleep(3600 if manifest.by_nccl and self._id in self._model.stuck else self._model.load_s)
         self._version = manifest.version
         reported = manifest.version + (self._id in self._model.forgetful)
-        return LoadedWeights(version=reported, note=None)
+        return LoadedWeights(version=reported, note=None, checksum=combine(found))
 
     def join(self, init_info: Mapping[str, Any]) -> None:
         """Enter a group of nobody."""
@@ -113,11 +134,14 @@ class ModelledEngine(RolloutEngine):
 
 def draw(request: GenerationRequest, version: int) -> Group:
     """Return the group that any modelled engine gives under a version."""
-    digest = hashlib.blake2b(f"{request.seed} {request.prompt_id} {version}".encode()).digest()
-    one = Completion(token_ids=tuple(digest[:4]), logprobs=(-0.5,) * 4, text=digest.hex()[:8], finish_reason="stop")
+    completions = []
+    for number in range(request.sampling.n):
+        digest = hashlib.blake2b(f"{request.seed + number} {request.prompt_id} {version}".encode()).digest()
+        said = {"token_ids": tuple(digest[:4]), "logprobs": (-0.5,) * 4, "text": digest.hex()[:8]}
+        completions.append(Completion(**said, finish_reason="stop"))
     return Group(
         prompt_id=request.prompt_id,
-        completions=(one,),
+        completions=tuple(completions),
         origin="sampled",
         seed=request.seed,
         engine_id=None,
@@ -139,10 +163,16 @@ def make_requests(count: int, *, names: dict[int, str] | None = None) -> list[Ge
     ]
 
 
-def make_manifest(version: int, *, by_nccl: bool = False) -> WeightManifest:
-    """Make a manifest that a modelled engine takes."""
-    sent = WeightBucket(entries=(), xxh3=0, payload=None, kind="changing")
-    return WeightManifest(version=version, buckets=(sent,) if by_nccl else (), vision_unchanged=True)
+def make_manifest(version: int, *, by_nccl: bool = False, megabytes: float = 0.0) -> WeightManifest:
+    """Make a manifest that a modelled engine takes, of so many MB that follow from the version."""
+    buckets: tuple[WeightBucket, ...] = ()
+    if by_nccl:
+        buckets = (WeightBucket(entries=(), xxh3=0, payload=None, kind="changing"),)
+    elif megabytes:
+        arrays = [np.random.default_rng(version).bytes(int(megabytes * 1e6))]
+        payload = ray.put(arrays)
+        buckets = (WeightBucket(entries=(), xxh3=checksum(arrays), payload=payload, kind="changing"),)
+    return WeightManifest(version=version, buckets=buckets, vision_unchanged=True)
 
 
 def make_config(engines: int | dict[str, int], **rollout: Any) -> Config:

@@ -106,6 +106,34 @@ def test_a_rank_that_dies_is_one_error_and_the_run_is_tried_again(tmp_path: Path
     jobs.assert_same_weights(left_alone, run_dir)
 
 
+def test_a_run_without_engines_ends_in_one_error_within_30_s(tmp_path: Path) -> None:
+    """The only engine is killed, and then the one that starts in its place."""
+    run_dir = tmp_path / "run"
+    process = jobs.start(run_dir, *SHORT, "rollout.max_restarts=0")
+    first = jobs.kill_an_engine(run_dir, process)
+    jobs.wait_for("loss", lambda: first in lost_engines(run_dir), process)
+    began = time.monotonic()
+    jobs.wait_for("another engine", lambda: [one.kill() for one in find_engines(process)], process)
+    assert jobs.finish(process, run_dir, timeout_s=120) == 1
+    assert time.monotonic() - began < WITHIN_S
+    console = jobs.console(run_dir)
+    assert console.count("\nerror: ") == 1 and "Traceback" not in console
+    assert "error: no rollout engine is left" in console
+    assert len(lost_engines(run_dir)) == 2
+    assert json.loads((run_dir / "summary.json").read_text())["cause"]["ring"] == "engine"
+    assert jobs.audit(run_dir) == []
+
+
+def lost_engines(run_dir: Path) -> list[str]:
+    return [row["engine"] for row in jobs.rows(run_dir, "events.jsonl") if row["kind"] == "engine_lost"]
+
+
+def find_engines(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The engines that are alive, also those that start."""
+    found = [one for one in jobs.descendants(parent) if one.is_running()]
+    return [one for one in found if one.cmdline()[:1] and "RolloutEngine" in one.cmdline()[0]]
+
+
 def find_rank(parent: subprocess.Popen[str]) -> psutil.Process:
     (rank,) = (one for one in jobs.descendants(parent) if one.cmdline()[:1] and "LearnerRank" in one.cmdline()[0])
     return rank

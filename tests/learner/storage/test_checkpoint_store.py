@@ -220,6 +220,9 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+KILLS = 50
+
+
 def write_forever(folder: str, report: str) -> None:
     """Save again and again; report each step that is safe as four bytes."""
     reports = os.open(report, os.O_WRONLY)
@@ -238,10 +241,10 @@ def test_sigkill_at_any_instant_loses_one_at_most(tmp_path: Path) -> None:
     folder, report, rng = tmp_path / "checkpoints", tmp_path / "report", random.Random(0)
     report.write_bytes(bytes(4))
     reached = 0
-    for _ in range(18):
+    for _ in range(KILLS):
         process = context.Process(target=write_forever, args=(str(folder), str(report)))
         process.start()
-        time.sleep(0.05 + rng.random() * 0.1)
+        time.sleep(0.04 + rng.random() * 0.1)
         process.kill()
         process.join(10)
         assert process.exitcode == -9
@@ -252,7 +255,7 @@ def test_sigkill_at_any_instant_loses_one_at_most(tmp_path: Path) -> None:
         store = CheckpointFolder(folder, keep=2)
         for step in store.steps():
             store.verify(step)
-    assert reached > 18  # it did write
+    assert reached > KILLS  # it did write
 
 
 @pytest.fixture

@@ -3,77 +3,26 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from common.errors import EngineError
-from common.types import FailedGroup, GenerationRequest, Group
+from common.types import FailedGroup, Group
 from rollout.fleet import life
-from rollout.fleet.fleet import RolloutFleet
-from tests.helpers.modelled import Model, ModelledEngine, draw, make_config, make_manifest, make_requests
+from tests.faults.fleets import NOTICE_S, RETURN_S, WITHIN_S, Events, check, pids, serve
+from tests.helpers.modelled import Model, make_manifest, make_requests
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-class Events(list[tuple[str, dict[str, Any]]]):
-    def __call__(self, kind: str, **fields: Any) -> None:
-        self.append((kind, fields))
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [fields for found, fields in self if found == kind]
-
-
-@pytest.fixture
-def events() -> Events:
-    return Events()
-
-
-@pytest.fixture
-def start(events: Events) -> Iterator[Callable[..., RolloutFleet]]:
-    """Start a fleet of modelled engines; all are closed at the end."""
-    fleets = []
-
-    def begin(engines: int, model: Model, **rollout: Any) -> RolloutFleet:
-        spec: Any = model
-        fleets.append(RolloutFleet(make_config(engines, **rollout), spec, on_event=events, kind=ModelledEngine))
-        return fleets[-1]
-
-    yield begin
-    for fleet in fleets:
-        fleet.close()
-
-
-def serve(start: Callable[..., RolloutFleet], engines: int, model: Model, **rollout: Any) -> RolloutFleet:
-    """Start a fleet and wait until it serves version 0."""
-    fleet = start(engines, model, **rollout)
-    fleet.ready()
-    fleet.publish(make_manifest(0))
-    return fleet
-
-
-def check(requests: list[GenerationRequest], found: list[Group | FailedGroup], version: int) -> None:
-    """Each request is answered once, by the tokens that its seed and the version say."""
-    assert Counter(one.prompt_id for one in found) == Counter(one.prompt_id for one in requests)
-    by_id = {one.prompt_id: one for one in found}
-    for request in requests:
-        group = by_id[request.prompt_id]
-        if isinstance(group, Group):
-            assert group.completions == draw(request, version).completions
-            assert group.weights_version == version
-
-
-def pids(fleet: RolloutFleet) -> list[int]:
-    return [member.info.pid for member in fleet._board.serving() if member.info]  # noqa: SLF001
-
-
 def test_all_engines_work_and_a_batch_is_answered(start: Any, events: Events) -> None:
-    fleet = start(3, Model())
+    fleet = start(3, Model(service_s=0.03))
     assert [info.engine_id for info in fleet.ready()] == ["engine-0", "engine-1", "engine-2"]
     fleet.publish(make_manifest(0))
     requests = make_requests(60, names={7: "refused/7"})
@@ -84,36 +33,41 @@ def test_all_engines_work_and_a_batch_is_answered(start: Any, events: Events) ->
     assert list(fleet.generate([])) == []
 
 
-@pytest.mark.parametrize("times", range(3))
-def test_an_engine_killed_at_work_loses_nothing(start: Any, events: Events, times: int) -> None:
+def test_an_engine_killed_at_work_loses_nothing(start: Any, events: Events) -> None:
     fleet = start(2, Model(service_s=0.01))
     fleet.ready()
     fleet.publish(make_manifest(3))
     requests = make_requests(60)
     stream = fleet.generate(requests)
     found = [next(stream)]
-    os.kill(pids(fleet)[times % 2], signal.SIGKILL)
+    os.kill(random.choice(pids(fleet)), signal.SIGKILL)
     found += stream
     check(requests, found, 3)
     assert len(events.of("engine_lost")) == 1, "the fault came too late to matter"
 
 
-def test_an_idle_engine_that_dies_is_noticed_within_a_second(start: Any, events: Events) -> None:
+def test_an_idle_engine_that_dies_is_noticed_and_replaced_in_time(start: Any, events: Events, measure: Any) -> None:
+    began = time.monotonic()
     fleet = serve(start, 2, Model())
+    startup = time.monotonic() - began
     killed = time.monotonic()
     os.kill(pids(fleet)[0], signal.SIGKILL)
-    while not events.of("engine_lost"):
-        time.sleep(0.01)
-        assert time.monotonic() - killed < 1.0
+    events.wait("engine_lost")
+    noticed = time.monotonic() - killed
+    measure("a death is noticed", noticed)
+    assert noticed < NOTICE_S
     fleet.publish(make_manifest(1))  # waits for nobody (F3)
-    assert time.monotonic() - killed < 2.0
+    assert time.monotonic() - killed < 2 * NOTICE_S
     fleet.ready()
+    back = time.monotonic() - killed
+    measure("beyond its start-up, it serves again", max(0.0, back - startup))
+    assert back < startup + RETURN_S
     assert len(pids(fleet)) == 2
     assert fleet.restarts == 1
 
 
 def test_an_engine_that_hangs_is_replaced_at_its_deadline(
-    start: Any, events: Events, monkeypatch: pytest.MonkeyPatch
+    start: Any, events: Events, monkeypatch: pytest.MonkeyPatch, measure: Any
 ) -> None:
     monkeypatch.setattr(life, "FRESH_S", 1.5)
     monkeypatch.setattr(life, "LEAST_S", {"cpu": 1.5})
@@ -125,9 +79,9 @@ def test_an_engine_that_hangs_is_replaced_at_its_deadline(
     began = time.monotonic()
     found += stream
     check(requests, found, 0)
-    while not events.of("engine_lost"):  # another engine has done its work meanwhile
-        time.sleep(0.05)
-        assert time.monotonic() - began < 10
+    (lost,) = events.wait("engine_lost", timeout_s=10)  # another engine has done its work meanwhile
+    measure("a hang is noticed, its deadline 1.5 s", time.monotonic() - began)
+    assert "no sign of life" in lost["why"] or "made no step" in lost["why"]
 
 
 def test_a_prompt_that_ends_engines_is_answered_as_failed(start: Any, events: Events) -> None:
@@ -169,11 +123,14 @@ def test_one_engine_that_ends_while_it_starts_holds_up_nobody(start: Any, events
     assert fleet.restarts == 1
 
 
-def test_engines_that_never_start_end_the_run_with_the_cause(start: Any, events: Events) -> None:
+def test_engines_that_never_start_end_the_run_with_the_cause(start: Any, events: Events, measure: Any) -> None:
     stillborn = frozenset(f"engine-{number}" for number in range(10))
+    began = time.monotonic()
     with pytest.raises(EngineError, match="no rollout engine is left"):
         start(1, Model(stillborn=stillborn), max_restarts=2).ready()
     assert len(events.of("engine_lost")) == 3
+    measure("an exhausted ring is an error", time.monotonic() - began)
+    assert time.monotonic() - began < WITHIN_S
     with pytest.raises(EngineError, match="this engine cannot be built"):
         start(1, Model(raises=frozenset({"engine-0"}))).ready()
 
@@ -208,7 +165,7 @@ def test_a_slow_engine_ends_with_little_work(start: Any) -> None:
     found = list(fleet.generate(requests))
     took = time.monotonic() - began
     check(requests, found, 0)
-    assert took < 0.5 * (32 * 0.1)
+    assert took < 0.8 * (32 * 0.1)
     assert Counter(one.engine_id for one in found if isinstance(one, Group))["engine-2"] < 16
 
 
