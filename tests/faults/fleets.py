@@ -56,3 +56,11 @@ def check(requests: Sequence[GenerationRequest], found: Sequence[Group | FailedG
 def pids(fleet: RolloutFleet) -> list[int]:
     """The processes of the engines that serve."""
     return [member.info.pid for member in fleet._board.serving() if member.info]  # noqa: SLF001
+
+
+def find_pid(fleet: RolloutFleet, answer: Group | FailedGroup) -> int:
+    """The process of the engine that gave an answer."""
+    assert isinstance(answer, Group)
+    (member,) = [one for one in fleet._board.serving() if one.id == answer.engine_id]  # noqa: SLF001
+    assert member.info is not None
+    return member.info.pid

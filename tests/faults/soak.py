@@ -69,6 +69,7 @@ SETTINGS: Mapping[str, Any] = {
         "step_timeout_s": 20,
     },
     "reward": {"workers": 2, "timeout_s": 1.0, "cpus_per_worker": 0.1},
+    "weights": {"timeout_s": 10},  # an engine may be stopped while it loads
     "learner": {"gpus_per_rank": 0},
     "tracking": {"samples_every": 0},
     "cluster": {"device": "cpu"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rollout.fleet import fleet as fleets
+from common.errors import EngineError
 from tests.faults.fleets import Events, check, pids, serve
 from tests.helpers.modelled import Model, make_manifest, make_requests
 
@@ -57,7 +57,7 @@ def test_a_run_is_over_when_its_last_engine_is(start: Any, events: Events, measu
     next(stream)
     os.kill(pids(fleet)[0], signal.SIGKILL)
     began = time.monotonic()
-    with pytest.raises(fleets.EngineError, match="no rollout engine is left"):
+    with pytest.raises(EngineError, match="no rollout engine is left"):
         list(stream)
     measure("an exhausted ring is an error", time.monotonic() - began)
     assert time.monotonic() - began < 30

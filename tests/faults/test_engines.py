@@ -15,7 +15,7 @@ import pytest
 from common.errors import EngineError
 from common.types import FailedGroup, Group
 from rollout.fleet import life
-from tests.faults.fleets import NOTICE_S, RETURN_S, WITHIN_S, Events, check, pids, serve
+from tests.faults.fleets import NOTICE_S, RETURN_S, WITHIN_S, Events, check, find_pid, pids, serve
 from tests.helpers.modelled import Model, make_manifest, make_requests
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -75,7 +75,7 @@ def test_an_engine_that_hangs_is_replaced_at_its_deadline(
     requests = make_requests(40)
     stream = fleet.generate(requests)
     found = [next(stream)]
-    os.kill(pids(fleet)[0], signal.SIGSTOP)
+    os.kill(find_pid(fleet, found[0]), signal.SIGSTOP)  # it is at work; within a load it would have longer
     began = time.monotonic()
     found += stream
     check(requests, found, 0)

@@ -137,8 +137,8 @@ def draw(request: GenerationRequest, version: int) -> Group:
     completions = []
     for number in range(request.sampling.n):
         digest = hashlib.blake2b(f"{request.seed + number} {request.prompt_id} {version}".encode()).digest()
-        said = {"token_ids": tuple(digest[:4]), "logprobs": (-0.5,) * 4, "text": digest.hex()[:8]}
-        completions.append(Completion(**said, finish_reason="stop"))
+        ids, text = tuple(digest[:4]), digest.hex()[:8]
+        completions.append(Completion(token_ids=ids, logprobs=(-0.5,) * 4, text=text, finish_reason="stop"))
     return Group(
         prompt_id=request.prompt_id,
         completions=tuple(completions),
