@@ -192,7 +192,7 @@ def judge(record: RunRecord, figures: Mapping[str, Any]) -> Verdict:
     paces = [float(one["step_seconds"]) for one in record.metrics]
     kinds = Counter(str(one["kind"]) for one in record.events)
     names = {"engines": ("engine_up", "engine_lost"), "reward workers": ("reward_worker_up", "reward_worker_lost")}
-    at_first = {"engines": record.config.rollout.engines, "reward workers": record.config.reward.workers}
+    at_first = {"engines": record.config.rollout.min_engines, "reward workers": record.config.reward.workers}
     last = record.books[-1]
     return Verdict(
         steps=len(record.steps),

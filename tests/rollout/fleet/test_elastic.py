@@ -20,8 +20,8 @@ from rollout.fleet import board, crew, finding, life
 from rollout.fleet.fleet import RolloutFleet
 from rollout.fleet.sizing import MOST_PATIENCE, Sizing, follow_wait_share
 from rollout.spec import make_engine_request
+from tests.faults.fleets import Events, check, pids
 from tests.helpers.modelled import Model, ModelledEngine, make_config, make_manifest, make_requests
-from tests.rollout.fleet.test_faults import Events, check, pids
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Start = Callable[..., RolloutFleet]
