@@ -156,7 +156,7 @@ def make_run(config: Config, tracker: Tracker, note: Any, until: list[float], pa
         fleet=fleet,
         rewards=rewards,
         learner=learner,
-        weight_sync=WeightSync(learner, fleet, nccl=False),
+        weight_sync=WeightSync(learner, fleet, nccl=False, on_event=note),
         probe=cast("Any", lambda version, prompts: None),
         feed=parts.enter_context(
             closing(PromptFeed(stream, encoder, ahead=config.rollout.prompts_per_step, timeout_s=30.0))
