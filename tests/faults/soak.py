@@ -124,6 +124,7 @@ def run_soak(folder: Path, seconds: float, every_s: float) -> None:
             train(run)
         wall = time.monotonic() - began
         strikes.over.set()
+        strikes.wake_all()
         memory.over.set()
         figures = {"wall": wall, "strikes": strikes.done, "growth": memory.growth(), "rss": max(memory.megabytes)}
         (folder / "soak.json").write_text(json.dumps(figures))
