@@ -145,3 +145,12 @@ class DeadlineError(RollcallError):
 
 class LearnerError(RollcallError):
     """Training diverged: the loss or the gradient is not a finite number."""
+
+
+class LearnerLostError(LearnerError):
+    """A rank of the learner is lost, and with it what all ranks held."""
+
+    def __init__(self, what: str, *, got: object, remedy: str, actor: str = "LearnerRank", node: str = "") -> None:
+        super().__init__(what, got=got, remedy=remedy)
+        self.actor, self.node = actor, node
+        self.final = False  # nothing more is tried

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.embedded": LEARNER | {"learner.embedded"},
     "learner.evaluation": LEARNER | {"learner.evaluation", "learner.storage"},  # results are files
     "learner.model": LEARNER | {"learner.model"},
-    "learner.trainer": LEARNER | {"learner.trainer", "learner.model"},
+    "learner.trainer": LEARNER | {"learner.trainer", "learner.trainer.recovery", "learner.model"},
+    "learner.trainer.recovery": LEARNER | {"learner.trainer.recovery", "learner.trainer", "learner.model"},
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},

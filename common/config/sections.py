@@ -318,7 +318,16 @@ class LearnerConfig(Section):
     start_timeout_s: Free[Seconds] = 900.0
     """Seconds that all ranks may take to start. Raise it for a large model on a slow disk."""
     step_timeout_s: Free[Seconds] = 1800.0
-    """Seconds that an optimizer step, or any other call of the ranks, may take."""
+    """Seconds that an optimizer step, or any other call of the ranks, may take. A rank that has not answered by then
+    counts as lost."""
+    heartbeat_s: Free[Annotated[float, Field(ge=3, le=LONGEST_WAIT_S)]] = 60.0
+    """Seconds without a sign of life after which a rank counts as lost, as `cluster.heartbeat_s` is for the driver."""
+    max_restarts: Free[NonNegative] = 3
+    """Losses of a rank, one after the other without a new step in between, from which all ranks are built anew while
+    engines stay up. One more ends the run. 0 ends it at the first."""
+    keep_every: Free[NonNegative] = 1
+    """Steps between copies of the learner's state in host memory, from which lost ranks go on. A copy takes what a
+    checkpoint does, for a moment twice. Raise it where that is large, 0 goes back to the last checkpoint."""
 
 
 class ExactConfig(Section):

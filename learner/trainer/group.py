@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from common.allocator import KEPT_MEMORY
@@ -18,6 +19,9 @@ from learner.trainer.microbatches import deal_groups, divide
 from learner.trainer.offline_groups import build_unscored_group
 from learner.trainer.rank import LearnerRank
 from learner.trainer.rank_pack import RankPack, pack_groups
+from learner.trainer.recovery.owned import OwnedWeights, compute_owned_features
+from learner.trainer.recovery.ring import RankRing
+from learner.trainer.recovery.watch import CONTROL
 from learner.trainer.sent_step import SentStep
 
 if TYPE_CHECKING:
@@ -39,11 +43,15 @@ def call(
     return ref
 
 
+def tell_nobody(kind: str, **fields: Any) -> None:
+    """Take an event and do nothing with it."""
+
+
 class LearnerGroup:
     """All ranks of the learner. It starts them and does not wait: call `ready` before anything else.
 
-    Any error of `step`, and any wait past its deadline, leaves the ranks out of step with each other: close the group.
-    A failed `save` does not.
+    A rank that is lost is replaced within any call, which then returns what it would have: see `RankRing`. Any other
+    error of `step` leaves the ranks out of step with each other: close the group. A failed `save` does not.
     """
 
     def __init__(
@@ -55,32 +63,34 @@ class LearnerGroup:
         steps: int,
         tower_runs: bool = True,
         place: PlacementGroup | None = None,
+        renew: Callable[[PlacementGroup], PlacementGroup] = lambda place: place,
+        on_event: Callable[..., None] = tell_nobody,
     ) -> None:
         """Start the ranks.
 
         Args:
-            place: holds a bundle for each rank; None: wherever Ray finds room.
             model_path: folder or hub id of the policy as it starts, and of the reference as it stays; a shared folder
                 where ranks run on other hosts.
             banned: ids that no completion may hold; engines have the same list.
             steps: optimizer steps of the whole run, the schedule's length; with 0 it only scores, without an optimizer.
             tower_runs: prompts come with pixels; False where all come with features of a frozen vision tower.
+            place: holds a bundle for each rank; None: wherever Ray finds room.
+            renew: returns another place for one whose node may be lost.
+            on_event: is told of ranks that are lost and built anew, also by another thread.
         """
         self._config = config
-        self._place = place
-        self._ranks = [
-            self._actor(index).remote(
-                config, rank=index, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
+
+        def spawn(rank: int, place: PlacementGroup | None) -> Any:
+            return self._actor(rank, place).remote(
+                config, rank=rank, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
             )
-            for index in range(config.learner.ranks)
-        ]
-        # Ray hands a rank the value of a reference.
-        store = cast("tuple[str, int]", call(self._ranks[0], LearnerRank.open_store))
-        self._started = [call(rank, LearnerRank.start, store) for rank in self._ranks]
+
+        self._weights = OwnedWeights()
+        self._ring = RankRing(config, spawn, place=place, renew=renew, on_event=on_event)
 
     def ready(self, timeout_s: float) -> None:
         """Wait until every rank holds its model. Raises DeadlineError, or what a rank raised."""
-        get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
+        self._ring.ready(timeout_s)
 
     def step(self, scored: Sequence[ScoredGroup], *, at: int, coefficients: Coefficients | None = None) -> StepResult:
         """Learn from all groups of a step, given in prompt order.
@@ -98,22 +108,26 @@ class LearnerGroup:
     def begin_step(self, *, at: int, coefficients: Coefficients | None = None) -> None:
         """Begin a step, whose ranges of groups follow one by one; see `step`."""
         self._step = SentStep(config=self._config, coefficients=coefficients or Coefficients.of(self._config))
-        self._sent = [call(rank, LearnerRank.begin_step, self._step.coefficients, at=at) for rank in self._ranks]
+        coefficients = self._step.coefficients
+        self._ring.step = at
+        self._ring.change(lambda ranks: [call(rank, LearnerRank.begin_step, coefficients, at=at) for rank in ranks])
 
     def learn_range(self, scored: Sequence[ScoredGroup], *, last: bool) -> None:
         """Learn from the groups of the next range, given in prompt order. Return at once: the ranks go on learning."""
         kl = self._measure_kl(scored) if self._config.kl_in_reward else None
         for packs in self._step.add(scored, last=last, kl=kl):
-            self._sent += [
-                call(rank, LearnerRank.learn, own, last=last) for rank, own in zip(self._ranks, packs, strict=True)
-            ]
+            self._ring.change(partial(_send_packs, packs, last=last))
 
     def finish_step(self) -> StepResult:
         """Wait until all ranges are learned, take the optimizer step and return its figures."""
-        refs = [call(rank, LearnerRank.finish_step, self._step.correct()) for rank in self._ranks]
-        timeout_s = self._config.learner.step_timeout_s
-        get(self._sent, what="a learner step", timeout_s=timeout_s)  # an error of a range is the first to be raised
-        return self._step.describe(get(refs, what="a learner step", timeout_s=timeout_s))
+        correction = self._step.correct()
+        self._ring.change(lambda ranks: [call(rank, LearnerRank.finish_step, correction) for rank in ranks])
+        stats = self._ring.settle(what="a learner step", timeout_s=self._config.learner.step_timeout_s)
+        return self._step.describe(stats)
+
+    def keep(self) -> None:
+        """Begin to copy the state after the last step to memory, where that is due. Return at once."""
+        self._ring.keep()
 
     def _measure_kl(self, scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[float, ...]]]:
         """Return the KL of every token of sampled completions, by prompt id and completion."""
@@ -151,11 +165,13 @@ class LearnerGroup:
         if not scored:
             return []
         dealt = deal_groups(scored, self._config.learner)
-        refs = [
-            call(rank, method, packs, *args, **kwargs)
-            for rank, packs in zip(self._ranks, pack_groups(scored, dealt), strict=True)
-        ]
-        answers = get(refs, what=what, timeout_s=self._config.learner.step_timeout_s)
+        packed, timeout_s = pack_groups(scored, dealt), self._config.learner.step_timeout_s
+
+        def ask(ranks: Sequence[Any]) -> list[list[list[float]]]:
+            refs = [call(rank, method, own, *args, **kwargs) for rank, own in zip(ranks, packed, strict=True)]
+            return get(refs, what=what, timeout_s=timeout_s)
+
+        answers = self._ring.run(ask)
 
         # Each micro-batch comes back as one flat list: cut it into groups and completions again.
         by_group: dict[int, list[tuple[float, ...]]] = {}
@@ -169,22 +185,21 @@ class LearnerGroup:
 
     def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
         """Return the features of each prompt's pictures, in order; see `learner.model.vision_features`."""
-        ranks = len(self._ranks)
-        most = -(-len(images) // ranks)  # ZeRO-3 wants all ranks to run the vision tower equally often
-        shares = [(*images[rank::ranks], *images[:1])[:most] for rank in range(ranks)]
-        refs = [call(rank, LearnerRank.vision_features, share) for rank, share in zip(self._ranks, shares, strict=True)]
-        made = get(refs, what="the features of a frozen vision tower", timeout_s=self._config.learner.step_timeout_s)
-        return [made[index % ranks][index // ranks] for index in range(len(images))]
+        return compute_owned_features(self._ring, images, timeout_s=self._config.learner.step_timeout_s)
 
     def publish(self, version: int) -> WeightManifest:
         """Return the full set of weights as they are now, as an immutable version."""
-        manifests = self._all("weights to publish", self._config.weights.timeout_s, LearnerRank.publish, version)
+        if self._config.weights.transport == "object_store":
+            return self.copy(version)
+        manifests = self._all("weights to publish", self._config.weights.timeout_s, LearnerRank.announce, version)
         return cast("WeightManifest", manifests[0])  # only rank 0 has one
 
     def copy(self, version: int) -> WeightManifest:
-        """Return the same weights as bytes in the object store, for an engine that came after a broadcast."""
-        manifests = self._all("weights to copy", self._config.weights.timeout_s, LearnerRank.copy, version)
-        return cast("WeightManifest", manifests[0])
+        """Return the weights as they are now as bytes in the object store, whatever the transport.
+
+        They outlive the ranks: what a call returns belongs to the caller.
+        """
+        return self._weights.publish(self._ring, version, timeout_s=self._config.weights.timeout_s)
 
     def nccl_rendezvous(self, world_size: int, limit_s: float) -> dict[str, Any]:
         """Begin to open the NCCL group of rank 0 and the engines' workers, `world_size` in all.
@@ -193,11 +208,14 @@ class LearnerGroup:
         that plus the workers of this one. Rank 0 waits inside until all have joined, for `limit_s` at most: the next
         call of this group does.
         """
-        point = call(self._ranks[0], LearnerRank.free_port)
-        ((address, port),) = get([point], what="a port for the weights", timeout_s=self._config.weights.timeout_s)
-        self._joining = [
-            call(rank, LearnerRank.join_engines, address, port, world_size, limit_s) for rank in self._ranks
-        ]
+        timeout_s = self._config.weights.timeout_s
+
+        def ask(ranks: Sequence[Any]) -> list[tuple[str, int]]:
+            return get([call(ranks[0], LearnerRank.free_port)], what="a port for the weights", timeout_s=timeout_s)
+
+        ((address, port),) = self._ring.run(ask)
+        ranks = self._ring.ranks
+        self._joining = [call(rank, LearnerRank.join_engines, address, port, world_size, limit_s) for rank in ranks]
         return {
             "master_address": address,
             "master_port": port,
@@ -240,14 +258,23 @@ class LearnerGroup:
 
     def checkpoint_bytes(self) -> int:
         """Estimate the bytes that `save` writes."""
-        asked = [self._ranks[0].checkpoint_bytes.remote()]
-        (size,) = get(asked, what="the size of a checkpoint", timeout_s=self._config.learner.step_timeout_s)
-        return int(size)
-
-    def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
-        """Continue from what `save` wrote, bit for bit, with as many ranks. See `LearnerRank.load`."""
         timeout_s = self._config.learner.step_timeout_s
-        self._all("a checkpoint to be loaded", timeout_s, LearnerRank.load, place, reports)
+
+        def ask(ranks: Sequence[Any]) -> list[int]:
+            asked = [call(ranks[0], LearnerRank.checkpoint_bytes)]
+            return get(asked, what="the size of a checkpoint", timeout_s=timeout_s)
+
+        return self._ring.run(ask)[0]
+
+    def load(self, place: Place, reports: Sequence[WriteReport] = (), *, at: int = 0) -> None:
+        """Continue from what `save` wrote after `at` steps, bit for bit, with as many ranks. See `LearnerRank.load`."""
+        self._ring.step = at
+        self._ring.change(lambda ranks: [call(rank, LearnerRank.load, place, reports) for rank in ranks])
+        self._ring.settle(what="a checkpoint to be loaded", timeout_s=self._config.learner.step_timeout_s)
+
+    def rebuild(self) -> None:
+        """Build all ranks anew after a loss that memory does not lead back from: as they start."""
+        self._ring.rebuild()
 
     def export(self, place: Place) -> None:
         """Write the policy in Hugging Face layout: weights, config, generation config, processor, chat template.
@@ -265,12 +292,9 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End every rank."""
-        import ray
+        self._ring.close()
 
-        for rank in self._ranks:
-            ray.kill(rank)
-
-    def _actor(self, index: int) -> Any:
+    def _actor(self, index: int, place: PlacementGroup | None) -> Any:
         """Return the actor class of one rank, bound to its place and environment."""
         import ray
 
@@ -283,12 +307,14 @@ class LearnerGroup:
         }
         if cluster.device == "cpu":
             environment |= KEPT_MEMORY
-        return ray.remote(LearnerRank).options(
+        bound: Any = ray.remote(
             num_cpus=learner.cpus_per_rank,
             num_gpus=learner.gpus_per_rank,
-            scheduling_strategy=schedule_in(self._place, bundle=index),
+            concurrency_groups={CONTROL: 1},
+            scheduling_strategy=schedule_in(place, bundle=index),
             runtime_env={"env_vars": environment},
         )
+        return bound(LearnerRank)
 
     def _all(
         self,
@@ -300,7 +326,16 @@ class LearnerGroup:
         **kwargs: Params.kwargs,
     ) -> list[Value]:
         """Run `method` on every rank and return its values in rank order; `what` names the wait."""
-        return get([call(rank, method, *args, **kwargs) for rank in self._ranks], what=what, timeout_s=timeout_s)
+
+        def ask(ranks: Sequence[Any]) -> list[Value]:
+            return get([call(rank, method, *args, **kwargs) for rank in ranks], what=what, timeout_s=timeout_s)
+
+        return self._ring.run(ask)
+
+
+def _send_packs(packs: Sequence[Sequence[RankPack]], ranks: Sequence[Any], *, last: bool) -> list[Any]:
+    """Let each rank learn its own packs."""
+    return [call(rank, LearnerRank.learn, own, last=last) for rank, own in zip(ranks, packs, strict=True)]
 
 
 def _list_errors(reports: Sequence[WriteReport]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config.schema import Config
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
-from common.object_store import fetch_features, share_features
+from common.object_store import fetch_features
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
 from common.storage.output import (
     Place,
     WriteReport,
 )
-from common.types import ImageFeatures, SharedFeatures, WeightManifest
+from common.types import ImageFeatures, SharedFeatures, WeightBucket, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
 from learner.model.logprobs import packed_logprobs
@@ -30,14 +31,16 @@ from learner.objective.records import Coefficients
 from learner.trainer.learning_step import LearningStep, OpenStep
 from learner.trainer.rank_files import export_rank, load_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
+from learner.trainer.recovery.memory import Packed, copy_state, restore_state
+from learner.trainer.recovery.watch import RankInfo
 from learner.trainer.rng import make_reproducible
 from learner.trainer.stats import RankStats
-from learner.trainer.weights import NcclSender, ObjectStoreSender, WeightSender, WeightSource
+from learner.trainer.weights import Arrays, NcclSender, WeightSource
 
 
 class LearnerRank:
-    """Every public method but `open_store`, `free_port` and `checkpoint_bytes` is a collective: all ranks run it, in
-    the same order."""
+    """Every public method but `open_store`, `beat`, `free_port` and `checkpoint_bytes` is a collective: all ranks run
+    it, in the same order."""
 
     def __init__(
         self,
@@ -74,13 +77,26 @@ class LearnerRank:
             probe.bind((_own_address(), 0))
             return _own_address(), probe.getsockname()[1]
 
-    def start(self, store: tuple[str, int]) -> None:
-        """Join the other ranks at the store, load the model, partition it."""
+    def beat(self) -> None:
+        """Do nothing: an answer is a sign of life, whatever this rank is at."""
+
+    def start(self, store: tuple[str, int]) -> RankInfo:
+        """Join the other ranks at the store, load the model, partition it. Return where this rank runs."""
+        import ray
+
         if self._config.cluster.device == "cpu":  # on a GPU flex attention is compiled
             leave_out_compiler()
         with pause_collector():
             import_transformers()
             self._start(store)
+        kinds = tuple(batch.kind for batch in self._source.batches)
+        return RankInfo(
+            pid=os.getpid(),
+            address=_own_address(),
+            node=ray.get_runtime_context().get_node_id(),
+            buckets=kinds,
+            vision_unchanged=self._source.towers_fixed,
+        )
 
     def _start(self, store: tuple[str, int]) -> None:
         from learner.trainer import zero
@@ -118,7 +134,7 @@ class LearnerRank:
             bucket_bytes=config.weights.bucket_mb * 2**20,
             adapters=self._adapters,
         )
-        self._sender = self._make_sender()
+        self._sender = NcclSender(self._source, rank=self._rank, bucket_bytes=config.weights.bucket_mb * 2**20)
 
     def begin_step(self, coefficients: Coefficients, *, at: int) -> None:
         """Begin a step; see `OpenStep`."""
@@ -152,26 +168,27 @@ class LearnerRank:
         """Return the KL of every completion token to the reference, one flat list a pack."""
         return self._learning.measure_kl(fetch_images(packs, timeout_s=self._config.learner.step_timeout_s))
 
-    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
-        """Return the vision tower's features of each prompt's pictures, in the object store."""
+    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> tuple[Any, ...]:
+        """Return digest and bytes of the vision tower's features of each prompt's pictures, and then those features."""
         pixels = fetch_features(images, timeout_s=self._config.learner.step_timeout_s)
-        return [share_features(made) for made in compute_features(self._engine.module, [one for one in pixels if one])]
+        made = compute_features(self._engine.module, [one for one in pixels if one])
+        return [(one.digest, one.nbytes) for one in made], *made
 
-    def publish(self, version: int) -> WeightManifest | None:
-        """Publish the weights; return the manifest from rank 0, None from the others."""
-        return self._sender.publish(version)
+    def pack_weights(self, number: int) -> tuple[WeightBucket | None, Arrays | None]:
+        """Gather a bucket of the weights; return it and its bytes from rank 0. See `WeightSource.pack`."""
+        return self._source.pack(number, rank=self._rank)
 
-    def copy(self, version: int) -> WeightManifest | None:
-        """Publish the same weights as bytes in the object store, whatever the transport."""
-        return ObjectStoreSender(self._source, rank=self._rank).publish(version)
+    def announce(self, version: int) -> WeightManifest | None:
+        """Return, from rank 0, the manifest of weights that `broadcast` will send."""
+        return self._sender.announce(version)
 
     def join_engines(self, address: str, port: int, world_size: int, limit_s: float) -> bool:
         """Open the NCCL group with the engines; see NcclSender.join."""
-        return self._nccl().join(address, port, world_size, limit_s)
+        return self._sender.join(address, port, world_size, limit_s)
 
     def broadcast(self, limit_s: float) -> bool:
         """Send the weights to the engines; see NcclSender.broadcast."""
-        return self._nccl().broadcast(limit_s)
+        return self._sender.broadcast(limit_s)
 
     def start_profile(self) -> None:
         """Record what this process does from now on."""
@@ -195,6 +212,14 @@ class LearnerRank:
     def load(self, place: Place, reports: Sequence[WriteReport] = ()) -> None:
         """Continue exactly where `save` was called, in this process or another; see `learner.trainer.rank_files`."""
         load_rank(self._engine, place, reports, rank=self._rank, base=self._base, moving=self._moving)
+
+    def copy_state(self) -> tuple[None, Packed]:
+        """Return nothing, for those who wait, and what `restore_state` needs; see `learner.trainer.recovery.memory`."""
+        return None, copy_state(self._engine, rank=self._rank, moving=self._moving)
+
+    def restore_state(self, *copies: Packed) -> None:
+        """Continue where `copy_state` was called in another process, from this rank's copy and perhaps the first's."""
+        restore_state(self._engine, copies, rank=self._rank, moving=self._moving)
 
     def export(self, place: Place) -> WriteReport:
         """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""
@@ -243,15 +268,6 @@ class LearnerRank:
             return None
         model = reference.module if learner.zero_stage == 3 else reference
         return MovingReference(self._engine.module, model, self._config, refresh=zero.refresh_whole)
-
-    def _make_sender(self) -> WeightSender:
-        if self._config.weights.transport == "object_store":
-            return ObjectStoreSender(self._source, rank=self._rank)
-        return NcclSender(self._source, rank=self._rank, bucket_bytes=self._config.weights.bucket_mb * 2**20)
-
-    def _nccl(self) -> NcclSender:
-        assert isinstance(self._sender, NcclSender), "weights.transport is not nccl"
-        return self._sender
 
 
 def _own_address() -> str:

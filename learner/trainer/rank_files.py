@@ -35,8 +35,8 @@ def save_rank(
 
     output = open_output(place)
     besides: dict[str, Any] = {f"rank-{rank}.pt": {"base": base, "random": read_random_states()}}
-    if moving and _find_reference(engine, rank) == rank:
-        besides[_name_reference(rank)] = moving.state()
+    if moving and find_reference(engine, rank) == rank:
+        besides[name_reference(rank)] = moving.state()
     error = zero.save(engine, output, besides=besides)
     return WriteReport(by=name_rank(rank), files=tuple(output.files), error=error)
 
@@ -61,7 +61,7 @@ def load_rank(
     from learner.trainer import zero
 
     own_name, first = name_rank(rank), name_rank(0)
-    reference = _name_reference(_find_reference(engine, rank))
+    reference = name_reference(find_reference(engine, rank))
     needed = [
         file
         for report in reports
@@ -77,12 +77,13 @@ def load_rank(
         set_random_states(own["random"])
 
 
-def _find_reference(engine: Any, rank: int) -> int:
+def find_reference(engine: Any, rank: int) -> int:
     """Return the rank that writes the reference which this one reads."""
     return rank if engine.zero_optimization_stage() == 3 else 0
 
 
-def _name_reference(rank: int) -> str:
+def name_reference(rank: int) -> str:
+    """Return the name of the file that holds a rank's reference."""
     return f"reference-{rank}.pt"
 
 

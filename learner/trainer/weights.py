@@ -1,7 +1,8 @@
 """The sending half of weight transfer: the full set of weights leaves the ranks under its Hugging Face names.
 
-There are two senders. `publish` on every rank makes a version, which the manifest of rank 0 describes. The bytes lie
-in Ray's object store, or go by NCCL when `broadcast` runs at the same time as the engines' receive.
+The bytes lie in Ray's object store, bucket by bucket: any number of engines can read them, at any time while somebody
+holds the manifest, in place on the same node. Or they go by NCCL, when `broadcast` runs at the same time as the
+engines' receive.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,6 +91,15 @@ class WeightSource:
         layer = self._adapters.get(name)
         return self._tensors[name].detach() if layer is None else merge(self._tensors[name], layer)
 
+    def pack(self, number: int, *, rank: int) -> tuple[WeightBucket | None, Arrays | None]:
+        """Gather a batch. Return it from rank 0: its table, and its bytes; nothing from the others. A collective."""
+        batch = self.batches[number]
+        with self.whole(batch.metas):
+            if rank:
+                return None, None
+            entries, arrays = pack_bucket(batch.metas, [self.tensor(meta.name) for meta in batch.metas])
+            return WeightBucket(entries=entries, xxh3=checksum(arrays), payload=None, kind=batch.kind), arrays
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for batch in self.batches:
             with self.whole(batch.metas):
@@ -130,46 +140,6 @@ def _split_runs(parts: Sequence[list[Meta]], limit: int) -> Iterator[list[Meta]]
             run, size = [], 0
         run, size = run + part, size + part[0].nbytes
     yield run
-
-
-class WeightSender(Protocol):
-    """One per rank. `publish` returns the manifest on rank 0 and None on the others."""
-
-    def publish(self, version: int) -> WeightManifest | None: ...
-
-
-class ObjectStoreSender:
-    """Puts the weights into Ray's object store, in buckets of bytes.
-
-    Any number of engines can read them, at any time while the manifest lives, in place on the same node. Weights that
-    no step changes are gathered and put once.
-    """
-
-    def __init__(self, source: WeightSource, *, rank: int) -> None:
-        self._source, self._rank = source, rank
-        self._kept: dict[int, WeightBucket | None] = {}  # by number of the batch
-
-    def publish(self, version: int) -> WeightManifest | None:
-        buckets = []
-        for number, batch in enumerate(self._source.batches):
-            bucket = self._kept[number] if number in self._kept else self._put(batch)
-            if batch.kind != "changing":
-                self._kept[number] = bucket
-            if bucket is not None:
-                buckets.append(bucket)
-        if self._rank:
-            return None
-        return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._source.towers_fixed)
-
-    def _put(self, batch: Batch) -> WeightBucket | None:
-        import ray
-
-        with self._source.whole(batch.metas):
-            if self._rank:
-                return None
-            entries, arrays = pack_bucket(batch.metas, [self._source.tensor(meta.name) for meta in batch.metas])
-            # The one copy: Ray writes the arrays into the store from where they lie.
-            return WeightBucket(entries=entries, xxh3=checksum(arrays), payload=ray.put(arrays), kind=batch.kind)
 
 
 def pack_bucket(metas: Sequence[Meta], tensors: Sequence[Tensor]) -> tuple[tuple[WeightEntry, ...], Arrays]:
@@ -295,7 +265,8 @@ class NcclSender:
         if engine is not None:
             engine.shutdown()
 
-    def publish(self, version: int) -> WeightManifest | None:
+    def announce(self, version: int) -> WeightManifest | None:
+        """Return, from rank 0, what `broadcast` will send as this version."""
         if self._rank:
             return None
         entries = tuple(_describe(meta, number, 0) for number, meta in enumerate(self._source.metadata()))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, cast
 
 import deepspeed
@@ -170,10 +171,40 @@ def save(engine: Any, output: Output, *, besides: Mapping[str, Any]) -> OSError 
     """
     writer: CheckpointFiles = engine.checkpoint_engine
     writer.output, writer.error = output, None
-    engine.save_checkpoint(_ROOT, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    _save(engine)
     for name, state in besides.items():
         writer.save(state, f"{_ROOT}/{name}")
     return writer.error
+
+
+def capture(engine: Any) -> dict[str, Any]:
+    """Return this rank's share of what trains by name of the file `save` would write, uncopied. A collective."""
+    writer: CheckpointFiles = engine.checkpoint_engine
+    writer.captured = {}
+    try:
+        _save(engine)
+        return writer.captured
+    finally:
+        writer.captured = None
+
+
+def _save(engine: Any) -> None:
+    engine.save_checkpoint(_ROOT, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+
+
+def load_captured(engine: Any, files: Mapping[str, Any]) -> None:
+    """Load what `capture` returned, on this rank and, below ZeRO-3, on the first. A collective."""
+    reader: CheckpointFiles = engine.checkpoint_engine
+    with TemporaryDirectory(prefix="rollcall-") as folder:
+        for name in files:  # DeepSpeed looks for them before it asks for their contents
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+            reader.given[path] = files[name]
+        try:
+            load(engine, Path(folder))
+        finally:
+            reader.given.clear()
 
 
 def checkpoint_bytes(engine: Any) -> int:
@@ -246,13 +277,18 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed
         self.name = engine.name
         self.output: Output | None = None
         self.error: OSError | None = None
+        self.captured: dict[str, Any] | None = None  # the files by name, where they stay in memory
+        self.given: dict[Path, Any] = {}  # contents of files that are read from memory
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Do nothing: the output makes the folders of its files."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        assert self.output is not None, "only `save` of this module writes"
         name = str(Path(path).relative_to(_ROOT))
+        if self.captured is not None:
+            self.captured[name] = state_dict
+            return
+        assert self.output is not None, "only `save` of this module writes"
         try:
             with self.output.open(name) as file:
                 torch.save(state_dict, cast("IO[bytes]", file))
@@ -262,7 +298,7 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # DeepSpeed
             self._remember(OSError(errno.EIO, str(error).splitlines()[0]), name)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        return read_file(path, map_location=map_location)
+        return self.given[Path(path)] if Path(path) in self.given else read_file(path, map_location=map_location)
 
     def _remember(self, error: OSError, name: str) -> None:
         named = OSError(error.errno, error.strerror, name) if error.errno else OSError(f"{name}: {error}")

@@ -1,0 +1,1 @@
+"""What happens when a rank is lost: it is noticed and named, and all ranks are built anew with the state they had."""
