@@ -18,6 +18,11 @@ class ByteLRU(Generic[Key, Value]):
         self._held = 0
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
 
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        self._held = 0
+        self._values.clear()
+
     def get(self, key: Key) -> Value | None:
         """Return the value, which is now the one used last; None where it is not kept."""
         found = self._values.get(key)

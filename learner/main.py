@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None, line: Line | None = None) -> int:
             _plan(invocation.config)
         else:
             with _open_run(invocation.config, command, line or Line()) as run:
-                train(run)
+                from learner.driver.recovery.rewind import train_through_losses
+
+                train_through_losses(train, run)
     return command.exit_code
 
 

@@ -42,6 +42,7 @@ def connect(cluster: ClusterConfig, line: Line | None = None) -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # and reports nothing
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that a lost process left: others tell of it
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -11,6 +11,7 @@ from typing import Any
 from common.command import Command, Grace, Terminated
 from common.config.schema import LOCAL_CLUSTER
 from common.data.feed import PromptFeed
+from common.placement import renew
 from learner.driver.cluster import connect
 from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
@@ -20,6 +21,7 @@ from learner.driver.hosts import check_hosts, share_model, share_reward_models
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe
 from learner.driver.places import Places, reserve_places
+from learner.driver.preflight.capacity import list_rank_requests
 from learner.driver.preflight.run_inputs import RunInputs
 from learner.driver.preflight.start import RunStart
 from learner.driver.profiler import Profiler
@@ -68,6 +70,7 @@ def open_run(
         run = _start_parts(start, tracker, places, parts, grace, line)
         grace.release()
         _wait_for_parts(run)
+        run.origin = point or run.describe_start()
         if point:
             run.restore(point)
         with tracker.time_phase("first weights published"):
@@ -123,6 +126,8 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         steps=config.steps,
         tower_runs=not model.caches_vision,
         place=places.learner,
+        renew=lambda place: renew(place, list_rank_requests(config)[0]),
+        on_event=tracker.event,
     )
     parts.enter_context(closing(learner))
     spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)

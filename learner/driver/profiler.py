@@ -9,7 +9,7 @@ from typing import Protocol
 
 from common.command import say
 from common.config.schema import Config
-from common.errors import RollcallError, RunFolderError
+from common.errors import LearnerLostError, RollcallError, RunFolderError
 from common.storage.output import Place, WriteReport, find_unseen, write_folder
 
 
@@ -67,5 +67,7 @@ class Profiler:
         for processes in self._recorded:
             try:
                 method(processes)
+            except LearnerLostError:
+                raise
             except (RollcallError, OSError, ray.exceptions.RayError) as error:
                 say(f"the profile is not complete: {error}", file=sys.stderr)

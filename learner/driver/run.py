@@ -67,6 +67,7 @@ class Run:
     asked: AskedStep | None = None  # whose groups come next
     version: int = 0  # of the weights that the learner holds: optimizer steps done
     ahead: Sequence[AskedStep] = ()  # steps that were asked before the last whole step ended, and not yet learned
+    origin: ResumePoint | DriverState | None = None  # the checkpoint resumed from, or the state before any step
     whole: DriverState | None = None  # after the last step; None within one, whose weights may be half new
     skipped_in_a_row: int = 0  # steps whose loss or gradient was no finite number
     served: int | None = None  # version of the weights that the engines hold; None: of no step of this run yet
@@ -99,19 +100,41 @@ class Run:
 
         Raises CheckpointError, or DataError where the rows are others, for a checkpoint that cannot be used.
         """
-        self.learner.load(point.place, point.reports)
-        rows = {outline.id for outline in self.inputs.data.train.outlines}
+        self.learner.load(point.place, point.reports, at=point.state.step)
         with raise_as(
             CheckpointError,
             f"the driver's state in checkpoint {point.place} cannot be used",
             remedy="resume from a checkpoint as a run wrote it",
         ):
-            self.feed.restore(StreamState(**point.state.stream))
-            self.ledger.restore(point.state.counts)
-            self.steering.restore(point.state.control["steering"])
-            self.solve_rates.restore(point.state.control["solve_rates"], rows)
-            self.lookahead.restore(point.state.control["ahead"], self._recall)
-        self.version = self.checkpoints.newest = point.state.step
+            self._restore_state(point.state)
+        self.checkpoints.newest = point.state.step
+
+    def _restore_state(self, state: DriverState) -> None:
+        """Go on with what the driver remembered."""
+        rows = {outline.id for outline in self.inputs.data.train.outlines}
+        self.feed.restore(StreamState(**state.stream))
+        self.ledger.restore(state.counts)
+        self.steering.restore(state.control["steering"])
+        self.solve_rates.restore(state.control["solve_rates"], rows)
+        self.lookahead.restore(state.control["ahead"], self._recall)
+        self.version = state.step
+
+    def return_to(self, point: ResumePoint | DriverState) -> None:
+        """Go back to a checkpoint or to the start of the run, with ranks that were built anew."""
+        if self.vision_cache:
+            self.vision_cache.clear()
+        self.whole, self.ahead, self.asked, self.served, self.skipped_in_a_row = None, (), None, None, 0
+        if isinstance(point, ResumePoint):
+            self.restore(point)
+        else:
+            self._restore_state(point)
+        self.grace.release()
+
+    def forget_asked(self) -> None:
+        """Let engines sample nothing more of what was asked."""
+        for asked in [*self.lookahead.asked, *([self.asked] if self.asked else [])]:
+            if asked.batch is not None and asked.batch.open:
+                self.fleet.forget(asked.batch)
 
     def _recall(self, drawn: Sequence[tuple[str, int]]) -> list[Prompt]:
         return self._use_features(self.feed.recall(drawn))
@@ -319,9 +342,10 @@ class Run:
 
     def _become_whole(self) -> None:
         """Note what a checkpoint of the step that has just ended must hold."""
-        self.whole, self.ahead = self._describe_state(), list(self.lookahead.asked)
+        self.whole, self.ahead = self.describe_state(), list(self.lookahead.asked)
+        self.learner.keep()
 
-    def _describe_state(self) -> DriverState:
+    def describe_state(self) -> DriverState:
         """Return what the driver must remember to go on from here."""
         return DriverState(
             step=self.version,
@@ -359,6 +383,11 @@ class Run:
 
     def _use_features(self, prompts: list[Prompt]) -> list[Prompt]:
         return self.vision_cache.with_features(prompts) if self.vision_cache else prompts
+
+    def describe_start(self) -> DriverState:
+        """Return where a run begins, as its checkpoints would say it."""
+        state = self.describe_state()
+        return replace(state, control={**state.control, "ahead": []})
 
     def save(self) -> None:
         """Write a checkpoint when one is due, at the end, and of the best weights so far."""

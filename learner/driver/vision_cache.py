@@ -23,6 +23,10 @@ class VisionCache:
         self._learner = learner
         self._seen: ByteLRU[str, ImageFeatures | SharedFeatures] = ByteLRU(cache_bytes)
 
+    def clear(self) -> None:
+        """Forget all features: what held them may be lost."""
+        self._seen.clear()
+
     def with_features(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Return the prompts with features in place of pixels. New pictures are computed in one call."""
         pictures = {prompt.images.digest: prompt.images for prompt in prompts if prompt.images}

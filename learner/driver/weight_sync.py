@@ -27,7 +27,7 @@ class WeightSync:
         self, learner: LearnerGroup, fleet: RolloutFleet, *, nccl: bool, on_event: Callable[..., None]
     ) -> None:
         self._learner, self._fleet, self._nccl, self._event = learner, fleet, nccl, on_event
-        self._epoch: tuple[str, ...] = ()  # the engines of the group
+        self._epoch: tuple[object, ...] = ()  # how often ranks were built, and the engines of the group
         self._version = 0
         self._limit_s = 0.0  # of a join or a broadcast, and never more than `weights.timeout_s`
         if nccl:
@@ -51,11 +51,11 @@ class WeightSync:
         engines = tuple(self._fleet.list_responsive())  # a broadcast waits for the dead too
         self._limit_s = LEAST_S + S_PER_GB * _count_gb(manifest)
         why = "no engine answers" if not engines else None
-        if engines and engines != self._epoch:
+        if engines and (epoch := (self._learner.builds, *engines)) != self._epoch:
             self._epoch = ()
             try:
                 self._fleet.join(self._begin_epoch(engines), engines, timeout_s=self._limit_s)
-                self._epoch = engines
+                self._epoch = epoch
             except (DeadlineError, ray.exceptions.RayError) as error:
                 why = describe_cause(error)
                 self._fleet.call_off(manifest.version)

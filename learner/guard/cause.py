@@ -17,6 +17,7 @@ from common.command import Terminated
 from common.errors import (
     EngineError,
     LearnerError,
+    LearnerLostError,
     PlacementError,
     ProcessError,
     RewardError,
@@ -39,6 +40,8 @@ def name_cause(error: BaseException) -> Cause:
     chain = list(_unroll(error))
     ring = next((ring for one in chain for kind, ring in RING_OF_ERROR.items() if isinstance(one, kind)), "driver")
     for one in reversed(chain):
+        if isinstance(one, LearnerLostError):
+            return Cause(ring="learner", actor=one.actor, node=one.node, error=describe_cause(one))
         if _is_rays(one) and (found := _find_actor(str(one))):
             actor, node = found
             ring = RING_OF_ACTOR.get(actor.partition(" ")[0], ring)

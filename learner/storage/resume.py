@@ -84,6 +84,23 @@ def find_resume_point(config: Config, folder: RunFolder, store: CheckpointStore)
     return ResumePoint(place=place, reports=manifest.reports, state=state)
 
 
+def find_newest_point(store: CheckpointStore) -> ResumePoint | None:
+    """Return the newest sound checkpoint of a running run; None before the first.
+
+    Raises:
+        CheckpointError: there are some, and not one is sound.
+        RunFolderError: the bucket does not answer.
+    """
+    try:
+        manifest = store.find_newest()
+        if manifest is None:
+            return None
+        place = store.files_of(manifest)
+        return ResumePoint(place=place, reports=manifest.reports, state=read_state(place))
+    except OSError as error:
+        raise _make_unreadable_error(error) from error
+
+
 def _require_auto(config: Config) -> None:
     """Let `resume=auto` start at step 0. Raises CheckpointError for a run that was named and has no checkpoint."""
     if config.resume != "auto":

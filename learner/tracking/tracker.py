@@ -157,6 +157,15 @@ class Tracker:
         for one in alarms:
             self.event(one.kind, step=one.step, what=one.what, advice=one.advice)
 
+    def rewind(self, step: int) -> None:
+        """Remove rows of `step` and later ones: the run takes those steps again."""
+        with self._lock:
+            self.history, self.watch = History(), CollapseWatch(self._config)
+            self._scalars = ScalarWriter(self._path / "tensorboard", first_step=step)
+            self._recall(step)
+            with self._count_failures():
+                self._console.open(self._folder.shown, self.history, first_step=step)
+
     def phase(self, what: str, seconds: float) -> None:
         """Log that a part of the start-up is done: `phase("engines up", 14.2)`."""
         self.event("phase", what=what, seconds=seconds)

@@ -228,12 +228,20 @@ class LearnerGroup:
     def broadcast(self, version: int, limit_s: float) -> bool:
         """Send a published version by NCCL. Call it while the engines receive; it returns when all of them have it.
 
-        Returns False, with the group gone, where one did not join, or did not take part within `limit_s`.
+        Returns False, with the group gone, where one did not join, or did not take part within `limit_s`, or where a
+        rank was lost.
         """
         timeout_s = self._config.weights.timeout_s + limit_s  # ranks see to the limit themselves
-        joined = get(self._joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
-        what = f"the broadcast of weights version {version}"
-        return all(joined) and all(self._all(what, timeout_s, LearnerRank.broadcast, limit_s))
+        joining, builds, what = self._joining, self.builds, f"the broadcast of weights version {version}"
+
+        def send(ranks: Sequence[Any]) -> bool:
+            if self.builds != builds:
+                return False  # the group was of the ranks before
+            joined = get(joining, what="the engines to join the learner's NCCL group", timeout_s=timeout_s)
+            sent = [call(rank, LearnerRank.broadcast, limit_s) for rank in ranks] if all(joined) else []
+            return bool(sent) and all(get(sent, what=what, timeout_s=timeout_s))
+
+        return self._ring.run(send)
 
     def start_profile(self) -> None:
         """Make every rank record what it does from now on."""
@@ -272,6 +280,15 @@ class LearnerGroup:
         self._ring.change(lambda ranks: [call(rank, LearnerRank.load, place, reports) for rank in ranks])
         self._ring.settle(what="a checkpoint to be loaded", timeout_s=self._config.learner.step_timeout_s)
 
+    @property
+    def builds(self) -> int:
+        """How often the ranks were built."""
+        return self._ring.builds
+
+    def tell_rebuilt(self, source: str, began: float) -> None:
+        """Note that all ranks are back; see `RankRing.tell_rebuilt`."""
+        self._ring.tell_rebuilt(source, began)
+
     def rebuild(self) -> None:
         """Build all ranks anew after a loss that memory does not lead back from: as they start."""
         self._ring.rebuild()
@@ -307,14 +324,14 @@ class LearnerGroup:
         }
         if cluster.device == "cpu":
             environment |= KEPT_MEMORY
-        bound: Any = ray.remote(
-            num_cpus=learner.cpus_per_rank,
-            num_gpus=learner.gpus_per_rank,
-            concurrency_groups={CONTROL: 1},
-            scheduling_strategy=schedule_in(place, bundle=index),
-            runtime_env={"env_vars": environment},
-        )
-        return bound(LearnerRank)
+        settings: dict[str, Any] = {
+            "num_cpus": learner.cpus_per_rank,
+            "num_gpus": learner.gpus_per_rank,
+            "concurrency_groups": {CONTROL: 1},
+            "scheduling_strategy": schedule_in(place, bundle=index),
+            "runtime_env": {"env_vars": environment},
+        }
+        return ray.remote(**settings)(LearnerRank)
 
     def _all(
         self,

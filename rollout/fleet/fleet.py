@@ -232,4 +232,8 @@ class RolloutFleet:
             yield from self.take(batch)
         finally:
             if batch.open:  # whoever took them left
-                self._thread.call(self._board.forget(batch), what="a batch to be forgotten", timeout_s=CALL_S)
+                self.forget(batch)
+
+    def forget(self, batch: Batch) -> None:
+        """Sample no more of a batch: nobody waits for it."""
+        self._thread.call(self._board.forget(batch), what="a batch to be forgotten", timeout_s=CALL_S)

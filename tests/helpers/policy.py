@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,35 @@ from common.config.schema import DataConfig, ModelConfig
 from common.models.families import family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
-from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightManifest
+from common.types import Example, Group, Prompt, Sampling, ScoredGroup, WeightBucket, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import freeze_vision_tower
-from learner.trainer.weights import ObjectStoreSender, WeightSource
+from learner.trainer.weights import WeightSource
 from tests.helpers.oracle import row_logprobs
 
 SAMPLED = Sampling(n=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=6)
+
+
+class Sender:
+    """Puts weights into the object store, those that no step changes once."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source, self._fixed = source, dict[int, WeightBucket]()
+
+    def publish(self, version: int) -> WeightManifest:
+        import ray
+
+        buckets = []
+        for number, batch in enumerate(self._source.batches):
+            bucket = self._fixed.get(number)
+            if bucket is None:
+                table, arrays = self._source.pack(number, rank=0)
+                assert table is not None
+                bucket = replace(table, payload=ray.put(arrays))
+            if batch.kind != "changing":
+                self._fixed[number] = bucket
+            buckets.append(bucket)
+        return WeightManifest(version=version, buckets=tuple(buckets), vision_unchanged=self._source.towers_fixed)
 
 
 class Policy:
@@ -54,14 +77,12 @@ class Policy:
         if vision_unchanged:
             freeze_vision_tower(self.model)
         manifest = self.sender().publish(version)
-        assert manifest is not None
         fleet.publish(manifest)
         return manifest
 
-    def sender(self) -> ObjectStoreSender:
+    def sender(self) -> Sender:
         """Publishes the weights as they are, those again that require a gradient."""
-        source = WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18)
-        return ObjectStoreSender(source, rank=0)
+        return Sender(WeightSource(self.model, gathered=lambda tensors: nullcontext(), bucket_bytes=1 << 18))
 
     def shake(self, seed: int, only: Callable[[str], bool] = lambda name: True) -> None:
         """Move every parameter that `only` names, so that anything left behind shows."""

@@ -216,6 +216,4 @@ class UnpatchedEngine:
 
     def publish_other_weights(self) -> WeightManifest:
         self.policy.shake(1)
-        manifest = self.policy.sender().publish(1)
-        assert manifest is not None
-        return manifest
+        return self.policy.sender().publish(1)

@@ -80,4 +80,7 @@ class _TensorPickler(pickle.Pickler):
 
 
 def _make_tensor(raw: np.ndarray[Any, np.dtype[np.uint8]], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(raw.copy()).view(dtype).view(shape)
+    made = torch.empty(shape, dtype=dtype)
+    if raw.size:
+        made.view(-1).view(torch.uint8).numpy()[:] = raw
+    return made

@@ -54,6 +54,7 @@ class RankRing:
         self._farthest = -1  # step that was taken
         self._from_start = True  # without a copy, the changes are all since the ranks started
         self.step = 0  # that they are at
+        self.builds = 0  # times that all ranks were built
         self.place = place
         self._start()
 
@@ -187,6 +188,7 @@ class RankRing:
         self._answers = again[-len(self._answers) :] if self._answers else ()
 
     def _start(self) -> None:
+        self.builds += 1
         self.ranks = [self._spawn(rank, self.place) for rank in range(self._config.learner.ranks)]
         self.infos: list[RankInfo] = []
         # Ray hands a rank the value of a reference.
@@ -210,13 +212,14 @@ class RankRing:
 
     def _describe(self, loss: RankLoss) -> LearnerLostError:
         info = self.infos[loss.rank] if self.infos else None
-        again = f", {self._losses} times in a row without a step in between" if self._losses > 1 else ""
+        actor, node = f"LearnerRank (pid {info.pid if info else 'unknown'})", info.address if info else "unknown"
+        again = f", the {self._losses}th loss in a row without a new step" if self._losses > 1 else ""
         return LearnerLostError(
-            f"rank {loss.rank} of the learner is lost{again}",
+            f"{actor}, rank {loss.rank} of the learner on node {node}, is lost{again}",
             got=loss.why,
             remedy="look in Ray's logs for who ended it, as for want of memory, and start again with resume=auto",
-            actor=f"LearnerRank (pid {info.pid})" if info else "LearnerRank",
-            node=info.address if info else "unknown",
+            actor=actor,
+            node=node,
         )
 
     def _list_unfinished(self) -> list[int]:

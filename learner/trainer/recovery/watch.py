@@ -106,7 +106,7 @@ class RankWatch:
                         ray.get(call, timeout=NOTICE_S)
                     except ray.exceptions.RayError as error:
                         if not self._closing.is_set():
-                            self._note(RankLoss(rank=rank, why=find_cause(error)))
+                            self._note(RankLoss(rank=rank, why=_explain(error)))
                         return
                     up[rank], self._silent[rank], asked[rank] = True, 0.0, self._ask(self._ranks[rank])
                 elif up[rank]:  # what this process slept is not the rank's fault
@@ -119,3 +119,8 @@ class RankWatch:
 
     def _ask(self, rank: Any) -> Any:
         return rank.beat.options(concurrency_group=CONTROL).remote()
+
+
+def _explain(error: Exception) -> str:
+    """Return why Ray says that an actor is lost, without its advice."""
+    return find_cause(error).partition(" Some common causes include")[0]

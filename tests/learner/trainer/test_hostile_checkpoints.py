@@ -84,7 +84,7 @@ def test_other_loads_of_deepspeed_are_refused_too(ray_session: None, tmp_path: P
     plant_in_torch_file(planted, marker)
     shutil.copy(planted, tmp_path / "zero/fp32.pt")
     with opened(settings(tiny.save(tmp_path / "model"), ranks=1, stage=3)) as group:
-        asked = group._ranks[0].__ray_call__.remote(load_universal, tmp_path)  # noqa: SLF001
+        asked = group._ring.ranks[0].__ray_call__.remote(load_universal, tmp_path)  # noqa: SLF001
         refusals: list[str] = ray.get(asked, timeout=60)
     assert [refusal.count("unsupported GLOBAL") for refusal in refusals] == [1, 1]
     assert not marker.exists()
