@@ -86,7 +86,7 @@ def test_a_rank_that_dies_is_one_error_and_the_run_is_tried_again(tmp_path: Path
         "tracking.samples_every=0",
         "checkpoint.every=2",
     )
-    process = jobs.start(run_dir, *words, "retries=1")
+    process = jobs.start(run_dir, *words, "retries=1", "learner.max_restarts=0")
     for step in (3, 6):  # a checkpoint lies between, so the count begins anew
         jobs.wait_for(f"step {step}", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= step, process)  # noqa: B023
         find_rank(process).kill()

@@ -52,15 +52,21 @@ class Copies:
         self._coming = Copy(done=done, payloads=payloads, changes=changes)
 
     def settle(self, *, wait_s: float = 0.0) -> str | None:
-        """Make the copy that is being made the newest, if it is whole. Return why it never will be, if so."""
+        """Make the copy that is being made the newest, if it is whole. Return why it never will be, if so.
+
+        Args:
+            wait_s: how long it may take to become whole; it is given up then. With 0 it goes on.
+        """
         import ray
 
         if (coming := self._coming) is None:
             return None
         answered, _ = ray.wait(list(coming.done), num_returns=len(coming.done), timeout=wait_s, fetch_local=False)
-        if len(answered) < len(coming.done):
+        if len(answered) < len(coming.done) and not wait_s:
             return None
         self._coming = None
+        if len(answered) < len(coming.done):
+            return f"not whole after {wait_s:g} s"
         try:
             get(coming.done, what="a copy of the learner's state", timeout_s=FINISH_S)
         except (ray.exceptions.RayError, RollcallError) as error:

@@ -23,6 +23,8 @@ from learner.trainer.recovery.watch import RankInfo, RankLoss, RankWatch
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+MOST_FAILED_COPIES = 3  # in a row, after which what came since the last one is not kept
+
 Value = TypeVar("Value")
 Spawn = Callable[[int, "PlacementGroup | None"], Any]  # makes the actor of a rank in a bundle of a place
 Send = Callable[[Sequence[Any]], Sequence[Any]]  # sends a call to each rank, and returns references of their answers
@@ -54,6 +56,7 @@ class RankRing:
         self._farthest = -1  # step that was taken
         self._from_start = True  # without a copy, the changes are all since the ranks started
         self.step = 0  # that they are at
+        self._failed_copies = 0  # in a row
         self.builds = 0  # times that all ranks were built
         self.place = place
         self._start()
@@ -99,22 +102,29 @@ class RankRing:
         if not (every and self._config.learner.max_restarts):
             self._changes = None  # they would be kept for ever
             return
-        self._settle_copy()
+        if why := self._settle_copy():
+            self._fail_copy(why)
         if (self.step + 1) % every == 0 and not self._copies.busy:
             self._copies.begin(self.ranks, changes=len(self._changes or ()))
             if self._changes is None:
                 self._changes = []
 
-    def _settle_copy(self, *, wait_s: float = 0.0) -> None:
-        """Forget what the ranks did before the newest copy, if that is whole now."""
+    def _settle_copy(self, *, wait_s: float = 0.0) -> str | None:
+        """Forget what came before the newest copy, if that is whole now. Return why it never will be, if so."""
         before = self._copies.newest
-        if why := self._copies.settle(wait_s=wait_s):
-            self._on_event("copy_failed", why=why)
-            self._forget()
-            self._copies.place([info.node for info in self.infos])  # a keeper may have died
-        elif (newest := self._copies.newest) is not None and newest is not before and self._changes is not None:
+        why = self._copies.settle(wait_s=wait_s)
+        if (newest := self._copies.newest) is not None and newest is not before and self._changes is not None:
             del self._changes[: newest.changes]
-            self._from_start = False
+            self._from_start, self._failed_copies = False, 0
+        return why
+
+    def _fail_copy(self, why: str) -> None:
+        """Go on with the copy before. After several failures what came since is too much to be kept."""
+        self._on_event("copy_failed", why=why)
+        self._failed_copies += 1
+        if self._failed_copies == MOST_FAILED_COPIES:
+            self._forget()
+        self._copies.place([info.node for info in self.infos])  # a keeper may have died
 
     def _forget(self) -> None:
         """Hold neither a copy nor what was done since: until the next one only a checkpoint leads back."""
@@ -126,7 +136,7 @@ class RankRing:
     def rebuild(self) -> None:
         """Build the ranks anew, as they are at the start of a run."""
         self._copies.drop()
-        self._changes, self._answers, self._from_start = [], (), True
+        self._changes, self._answers, self._from_start, self.step = [], (), True, 0
         self._end()
         self._start()
         self.ready(self._config.learner.start_timeout_s)
@@ -137,7 +147,7 @@ class RankRing:
         lost = self._take_loss(error)
         if lost is None:
             raise error
-        self._settle_copy(wait_s=FINISH_S)
+        self._settle_copy(wait_s=FINISH_S)  # it may have become whole before
         while self._changes is not None and (self._copies.newest or self._from_start):
             try:
                 self._rebuild_where_it_was()
@@ -213,7 +223,7 @@ class RankRing:
     def _describe(self, loss: RankLoss) -> LearnerLostError:
         info = self.infos[loss.rank] if self.infos else None
         actor, node = f"LearnerRank (pid {info.pid if info else 'unknown'})", info.address if info else "unknown"
-        again = f", the {self._losses}th loss in a row without a new step" if self._losses > 1 else ""
+        again = f", loss number {self._losses} in a row without a new step" if self._losses > 1 else ""
         return LearnerLostError(
             f"{actor}, rank {loss.rank} of the learner on node {node}, is lost{again}",
             got=loss.why,
