@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.evaluation": LEARNER | {"learner.evaluation", "learner.storage"},  # results are files
     "learner.model": LEARNER | {"learner.model"},
     "learner.trainer": LEARNER | {"learner.trainer", "learner.trainer.recovery", "learner.model"},
-    "learner.trainer.recovery": LEARNER | {"learner.trainer.recovery", "learner.trainer", "learner.model"},
+    "learner.trainer.recovery": LEARNER | {"learner.trainer.recovery"},
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},

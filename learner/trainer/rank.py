@@ -29,9 +29,9 @@ from learner.model.reference import MovingReference
 from learner.model.vision_features import compute_features
 from learner.objective.records import Coefficients
 from learner.trainer.learning_step import LearningStep, OpenStep
-from learner.trainer.rank_files import export_rank, load_rank, save_rank
+from learner.trainer.rank_files import copy_rank, export_rank, load_rank, restore_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
-from learner.trainer.recovery.memory import Packed, copy_state, restore_state
+from learner.trainer.recovery.packing import Packed
 from learner.trainer.recovery.watch import RankInfo
 from learner.trainer.rng import make_reproducible
 from learner.trainer.stats import RankStats
@@ -214,12 +214,12 @@ class LearnerRank:
         load_rank(self._engine, place, reports, rank=self._rank, base=self._base, moving=self._moving)
 
     def copy_state(self) -> tuple[None, Packed]:
-        """Return nothing, for those who wait, and what `restore_state` needs; see `learner.trainer.recovery.memory`."""
-        return None, copy_state(self._engine, rank=self._rank, moving=self._moving)
+        """Return nothing, for those who wait, and what `restore_state` needs; see `learner.trainer.rank_files`."""
+        return None, copy_rank(self._engine, rank=self._rank, moving=self._moving)
 
     def restore_state(self, *copies: Packed) -> None:
         """Continue where `copy_state` was called in another process, from this rank's copy and perhaps the first's."""
-        restore_state(self._engine, copies, rank=self._rank, moving=self._moving)
+        restore_rank(self._engine, copies, rank=self._rank, moving=self._moving)
 
     def export(self, place: Place) -> WriteReport:
         """Write the whole model in Hugging Face layout, or the adapter alone, from rank 0; all ranks help to gather."""

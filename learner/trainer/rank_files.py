@@ -19,6 +19,7 @@ from common.storage.output import (
 )
 from learner.model.load import require_base
 from learner.model.reference import MovingReference
+from learner.trainer.recovery.packing import Packed, pack_tensors, unpack_tensors
 from learner.trainer.rng import read_random_states, set_random_states
 
 
@@ -34,9 +35,9 @@ def save_rank(
     from learner.trainer import zero
 
     output = open_output(place)
-    besides: dict[str, Any] = {f"rank-{rank}.pt": {"base": base, "random": read_random_states()}}
-    if moving and find_reference(engine, rank) == rank:
-        besides[name_reference(rank)] = moving.state()
+    besides: dict[str, Any] = {_name_own(rank): {"base": base, "random": read_random_states()}}
+    if moving and _find_reference(engine, rank) == rank:
+        besides[_name_reference(rank)] = moving.state()
     error = zero.save(engine, output, besides=besides)
     return WriteReport(by=name_rank(rank), files=tuple(output.files), error=error)
 
@@ -61,7 +62,7 @@ def load_rank(
     from learner.trainer import zero
 
     own_name, first = name_rank(rank), name_rank(0)
-    reference = name_reference(find_reference(engine, rank))
+    reference = _name_reference(_find_reference(engine, rank))
     needed = [
         file
         for report in reports
@@ -69,7 +70,7 @@ def load_rank(
         if report.by == own_name or (report.by == first and file.name.endswith((zero.SHARED_FILE, reference)))
     ]
     with zero.refuse_strangers(str(place)), read_folder(place, needed) as folder:
-        own = zero.read_file(folder / f"rank-{rank}.pt")
+        own = zero.read_file(folder / _name_own(rank))
         require_base(base, own["base"], folder)
         zero.load(engine, folder)
         if moving:
@@ -77,13 +78,45 @@ def load_rank(
         set_random_states(own["random"])
 
 
-def find_reference(engine: Any, rank: int) -> int:
+def copy_rank(engine: Any, *, rank: int, moving: MovingReference | None) -> Packed:
+    """Return what `save_rank` would write. A collective. Tensors of a CPU are copied by Ray, as it stores the value."""
+    from learner.trainer import zero
+
+    files = zero.capture(engine)
+    files[_name_own(rank)] = {"random": read_random_states()}
+    if moving and _find_reference(engine, rank) == rank:
+        files[_name_reference(rank)] = moving.state()
+    return pack_tensors(files)
+
+
+def restore_rank(engine: Any, copies: Sequence[Packed], *, rank: int, moving: MovingReference | None) -> None:
+    """Put engine, reference and random states back to where `copy_rank` was called, in another process. A collective.
+
+    Args:
+        copies: of this rank, and of rank 0 where it holds what all read.
+    """
+    from learner.trainer import zero
+
+    files: dict[str, Any] = {}
+    for packed in copies:
+        files = unpack_tensors(packed) | files
+    own = files.pop(_name_own(rank))
+    zero.load_captured(engine, files)
+    if moving:
+        moving.restore(files[_name_reference(_find_reference(engine, rank))])
+    set_random_states(own["random"])
+
+
+def _find_reference(engine: Any, rank: int) -> int:
     """Return the rank that writes the reference which this one reads."""
     return rank if engine.zero_optimization_stage() == 3 else 0
 
 
-def name_reference(rank: int) -> str:
-    """Return the name of the file that holds a rank's reference."""
+def _name_own(rank: int) -> str:
+    return f"rank-{rank}.pt"
+
+
+def _name_reference(rank: int) -> str:
     return f"reference-{rank}.pt"
 
 

@@ -93,7 +93,8 @@ def test_both_ends_of_nccl_open_the_group_alike(ask: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(group, "call", lambda *_: None)
     monkeypatch.setattr(group, "get", lambda *_, **__: [("10.0.0.1", 4321)])
-    learner: Any = SimpleNamespace(_ranks=[None], _config=Config())
+    ring = SimpleNamespace(ranks=[None], run=lambda work: work([None]))
+    learner: Any = SimpleNamespace(_ring=ring, _config=Config())
     rendezvous = group.LearnerGroup.nccl_rendezvous(learner, 3, 60)
 
     def read() -> tuple[Any, Any]:

@@ -147,7 +147,7 @@ FREE = {
     "max_restarts start_timeout_s step_timeout_s",
     "reward": "max_drop_share timeout_s workers cpus_per_worker",
     "learner": "probe_gap max_logprob_gap mean_logprob_gap max_skipped_steps cpus_per_rank labels gpus_per_rank "
-    "start_timeout_s step_timeout_s",
+    "start_timeout_s step_timeout_s heartbeat_s max_restarts keep_every",
     "signal": "max_seconds",
     "weights": "transport bucket_mb timeout_s",
     "evaluation": "every stop_after stop_delta limit closed_set sets samples pass_at_k",

@@ -24,7 +24,7 @@ class Manifest:
 
 class Learner:
     def __init__(self, log: list[str]) -> None:
-        self.log, self.sends = log, True
+        self.log, self.sends, self.builds = log, True, 1
 
     def publish(self, version: int) -> Manifest:
         self.log.append(f"publish {version}")
@@ -150,3 +150,12 @@ def test_without_an_engine_that_answers_nothing_is_broadcast(log: list[str], eve
     fleet.engines = []
     assert pair.publish(1) == "its checksum"
     assert log == ["publish 1", "copy 1", "engines load 1"]
+
+
+def test_ranks_that_were_built_anew_begin_another_epoch(log: list[str], events: Events) -> None:
+    pair, _, learner = publisher(log, events, nccl=True)
+    pair.publish(1)
+    log.clear()
+    learner.builds = 2
+    pair.publish(2)
+    assert log[:3] == ["publish 2", "rendezvous of 3", "2 join"]
