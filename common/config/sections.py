@@ -323,8 +323,8 @@ class LearnerConfig(Section):
     heartbeat_s: Free[Annotated[float, Field(ge=3, le=LONGEST_WAIT_S)]] = 60.0
     """Seconds without a sign of life after which a rank counts as lost, as `cluster.heartbeat_s` is for the driver."""
     max_restarts: Free[NonNegative] = 3
-    """Losses of a rank, one after the other without a new step in between, from which all ranks are built anew while
-    engines stay up. One more ends the run. 0 ends it at the first."""
+    """Losses of a rank in a row, without a new step in between, after which all ranks are built anew. Engines stay up
+    meanwhile. One more loss ends the run, 0 ends it at the first."""
     keep_every: Free[NonNegative] = 1
     """Steps between copies of the learner's state in host memory, from which lost ranks go on. A copy takes what a
     checkpoint does, for a moment twice. Raise it where that is large, 0 goes back to the last checkpoint."""

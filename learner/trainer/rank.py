@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from learner.objective.records import Coefficients
 from learner.trainer.learning_step import LearningStep, OpenStep
 from learner.trainer.rank_files import copy_rank, export_rank, load_rank, restore_rank, save_rank
 from learner.trainer.rank_pack import RankPack, fetch_images
-from learner.trainer.recovery.packing import Packed
 from learner.trainer.recovery.watch import RankInfo
 from learner.trainer.rng import make_reproducible
 from learner.trainer.stats import RankStats
@@ -213,11 +212,11 @@ class LearnerRank:
         """Continue exactly where `save` was called, in this process or another; see `learner.trainer.rank_files`."""
         load_rank(self._engine, place, reports, rank=self._rank, base=self._base, moving=self._moving)
 
-    def copy_state(self) -> tuple[None, Packed]:
+    def copy_state(self) -> tuple[None, Mapping[str, Any]]:
         """Return nothing, for those who wait, and what `restore_state` needs; see `learner.trainer.rank_files`."""
         return None, copy_rank(self._engine, rank=self._rank, moving=self._moving)
 
-    def restore_state(self, *copies: Packed) -> None:
+    def restore_state(self, *copies: Mapping[str, Any]) -> None:
         """Continue where `copy_state` was called in another process, from this rank's copy and perhaps the first's."""
         restore_rank(self._engine, copies, rank=self._rank, moving=self._moving)
 

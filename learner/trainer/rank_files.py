@@ -19,7 +19,7 @@ from common.storage.output import (
 )
 from learner.model.load import require_base
 from learner.model.reference import MovingReference
-from learner.trainer.recovery.packing import Packed, pack_tensors, unpack_tensors
+from learner.trainer.recovery.packing import pack_tensors, unpack_tensors
 from learner.trainer.rng import read_random_states, set_random_states
 
 
@@ -78,7 +78,7 @@ def load_rank(
         set_random_states(own["random"])
 
 
-def copy_rank(engine: Any, *, rank: int, moving: MovingReference | None) -> Packed:
+def copy_rank(engine: Any, *, rank: int, moving: MovingReference | None) -> dict[str, Any]:
     """Return what `save_rank` would write. A collective. Tensors of a CPU are copied by Ray, as it stores the value."""
     from learner.trainer import zero
 
@@ -86,10 +86,12 @@ def copy_rank(engine: Any, *, rank: int, moving: MovingReference | None) -> Pack
     files[_name_own(rank)] = {"random": read_random_states()}
     if moving and _find_reference(engine, rank) == rank:
         files[_name_reference(rank)] = moving.state()
-    return pack_tensors(files)
+    return {name: pack_tensors(state) for name, state in files.items()}
 
 
-def restore_rank(engine: Any, copies: Sequence[Packed], *, rank: int, moving: MovingReference | None) -> None:
+def restore_rank(
+    engine: Any, copies: Sequence[Mapping[str, Any]], *, rank: int, moving: MovingReference | None
+) -> None:
     """Put engine, reference and random states back to where `copy_rank` was called, in another process. A collective.
 
     Args:
@@ -99,7 +101,7 @@ def restore_rank(engine: Any, copies: Sequence[Packed], *, rank: int, moving: Mo
 
     files: dict[str, Any] = {}
     for packed in copies:
-        files = unpack_tensors(packed) | files
+        files |= {name: unpack_tensors(state) for name, state in packed.items() if name not in files}
     own = files.pop(_name_own(rank))
     zero.load_captured(engine, files)
     if moving:

@@ -19,7 +19,7 @@ class Copy:
     """A copy of every rank's state, taken between two changes of it."""
 
     done: Sequence[Any]  # references of calls: all answered, the copy is whole
-    payloads: Sequence[Any]  # references of `packing.Packed`, in rank order; the driver owns them
+    payloads: Sequence[Any]  # references of what `copy_rank` returned, in rank order; the driver owns them
     changes: int  # of the ranks' state, before it was taken
 
 

@@ -1,44 +1,56 @@
-"""Tensors by the thousand as one object of Ray's store, written there from where they lie."""
+"""Tensors by the thousand as one object of Ray's store, which Ray writes from where they lie.
+
+Ray stores arrays of numpy so. A tensor it would copy into a stream first.
+"""
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-Packed = tuple[bytes, list[np.ndarray[Any, np.dtype[np.uint8]]]]  # a pickle, and the bytes of its tensors
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTensor:
+    """The bytes of a tensor."""
+
+    raw: np.ndarray[Any, np.dtype[np.uint8]]  # (nbytes,)
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
-def pack_tensors(value: Mapping[str, Any]) -> Packed:
-    """Pickle a value, its tensors apart and uncopied where they are contiguous and on the CPU."""
-    stream, found = io.BytesIO(), list[pickle.PickleBuffer]()
-    _TensorPickler(stream, protocol=5, buffer_callback=found.append).dump(dict(value))
-    return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in found]
+def pack_tensors(value: Any) -> Any:
+    """Return a tree of dicts, lists and tuples with its tensors packed: not copied if contiguous and on the CPU."""
+    return _replace(value, torch.Tensor, _pack)
 
 
-def unpack_tensors(packed: Packed) -> dict[str, Any]:
+def unpack_tensors(value: Any) -> Any:
     """Return what was packed, in tensors of its own: those of the store can only be read."""
-    stream, arrays = packed
-    unpacked: dict[str, Any] = pickle.loads(stream, buffers=arrays)
-    return unpacked
+    return _replace(value, PackedTensor, _unpack)
 
 
-class _TensorPickler(pickle.Pickler):
-    """Hands the bytes of tensors to `buffer_callback`; torch's own way would copy them into the stream."""
+def _replace(value: Any, kind: type, make: Callable[[Any], Any]) -> Any:
+    if isinstance(value, kind):
+        return make(value)
+    if isinstance(value, dict):
+        replaced = type(value)()
+        replaced.update((key, _replace(one, kind, make)) for key, one in value.items())
+        return replaced
+    if type(value) in (list, tuple):
+        return type(value)(_replace(one, kind, make) for one in value)
+    return value
 
-    def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return NotImplemented
-        flat = value.detach().cpu().contiguous().view(-1)
-        return _make_tensor, (flat.view(torch.uint8).numpy(), flat.dtype, tuple(value.shape))
+
+def _pack(tensor: torch.Tensor) -> PackedTensor:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return PackedTensor(raw=flat.view(torch.uint8).numpy(), dtype=tensor.dtype, shape=tuple(tensor.shape))
 
 
-def _make_tensor(raw: np.ndarray[Any, np.dtype[np.uint8]], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    made = torch.empty(shape, dtype=dtype)
-    if raw.size:
-        made.view(-1).view(torch.uint8).numpy()[:] = raw
-    return made
+def _unpack(packed: PackedTensor) -> torch.Tensor:
+    tensor = torch.empty(packed.shape, dtype=packed.dtype)
+    if packed.raw.size:
+        tensor.view(-1).view(torch.uint8).numpy()[:] = packed.raw
+    return tensor
