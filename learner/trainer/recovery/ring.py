@@ -87,9 +87,18 @@ class RankRing:
         self._answers = [*self._answers, *send(self.ranks)]
 
     def settle(self, *, what: str, timeout_s: float) -> list[Any]:
-        """Wait until all changes are done, and return what each rank answered to the last."""
-        values = self.run(lambda _: get(self._answers, what=what, timeout_s=timeout_s))
-        self._answers = ()
+        """Wait until all changes are done, and return what each rank answered to the last.
+
+        A rank's own error is raised. What it refused then is not done again.
+        """
+        try:
+            values = self.run(lambda _: get(self._answers, what=what, timeout_s=timeout_s))
+        except Exception:
+            if self._changes is not None and self._answers:
+                del self._changes[-(len(self._answers) // len(self.ranks)) :]
+            raise
+        finally:
+            self._answers = ()
         return values[-len(self.ranks) :]
 
     # -- copies --------------------------------------------------------------------------------------------------
