@@ -52,12 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.guard": LEARNER | {"learner.guard", "learner.storage", "learner.tracking"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.objective": {"common", "common.config", "learner.objective"},
-<<<<<<< HEAD
-    "learner.driver.control": LEARNER | {"learner.driver.control", "learner.tracking", "rollout.fleet"},
-=======
     "learner.driver.recovery": LEARNER | {"learner.driver.recovery", "learner.driver", "learner.storage"},
-    "learner.driver.control": LEARNER | {"learner.driver.control", "rollout.fleet"},
->>>>>>> 6fe759a (Go back to the last checkpoint within a run where no copy of the learner in memory is left)
+    "learner.driver.control": LEARNER | {"learner.driver.control", "learner.tracking", "rollout.fleet"},
     "learner.driver": LEARNER
     | {
         "learner.driver",

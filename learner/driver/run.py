@@ -124,6 +124,9 @@ class Run:
         if self.vision_cache:
             self.vision_cache.clear()
         self.whole, self.ahead, self.asked, self.served, self.skipped_in_a_row = None, (), None, None, 0
+        self.published = []
+        self.ledger.take_reasons()
+        self.fleet.take_loads()
         if isinstance(point, ResumePoint):
             self.restore(point)
         else:

@@ -157,12 +157,17 @@ class Tracker:
         for one in alarms:
             self.event(one.kind, step=one.step, what=one.what, advice=one.advice)
 
-    def rewind(self, step: int) -> None:
-        """Remove rows of `step` and later ones: the run takes those steps again."""
+    def rewind(self, step: int, dropped: int) -> None:
+        """Remove rows of `step` and later ones: this start takes those steps again.
+
+        Args:
+            dropped: groups that were dropped until then.
+        """
         with self._lock:
-            self.history, self.watch = History(), CollapseWatch(self._config)
+            attempt, self.history, self.watch = self.attempt, History(), CollapseWatch(self._config)
             self._scalars = ScalarWriter(self._path / "tensorboard", first_step=step)
-            self._recall(step)
+            self._recall(step, dropped)
+            self.attempt = attempt
             with self._count_failures():
                 self._console.open(self._folder.shown, self.history, first_step=step)
 

@@ -42,6 +42,6 @@ def rewind(run: Run) -> None:
     point = find_newest_point(run.checkpoints.store) or run.origin
     assert point is not None, "a run that was opened knows its origin"
     run.return_to(point)
-    run.tracker.rewind(run.version)
+    run.tracker.rewind(run.version, run.ledger.dropped)
     run.learner.tell_rebuilt("checkpoint" if run.version else "start", began)
     run.publish(run.version)
