@@ -282,6 +282,8 @@ class Config(Section):
                 f"learner.lr = {learner.lr:g} times learner.weight_decay = {learner.weight_decay:g} takes off whole "
                 "weights at every step: lower one"
             )
+        if not learner.max_restarts and learner.keep_every > 1:
+            yield f"learner.keep_every = {learner.keep_every} with learner.max_restarts = 0: it has no effect"
 
     def _device_misfits(self) -> Iterator[str]:
         """Yield those of CPUs and GPUs, or of a run without."""

@@ -30,7 +30,8 @@ from learner.tracking.watch import SIGNS
 
 TEMPLATE = "page.html.jinja"
 _METHODS = {"grpo": "GRPO", "exact": "exact gradient", "sft": "SFT (supervised)"}
-_TROUBLES = frozenset({"dropped", "engine_lost", "checkpoint_failed", "log_failed", "report_failed"}) | SIGNS
+_LOSSES = {"engine_lost", "rank_lost"}
+_TROUBLES = frozenset({"dropped", *_LOSSES, "checkpoint_failed", "log_failed", "report_failed"}) | SIGNS
 
 
 def render_page(runs: Sequence[RunData], drawing: Drawing, *, made: datetime) -> str:

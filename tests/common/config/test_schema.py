@@ -79,6 +79,7 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"model": {"dtype": "bfloat16"}, "learner": {"max_logprob_gap": 1e-3}}, "set learner.max_logprob_gap = null"),
         ({"learner": {"offload": "optimizer_and_parameters"}}, "from stage 3 on"),
         ({"learner": {"offload": "optimizer"}, "cluster": {"device": "cpu"}}, "all is in the host's memory already"),
+        ({"learner": {"keep_every": 2, "max_restarts": 0}}, "learner.keep_every = 2 with learner.max_restarts = 0"),
         ({"evaluation": {"stop_delta": 0.1}}, "evaluation.stop_delta = 0.1 with evaluation.stop_after = null"),
         ({"evaluation": {"stop_after": 2, "every": 0}}, "nothing is evaluated before the end"),
         ({"steps": 100, "evaluation": {"stop_after": 2}}, "end no earlier than steps = 100; lower one"),
