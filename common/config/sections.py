@@ -191,7 +191,7 @@ class RolloutConfig(Section):
     """Seconds that an engine may take to start. Raise it for a large model on a slow disk."""
     step_timeout_s: Free[Seconds] = 900.0
     """Most seconds that an engine may stand still while it samples, before it is replaced. Once its pace is known it
-    gets 20 times its longest step, and at least 10 s (60 on a GPU)."""
+    gets 20 times its longest step, at least 10 s (60 on a GPU)."""
 
     @property
     def min_engines(self) -> int:
