@@ -164,8 +164,8 @@ def rewind_books(path: Path, first_step: int, dropped: int) -> None:
 def compute_longest(config: Config) -> float:
     """Return the seconds that may pass between two rows or events of a run, by its deadlines.
 
-    An engine that hangs may be found at its deadline, and its replacement start; then reward workers, ranks and the
-    transfer of weights may each take theirs.
+    An engine or a rank that hangs may be found at its deadline, and its replacement start; then reward workers, ranks
+    and the transfer of weights may each take theirs.
     """
     rollout, learner = config.rollout, config.learner
     return (
@@ -173,6 +173,7 @@ def compute_longest(config: Config) -> float:
         + rollout.step_timeout_s
         + rollout.start_timeout_s
         + config.reward.timeout_s * (1 + len(config.reward.functions))
-        + max(learner.step_timeout_s, learner.start_timeout_s)
+        + 2 * learner.step_timeout_s
+        + learner.start_timeout_s
         + config.weights.timeout_s
     )

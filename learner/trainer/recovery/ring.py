@@ -242,12 +242,15 @@ class RankRing:
         )
 
     def _list_unfinished(self) -> list[int]:
-        """Return the ranks that have not answered the last change."""
+        """Return the ranks that have not answered all changes, the one with the fewest answers first."""
         import ray
 
-        last = list(self._answers[-len(self.ranks) :])
-        answered, _ = ray.wait(last, num_returns=len(last), timeout=0, fetch_local=False) if last else ([], [])
-        return [rank for rank, ref in enumerate(last) if ref not in answered]
+        asked, ranks = list(self._answers), len(self.ranks)
+        if not asked:
+            return []
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+        done = [sum(ref in answered for ref in asked[rank::ranks]) for rank in range(ranks)]
+        return sorted((rank for rank in range(ranks) if done[rank] < len(asked) // ranks), key=done.__getitem__)
 
     def _kill(self) -> None:
         import ray

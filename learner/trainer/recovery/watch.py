@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import DeadlineError, RollcallError
+from common.errors import DeadlineError, LearnerLostError, RollcallError
 from common.placement import find_cause
 from common.types import BucketKind
 
@@ -71,11 +71,11 @@ class RankWatch:
         """Return the loss that an error of a call came of; None where no rank is lost.
 
         Args:
-            unfinished: lists the ranks that have not answered the call.
+            unfinished: lists the ranks that have not answered all calls, the one with the fewest answers first.
         """
-        if isinstance(error, RollcallError) and not isinstance(error, DeadlineError):
-            return None  # a rank raised it: all are well
-        if self._known.wait(0 if isinstance(error, DeadlineError) else NOTICE_S):
+        if isinstance(error, LearnerLostError):
+            return None  # it is told already
+        if self._known.wait(self._allow(error)):
             return self._loss
         if isinstance(error, DeadlineError):
             mute = [rank for rank, seconds in enumerate(self._silent) if seconds >= MUTE_S] or list(unfinished())
@@ -83,6 +83,14 @@ class RankWatch:
         if any(word in str(error) for word in OF_CONNECTIONS):
             return self._note(RankLoss(rank=0, why=f"the ranks lost each other: {find_cause(error)}"))
         return None
+
+    def _allow(self, error: Exception) -> float:
+        """Return the seconds within which a loss is known that an error may have come of."""
+        if isinstance(error, DeadlineError):
+            return 0.0
+        if isinstance(error, RollcallError):  # a rank raised it, perhaps since another was gone
+            return 3 * self._beat_s if len(self._ranks) > 1 else 0.0
+        return NOTICE_S
 
     def _note(self, loss: RankLoss) -> RankLoss:
         with self._lock:
