@@ -136,8 +136,9 @@ class Run:
     def forget_asked(self) -> None:
         """Let engines sample nothing more of what was asked."""
         for asked in [*self.lookahead.asked, *([self.asked] if self.asked else [])]:
-            if asked.batch is not None and asked.batch.open:
-                self.fleet.forget(asked.batch)
+            for batch in asked.batches:
+                if batch.open:
+                    self.fleet.forget(batch)
 
     def _recall(self, drawn: Sequence[tuple[str, int]]) -> list[Prompt]:
         return self._use_features(self.feed.recall(drawn))
