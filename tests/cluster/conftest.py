@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,9 +42,10 @@ class Cluster:
         for host in self.hosts.values():
             jobs.wait_for(f"Ray on {host.name}", partial(self._is_up, host), self.head.init)
 
-    def submit(self, *words: str) -> subprocess.Popen[str]:
-        """Run `ray job submit` of a small run on the head; see `finish`."""
+    def submit(self, *words: str, environment: Mapping[str, str] = {}) -> subprocess.Popen[str]:
+        """Run `ray job submit` of a small run on the head; see `finish`. All of its processes get the environment."""
         submit = ["ray", "job", "submit", f"--address=http://{self.head.address}:{DASHBOARD}", "--working-dir", "."]
+        submit += ["--runtime-env-json", json.dumps({"env_vars": dict(environment)})]
         command = [*submit, "--", "python", "-m", "learner.main", *jobs.SMALL, *RECIPE, *words]
         self.console.unlink(missing_ok=True)
         return self.head.start(command, self.console)

@@ -13,6 +13,7 @@ import torch
 
 from tests.cluster.conftest import RECIPE, Cluster
 from tests.helpers import hosts, jobs
+from tests.helpers.gated_reward import GATE, GATED
 from tests.helpers.hosts import PRIVATE
 
 OBSTACLE = hosts.find_obstacle()
@@ -127,12 +128,27 @@ def cut_route(cluster: Cluster, one: str, other: str) -> Iterator[None]:
     cluster.hosts[one].run(["ip", "route", "delete", "blackhole", there])
 
 
-def test_an_engine_host_is_lost_and_engines_go_on_elsewhere(cluster: Cluster, one_host: Path, tmp_path: Path) -> None:
-    """Law 5: on nodes with their next labels. The last test of this cluster."""
-    job = cluster.submit(f"run_dir={tmp_path / 'run'}", *EITHER)
-    cluster.wait_for_step(tmp_path / "run", 3, job)
+def test_engines_come_and_go_and_a_host_of_theirs_is_lost(cluster: Cluster, one_host: Path, tmp_path: Path) -> None:
+    """Law 5: two engines become four, their host is cut off, one is left. The last test of this cluster.
+
+    The run folder is seen from another host; while the number changes the run stands still in the middle of a step.
+    """
+    gate, run_dir = tmp_path / "gate", tmp_path / "run"
+    job = cluster.submit(f"run_dir={run_dir}", *EITHER, *GATED, environment={GATE: str(gate)})
+    scale = ["python", "-m", "rollout.scale", str(run_dir)]
+    cluster.wait_for_step(run_dir, 3, job)
+    gate.touch()
+    cluster.hosts["learner-1"].run([*scale, "4"], timeout_s=400)
+    gate.unlink()
+    cluster.wait_for_step(run_dir, 6, job)
     cluster.hosts["rollout-0"].cut_power()
+    cluster.wait_for_step(run_dir, 9, job)
+    gate.touch()
+    cluster.hosts["learner-0"].run([*scale, "1"], timeout_s=400)
+    gate.unlink()
     console = cluster.finish(job)
     assert "finished after 30 of 30 steps" in console, console
-    assert "engine_lost" in [row["kind"] for row in jobs.rows(tmp_path / "run", "events.jsonl")]
-    assert_same_run(tmp_path / "run", one_host)
+    kinds = [row["kind"] for row in jobs.rows(run_dir, "events.jsonl")]
+    assert kinds.count("engines_reached") == 2
+    assert "engine_lost" in kinds
+    assert_same_run(run_dir, one_host)
