@@ -15,12 +15,12 @@ from tests.helpers.modelled import Model, ModelledEngine, make_config
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--repeat-faults", type=int, default=1, help="how often each test of tests/faults is run")
+    parser.addoption("--times", type=int, default=1, help="how often each test of tests/faults is run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test as often as the option says."""
-    if (times := metafunc.config.getoption("--repeat-faults", 1)) > 1:
+    if (times := metafunc.config.getoption("--times", 1)) > 1:
         metafunc.fixturenames.append("repetition")
         metafunc.parametrize("repetition", range(times), indirect=True)
 
