@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import DeadlineError, RollcallError, describe_cause
-from common.placement import get
+from common.placement import find_cause, get
 from learner.trainer.recovery.keeper import start_keepers
 
 FINISH_S = 10.0  # for a copy on its way when a rank is lost: what is not there then never comes
@@ -69,8 +69,10 @@ class Copies:
             return f"not whole after {wait_s:g} s"
         try:
             get(coming.done, what="a copy of the learner's state", timeout_s=FINISH_S)
-        except (ray.exceptions.RayError, RollcallError) as error:
+        except RollcallError as error:
             return describe_cause(error)
+        except ray.exceptions.RayError as error:
+            return find_cause(error)
         self.newest = coming
         return None
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config.schema import Config
-from common.errors import LearnerLostError, describe_cause
-from common.placement import get
+from common.errors import LearnerLostError
+from common.placement import find_cause, get
 from learner.trainer.recovery.copies import FINISH_S, Copies
 from learner.trainer.recovery.watch import RankInfo, RankLoss, RankWatch
 
@@ -163,7 +163,7 @@ class RankRing:
             except Exception as again:  # noqa: BLE001  # raised again, in one way or another
                 error = again
                 if (another := self._take_loss(again)) is None:
-                    self._on_event("copy_failed", why=describe_cause(again))
+                    self._on_event("copy_failed", why=find_cause(again))
                     break
                 lost = another
             else:
