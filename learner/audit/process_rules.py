@@ -46,11 +46,14 @@ def check_end(record: RunRecord) -> Iterator[str]:
 
 
 def check_survivors(record: RunRecord) -> Iterator[str]:
-    """No process of the run is alive after its end, or LINGER_S later; only those of this host can be seen."""
+    """No process of the last start is alive after the end of the run, or LINGER_S later, on this host.
+
+    A start whose parent was killed leaves its processes to Ray, which may take half a minute to end them.
+    """
     if record.running:
         return
     alive: dict[psutil.Process, str] = {}
-    for events in record.attempts:
+    for events in record.attempts[-1:]:
         if events[0]["host"] != socket.gethostname():
             continue
         for row in events:

@@ -158,7 +158,7 @@ class Run:
         sampled, _ = self.offline.divide(prompts, number)
         sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
         requests = training_requests(sampled, self.config.rollout, seed=self.config.seed, step=number, sizes=sizes)
-        ranges = filter(None, divide(requests, self.config.ranges))  # an engine samples one after the other
+        ranges = divide(requests, self.config.ranges) if requests else ()  # an engine samples one after the other
         epochs = [epoch for _, epoch in drawn]
         return AskedStep(
             number=number,

@@ -73,7 +73,7 @@ def test_a_profile_is_of_every_process_and_ends_with_the_run(undisturbed: Path) 
         assert any(operator in str(event.get("name")) for event in trace["traceEvents"])
         assert "Self CPU" in (folder / f"{process}.txt").read_text()
     calls = [event["name"] for event in json.loads((folder / "ray-timeline.json").read_text())]
-    assert {"serve", "learn", "publish"} <= set(calls)
+    assert {"serve", "learn", "pack_weights"} <= set(calls)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

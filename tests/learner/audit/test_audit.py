@@ -302,15 +302,17 @@ def test_survivors_are_named_and_a_process_that_has_a_number_again_is_none(
     driver = subprocess.Popen(["sleep", "1000"])
     engine = subprocess.Popen(["ray::Engine", "1000"], executable="/bin/sleep")
     run = MadeRun()
-    run.events[0] |= {"pid": driver.pid, "host": socket.gethostname(), "wall": 1.8e12}
-    run.events[1] |= {"pid": engine.pid, "wall": 1.8e12}
+    first = next(at for at, row in enumerate(run.events) if at and row["kind"] == "start")  # of the second start
+    run.events[first] |= {"pid": driver.pid, "host": socket.gethostname(), "wall": 1.8e12}
+    up = {**run.events[1], "pid": engine.pid, "wall": 1.8e12, "monotonic": 10.0}
+    run.events.insert(first + 1, up)
     try:
         assert audit(run, tmp_path / "run") == [
             f"driver (pid {driver.pid}) is still alive",
             f"engine engine-0 (pid {engine.pid}) is still alive",
         ]
-        run.events[1]["pid"] = os.getpid()  # no process of Ray's: one of another host has the same number
-        run.events[0]["wall"] = 1.0
+        run.events[first + 1]["pid"] = os.getpid()  # no process of Ray's: one of another host has the same number
+        run.events[first]["wall"] = 1.0
         assert audit(run, tmp_path / "run") == []
     finally:
         for process in (driver, engine):
