@@ -110,7 +110,7 @@ def test_law_5_a_server_that_goes_away_stops_no_training(
     """The checkpoint that fails is an event, and is written once the server is back."""
     place, run_dir = own_server.place("away/run"), tmp_path / "run"
     copy = RunBucket.choose_copy(place)
-    process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS, warm_workers=True)
+    process = jobs.start(run_dir, f"run_dir={place}", *TWO_RANKS)
 
     def failed() -> bool:
         return any(row["kind"] == "checkpoint_failed" for row in jobs.rows(copy, "events.jsonl"))
