@@ -90,6 +90,9 @@ class SleepingLearner:
         time.sleep(LEARN_S)
         return step_result()
 
+    def keep(self) -> None:
+        """Copy nothing: nobody is lost here but engines and reward workers."""
+
 
 def run_soak(folder: Path, seconds: float, every_s: float) -> None:
     """Run for so many seconds in this process, and leave a run folder with `soak.json` in it."""

@@ -134,7 +134,7 @@ def test_a_ctrl_c_that_is_swallowed_while_engines_start_ends_the_evaluation(
     monkeypatch.setattr("learner.driver.cluster.connect", lambda *_: nullcontext())
     monkeypatch.setattr("learner.driver.places.reserve_places", lambda *_, **__: nullcontext(places))
     monkeypatch.setattr("learner.driver.hosts.check_hosts", lambda *_: None)
-    monkeypatch.setattr("learner.driver.hosts.share_model", lambda path, *_: path)
+    monkeypatch.setattr("learner.driver.hosts.share_model", lambda path, *_, **__: path)
     monkeypatch.setattr("rollout.fleet.fleet.RolloutFleet", Fleet)
     alarm = signal.getsignal(signal.SIGALRM)
     assert main([*TINY, "--data", "@test", "--out", str(tmp_path / "out")]) == 130
