@@ -11,7 +11,7 @@ import psutil
 from learner.audit.run_record import Row, RunRecord
 
 PIDS = {"start": "driver", "engine_up": "engine", "reward_worker_up": "reward worker", "rank_up": "rank"}
-LINGER_S = 30.0  # that a process may take to end, on a busy machine
+LINGER_S = 5.0  # that a process may take to end
 SLACK_S = 1.0  # between the start of a process and the event that names it
 
 

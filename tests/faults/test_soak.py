@@ -17,5 +17,5 @@ def test_half_a_minute_of_faults_loses_no_group_and_leaks_nothing(tmp_path: Path
     assert verdict.groups == 32 * verdict.steps > 0
     assert sum(verdict.strikes.values()) >= 5, "the faults struck"
     assert sum(verdict.heals.values()) >= 2, "and were healed"
-    assert verdict.effective > 0.1, "0.8 on a machine of its own, with a strike every five seconds"
+    assert verdict.effective > 0.4, "0.8 on a machine of its own, with a strike every five seconds"
     assert verdict.growth < 60, "MB; Python and Ray warm up in the first seconds"
