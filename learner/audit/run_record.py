@@ -67,7 +67,12 @@ class RunRecord:
 
 def read_record(folder: Path) -> RunRecord:
     """Read the files of a run. Raises RunFolderError where one is missing, damaged, or of another version."""
-    with raise_as(RunFolderError, f"the run folder {folder} cannot be audited", remedy=REMEDY):
+    what = f"the run folder {folder} cannot be audited"
+    for name in ("config.yaml", BOOKS):
+        if not (folder / name).exists():
+            raise RunFolderError(what, got=f"it has no {name}", remedy=REMEDY)
+
+    with raise_as(RunFolderError, what, remedy=REMEDY):
         config = Config.model_validate(parse_yaml((folder / "config.yaml").read_text()))
         summary = folder / "summary.json"
         record = RunRecord(

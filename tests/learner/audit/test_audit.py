@@ -258,6 +258,15 @@ def test_a_damaged_folder_is_refused_with_one_error(
     assert said.count("error: ") == 1 and "remedy: " in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "books.jsonl"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = MadeRun().write(tmp_path / "run")
+    (folder / name).unlink()
+    with pytest.raises(RunFolderError) as caught:
+        read_record(folder)
+    assert caught.value.got == f"it has no {name}"
+
+
 def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
     folder = MadeRun().write(tmp_path / "run")
     with (folder / "books.jsonl").open("a") as file:
