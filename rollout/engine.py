@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from common.errors import BrokenEngineError, EngineError
+from common.lean_imports import settle_collector
 from common.object_store import fetch_features
 from common.recorder import Recorder
 from common.shared_folder import find_local
@@ -83,6 +84,7 @@ class RolloutEngine:
         self._recorder = Recorder()
         self._receiver = WeightReceiver()
         self._loader = WeightLoader(self._llm)
+        settle_collector()
         self._startup_seconds = time.monotonic() - started
 
     def _begin_serving(self) -> None:
@@ -161,14 +163,15 @@ class RolloutEngine:
         """Never return: Ray ends the call when the process is gone, and so tells whoever waits for it."""
         threading.Event().wait()
 
-    def serve(self, version: int, stream: int) -> Iterator[Outcomes]:
+    def serve(self, version: int, stream: int, first: Sequence[GenerationRequest] = ()) -> Iterator[Outcomes]:
         """Yield groups as they finish, several at a time when they finish together, until the stream is told to end.
 
         A request vLLM refuses becomes a FailedGroup; the others go on.
 
         Args:
             version: of the weights that is to be sampled from.
-            stream: its number, by which requests find it.
+            stream: its number, by which further requests find it.
+            first: what it begins with.
 
         Raises:
             EngineError: this engine does not hold that version.
@@ -181,7 +184,7 @@ class RolloutEngine:
                 remedy="load that version first; the fleet does so for every engine it serves from",
             )
         try:
-            yield from self._serve(version, stream)
+            yield from self._serve(version, stream, first)
         except GeneratorExit:
             self._abort(self._running)
             raise
@@ -189,9 +192,11 @@ class RolloutEngine:
             self._version = None  # its requests stay in vLLM's scheduler: see `vllm_patches.PATCHES`
             raise self._describe_failure("generating", error) from error
 
-    def _serve(self, version: int, stream: int) -> Iterator[Outcomes]:
+    def _serve(self, version: int, stream: int, first: Sequence[GenerationRequest]) -> Iterator[Outcomes]:
         """Step vLLM, and yield what is finished after each step; between steps look for what was sent."""
-        received, end = 0, None
+        received, end = len(first), None
+        if refused := self._begin(first):
+            yield refused
         while end is None or received < end or self._running:
             for sent in self._receive(stream, wait=not self._running):
                 if isinstance(sent, Submission):

@@ -30,6 +30,8 @@ from rollout.rewards.loading import find_functions_with
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+LINGER_S = 0.05  # for which a group waits for others, so that they travel in one call ...
+SHARE = 32  # ... unless as many wait as a 32nd of those that are to come
 NO_PROBABILITIES: Mapping[str, tuple[CandidateProbabilities, ...]] = MappingProxyType({})
 
 
@@ -127,7 +129,7 @@ class RewardPool:
         groups: Iterable[Group | FailedGroup],
         candidate_probabilities: Mapping[str, tuple[CandidateProbabilities, ...]] = NO_PROBABILITIES,
         *,
-        more: Callable[[], bool] = lambda: False,
+        more: Callable[[float], bool] = lambda wait_s: False,
         hurry: Callable[[], bool] = lambda: False,
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
@@ -137,7 +139,8 @@ class RewardPool:
 
         Args:
             candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
-            more: says whether another group is there already: then nothing is sent before it was taken.
+            more: says whether another group comes within so many seconds: then nothing is sent before it was taken.
+                A group waits `LINGER_S` for others at most, and not at all in a small step.
             hurry: says whether somebody waits for the groups so far: then no other is taken before these are scored.
 
         Raises:
@@ -145,13 +148,18 @@ class RewardPool:
         """
         try:
             streamed = not isinstance(groups, Sequence)
+            to_come, until = len(prompts), None  # groups; when those that wait are sent, on the monotonic clock
             for group in groups:
                 if isinstance(group, FailedGroup):
                     yield group
                 else:
                     probabilities = candidate_probabilities.get(group.prompt_id)
                     self._waiting.append(_Job(prompts[group.prompt_id], group, probabilities))
-                if streamed and not more():
+                to_come -= 1
+                until = until or time.monotonic() + LINGER_S
+                wait_s = until - time.monotonic() if SHARE * len(self._waiting) < to_come else 0.0
+                if streamed and (hurry() or not more(max(0.0, wait_s))):
+                    until = None
                     yield from self._advance(block=False)
                 while self._is_busy() and hurry():
                     yield from self._advance(block=True)

@@ -11,6 +11,7 @@ from typing import Any
 from common.command import Command, Grace, Terminated
 from common.config.schema import LOCAL_CLUSTER
 from common.data.feed import PromptFeed
+from common.lean_imports import settle_collector
 from common.placement import renew
 from learner.driver.cluster import connect
 from learner.driver.control.lookahead import Lookahead
@@ -75,6 +76,7 @@ def open_run(
             run.restore(point)
         with tracker.time_phase("first weights published"):
             run.publish(run.version)
+        settle_collector()
         finish.startup_seconds = time.monotonic() - started
         tracker.phase("everything up", finish.startup_seconds)
         grace.release()

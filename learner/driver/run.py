@@ -230,7 +230,7 @@ class Run:
             probabilities = compute_candidate_probabilities(prompts, sampled, closed_set, self.learner)
         groups = groups if isinstance(groups, Sequence) else ranges.watch(groups)
         by_id = {prompt.id: prompt for prompt in prompts}
-        more = self.asked.has_answer if self.asked else lambda: False
+        more = self.asked.has_answer if self.asked else lambda wait_s: False
         for outcome in self.rewards.score(by_id, groups, probabilities, more=more, hurry=ranges.lacks_scores):
             if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)

@@ -76,8 +76,11 @@ def deal(
 
     # The dearest group first, each to the rank with the least to do.
     shares: list[list[int]] = [[] for _ in range(ranks)]
+    totals = [0.0] * ranks
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        min(shares, key=lambda share: (sum(costs[i] for i in share), len(share))).append(index)
+        least = min(range(ranks), key=lambda rank: (totals[rank], len(shares[rank])))
+        shares[least].append(index)
+        totals[least] += costs[index]
 
     filled = [_fill_packs(sorted(share), lengths, budget) for share in shares]
     most = max(len(packs) for packs in filled)

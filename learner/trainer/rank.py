@@ -12,7 +12,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from common.config.schema import Config
-from common.lean_imports import import_transformers, leave_out_compiler, pause_collector
+from common.lean_imports import import_transformers, leave_out_compiler, pause_collector, settle_collector
 from common.object_store import fetch_features
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
@@ -88,6 +88,7 @@ class LearnerRank:
         with pause_collector():
             import_transformers()
             self._start(store)
+        settle_collector()
         kinds = tuple(batch.kind for batch in self._source.batches)
         return RankInfo(
             pid=os.getpid(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
@@ -36,6 +37,7 @@ class Batch:
     strikes: dict[str, int] = field(default_factory=dict)  # engines lost while they owed it
     lone_losses: dict[str, int] = field(default_factory=dict)  # engines lost while they owed it alone, as a suspect
     answers: SimpleQueue[Answer] = field(default_factory=SimpleQueue)  # for the driver
+    _next: Answer | None = None  # of these, the one that `has_answer` has seen
 
     @classmethod
     def of(cls, requests: Sequence[GenerationRequest], weights: WeightManifest) -> Batch:
@@ -44,6 +46,20 @@ class Batch:
         if len(by_id) != len(requests):
             raise ValueError("a batch holds one prompt twice")
         return cls(weights=weights, size=len(requests), unsent=deque(requests), open=by_id)
+
+    def has_answer(self, *, wait_s: float) -> bool:
+        """Say whether another answer is there, or comes within so many seconds."""
+        if self.taken == self.size:
+            return False
+        if self._next is None:
+            with suppress(Empty):
+                self._next = self.answers.get(block=wait_s > 0, timeout=wait_s)
+        return self._next is not None
+
+    def next_answer(self, *, wait_s: float) -> Answer:
+        """Return the next answer. Raises Empty where none comes within so many seconds."""
+        answer, self._next = self._next, None
+        return self.answers.get(timeout=wait_s) if answer is None else answer
 
     def is_suspect(self, request: GenerationRequest) -> bool:
         """Say whether too many engines were lost while they owed a request."""

@@ -60,8 +60,15 @@ class Board:
         self._close_batches()
         await self.tell()
 
-    def send(self, member: Member, requests: Sequence[GenerationRequest]) -> None:
-        """Send requests of a batch to the engine that samples it."""
+    def deal(self, member: Member) -> list[GenerationRequest]:
+        """Take the next requests of its batch for an engine; none where it has enough or leaves."""
+        assert member.stream is not None, "requests travel on a stream"
+        if member.state != "serving":
+            return []
+        return deal(member.stream, engines=len(self.serving()), capacity=self.config.rollout.max_sequences)
+
+    def note_sent(self, member: Member, requests: Sequence[GenerationRequest]) -> None:
+        """Note that an engine is sent requests of the batch that it samples."""
         stream, now = member.stream, time.monotonic()
         assert stream is not None, "requests travel on a stream"
         stream.share = len(requests)
@@ -70,16 +77,15 @@ class Board:
             stream.owed[request.prompt_id] = request
             stream.sent_at[request.prompt_id] = now
             stream.batch.holders.setdefault(request.prompt_id, []).append(member.id)
-        member.call("submit", stream.number, tuple(requests))
 
     def attend(self, member: Member) -> None:
         """Send an engine the next requests of its batch. Without any, let its stream end once nothing is owed."""
         stream = member.stream
         if stream is None or stream.ending:
             return
-        capacity, engines = self.config.rollout.max_sequences, len(self.serving())
-        if member.state == "serving" and (share := deal(stream, engines=engines, capacity=capacity)):
-            self.send(member, share)
+        if share := self.deal(member):
+            self.note_sent(member, share)
+            member.call("submit", stream.number, tuple(share))
         elif not stream.owed:
             stream.ending = True
             member.call("finish", stream.number, stream.sent)

@@ -214,7 +214,7 @@ class RolloutFleet:
         """Wait for as long as the fleet is at work: it notices engines that die or hang, and fails if none is left."""
         while True:
             try:
-                answer = batch.answers.get(timeout=LOOK_S)
+                answer = batch.next_answer(wait_s=LOOK_S)
             except Empty:
                 self._thread.check()
                 continue

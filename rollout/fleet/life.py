@@ -121,10 +121,11 @@ async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[Ge
 
     member.streams += 1
     stream = member.stream = Stream(number=member.streams, batch=batch)
-    source = member.handle.serve.options(num_returns="streaming").remote(batch.weights.version, stream.number)
+    first = first or board.deal(member)
     member.longest_wait, member.heard = None, time.monotonic()
-    if first:
-        board.send(member, first)
+    board.note_sent(member, first)
+    serve = member.handle.serve.options(num_returns="streaming")
+    source = serve.remote(batch.weights.version, stream.number, tuple(first))
     board.attend(member)
     async for ref in source:
         for outcome in await ref:

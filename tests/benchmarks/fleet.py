@@ -30,7 +30,7 @@ from tests.helpers.modelled import Model, ModelledEngine, make_manifest
 HOSTS = 4  # processes that the engines share
 GROUP, TOKENS = 8, 16  # completions a group, tokens a completion
 PROMPT = 264  # tokens of a prompt, a picture of 384 x 384 among them
-GROUPS_EACH = 40  # of every engine in a run
+GROUPS_EACH, MOST_GROUPS = 40, 2560  # of every engine in a step, and of all of them
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,8 +83,8 @@ class Host:
     def open(self, name: str, model: Model) -> None:
         self._engines[name] = Engine(model, name)
 
-    def serve(self, name: str, version: int, stream: int) -> Iterator[Any]:
-        yield from self._engines[name].serve(version, stream)
+    def serve(self, name: str, *args: Any) -> Iterator[Any]:
+        yield from self._engines[name].serve(*args)
 
     def call(self, name: str, method: str, args: Sequence[Any]) -> Any:
         return getattr(self._engines[name], method)(*args)
@@ -198,7 +198,7 @@ def measure_scale(hosts: Sequence[Any], engines: int, service_s: float) -> dict[
     from learner.objective.records import Coefficients
     from learner.trainer.sent_step import SentStep
 
-    config = make_config(engines, prompts=max(32, engines * GROUPS_EACH // 4))
+    config = make_config(engines, prompts=min(engines * GROUPS_EACH, MOST_GROUPS))
     prompts = make_prompts(config.rollout.prompts_per_step)
     by_id = {prompt.id: prompt for prompt in prompts}
     process, sizes = psutil.Process(), list[int]()

@@ -120,7 +120,7 @@ def test_groups_that_arrive_together_travel_in_one_call(monkeypatch: pytest.Monk
         pool.pids()
         arrived = iter(groups)
         left = iter([*range(4, -1, -1), *range(2, -1, -1)])  # behind each of a burst of five and one of three
-        outcomes = list(pool.score(prompts, arrived, more=lambda: bool(next(left))))
+        outcomes = list(pool.score(prompts, arrived, more=lambda wait_s: bool(next(left))))
     assert calls == [5, 3]
     assert len(scored(outcomes)) == 8
 

@@ -41,10 +41,10 @@ class AskedStep:
                 self.answers[outcome.prompt_id] = outcome
                 yield outcome
 
-    def has_answer(self) -> bool:
-        """Say whether `take` has another answer at once."""
+    def has_answer(self, wait_s: float) -> bool:
+        """Say whether `take` has another answer within so many seconds."""
         batch = next((one for one in self.batches if one.taken < one.size), None)
-        return batch is not None and not batch.answers.empty()
+        return batch is not None and batch.has_answer(wait_s=wait_s)
 
 
 class Lookahead:
