@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import BrokenEngineError, EngineError
 from common.lean_imports import settle_collector
 from common.object_store import fetch_features
+from common.process import end_with_raylet
 from common.recorder import Recorder
 from common.shared_folder import find_local
 from common.storage.output import Place, WriteReport
@@ -76,6 +77,7 @@ class RolloutEngine:
     """One engine as a Ray actor. It starts with the checkpoint's weights, and serves once a version is loaded."""
 
     def __init__(self, spec: EngineSpec, engine_id: str) -> None:
+        end_with_raylet()
         started = time.monotonic()
         self._spec = spec
         self._id = engine_id

@@ -14,6 +14,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
+from common.process import end_with_raylet
 from common.shared_folder import SharedFolder, find_local
 from common.types import CandidateProbabilities
 from rollout.rewards.loading import GIVEN_OF_TASK, load_function
@@ -71,6 +72,7 @@ class RewardActor:
             constants: what every function is given by name, whatever the row.
             models: where a reward model is found on other hosts than the driver's, by the name of its function.
         """
+        end_with_raylet()
         found = {name: find_local(model, timeout_s=FETCH_TIMEOUT_S) for name, model in models.items()}
         self._functions = {name: load_function(name, model_path=found.get(name)) for name in functions}
         self._constants = constants

@@ -46,22 +46,19 @@ def check_end(record: RunRecord) -> Iterator[str]:
 
 
 def check_survivors(record: RunRecord) -> Iterator[str]:
-    """No process of the last start is alive after the end of the run, or LINGER_S later, on this host.
-
-    A start whose parent was killed leaves its processes to Ray, which may take half a minute to end them.
-    """
+    """No process of any start is alive after the end of the run, or LINGER_S later, on this host."""
     if record.running:
         return
     alive: dict[psutil.Process, str] = {}
-    for events in record.attempts[-1:]:
+    for events in record.attempts:
         if events[0]["host"] != socket.gethostname():
             continue
         for row in events:
             what = PIDS.get(row["kind"])
             process = _find_process(row, is_driver=what == "driver") if what else None
             if process:
-                name = row.get("engine") or row.get("worker")
-                alive[process] = f"{what}{f' {name}' if name else ''} (pid {process.pid}) is still alive"
+                names = [str(row[key]) for key in ("engine", "worker", "rank") if key in row]
+                alive[process] = " ".join([str(what), *names, f"(pid {process.pid}) is still alive"])
     _, left = psutil.wait_procs(alive, timeout=LINGER_S)
     yield from (said for process, said in alive.items() if process in left)
 

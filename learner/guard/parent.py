@@ -11,7 +11,6 @@ for too long, or says that it is lost, everything below the parent is killed. On
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -28,6 +27,7 @@ from common.config.cli import FLAGS
 from common.config.foreign_text import parse_json
 from common.errors import describe_fault
 from common.placement import answers
+from common.process import adopt_orphans, end_with_parent
 from learner.guard.line import Line, takes_output
 
 TICK_S = 0.5
@@ -38,7 +38,6 @@ KILL_S = 5.0
 RECORD_S = 5.0  # to write to the run folder: its disk may be stuck
 CLOSING_S = 60.0  # beyond `checkpoint.grace_s`: to close everything after a signal
 PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 Main = Callable[[Sequence[str], Line], int]
 
 
@@ -98,7 +97,7 @@ def run_guarded(main: Main) -> int:
     if {*words} & {*FLAGS, "--help", "-h"}:
         return main(words, Line())
     occupy_standard_files()
-    _call_prctl(PR_SET_CHILD_SUBREAPER, 1)  # whatever outlives its own parent is found below this process
+    adopt_orphans()
     while True:
         ending = _run_driver(main, words)
         if isinstance(ending, int):
@@ -135,9 +134,7 @@ def _run_driver(main: Main, words: Sequence[str]) -> Ending | int:
         return ending
 
     os.close(reader)
-    _call_prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # without its parent nothing would end it
-    if os.getppid() != parent:
-        os._exit(FAILED)
+    end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     line, code = Line(writer), FAILED
     try:
@@ -148,10 +145,6 @@ def _run_driver(main: Main, words: Sequence[str]) -> Ending | int:
     finally:
         line.tell(farewell=code)
     return code
-
-
-def _call_prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value)
 
 
 def _watch(pid: int, pipe: int, signals: Collection[int]) -> Ending:

@@ -16,7 +16,18 @@ from learner.tracking.watch import SIGNS
 
 # Events that are not shown: they come every step, or are shown in another way.
 QUIET = frozenset(
-    {"start", "end", "engine_up", "reward_worker_up", "weights_loaded", "probe", "evaluation", "phase", "filtered"}
+    {
+        "start",
+        "end",
+        "engine_up",
+        "rank_up",
+        "reward_worker_up",
+        "weights_loaded",
+        "probe",
+        "evaluation",
+        "phase",
+        "filtered",
+    }
 )
 
 

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import TCPStore
 from common.config.schema import Config
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector, settle_collector
 from common.object_store import fetch_features
+from common.process import end_with_raylet
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
 from common.storage.output import (
@@ -51,6 +52,7 @@ class LearnerRank:
         steps: int,
         tower_runs: bool,
     ) -> None:
+        end_with_raylet()
         self._config, self._rank, self._steps = config, rank, steps
         self._shared_model = model_path
         self._tower_runs = tower_runs

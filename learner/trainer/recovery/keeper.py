@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from common.process import end_with_raylet
+
 
 class Keeper:
     """Holds the newest copies it was given. Ray keeps an object on this node for as long as this process maps it."""
 
     def __init__(self) -> None:
+        end_with_raylet()
         self._held: dict[int, Any] = {}  # by rank
 
     def hold(self, rank: int, copy: Any) -> None:

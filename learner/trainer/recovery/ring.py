@@ -218,6 +218,8 @@ class RankRing:
 
     def _wait_for_start(self, timeout_s: float) -> None:
         self.infos = get(self._started, what="the learner's ranks to start", timeout_s=timeout_s)
+        for rank, info in enumerate(self.infos):
+            self._on_event("rank_up", rank=rank, pid=info.pid, node=info.address)
 
     def _end(self) -> None:
         """End the ranks that are left, and find a place for others."""

@@ -71,6 +71,7 @@ class Ranks:
         keys = {"ranks": 2, "step_timeout_s": 30, "heartbeat_s": 3} | keys
         self.config = Config.model_validate({"learner": keys})
         self.events: list[dict[str, Any]] = []
+        self.ups: list[dict[str, Any]] = []
 
         def spawn(rank: int, place: Any) -> Any:
             settings: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {CONTROL: 1}}
@@ -81,7 +82,7 @@ class Ranks:
             spawn,
             place=None,
             renew=lambda place: place,
-            on_event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
+            on_event=self._note,
         )
         self.ring.ready(WAIT_S)
 
@@ -104,6 +105,9 @@ class Ranks:
             return get(refs, what=method, timeout_s=self.config.learner.step_timeout_s)
 
         return self.ring.run(work)
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        (self.ups if kind == "rank_up" else self.events).append({"kind": kind, **fields})
 
     def list_events(self, *keys: str) -> list[tuple[Any, ...]]:
         return [(one["kind"], *(one.get(key) for key in keys)) for one in self.events]
@@ -132,6 +136,8 @@ def test_every_change_is_made_once_whoever_dies_in_which_step(opened: list[Ranks
         ranks.ring.keep()
     lost = [one for one in ranks.events if one["kind"] == "rank_lost"]
     assert len(lost) == ranks.ring.builds - 1 >= 3
+    assert [one["rank"] for one in ranks.ups] == [0, 1] * ranks.ring.builds
+    assert len({one["pid"] for one in ranks.ups}) == len(ranks.ups)
     rebuilt = [one["source"] for one in ranks.events if one["kind"] == "learner_rebuilt"]
     assert rebuilt[0] == "start" and set(rebuilt[1:]) <= ({"memory"} if every == 1 else {"start", "memory"})
 

@@ -85,10 +85,10 @@ def test_a_rank_killed_in_a_step_costs_no_bit(ray_session: None, model_path: Pat
     for (result, weights), (mine, own) in zip(wanted, found, strict=True):
         assert (result.loss, result.grad_norm) == (mine.loss, mine.grad_norm)
         assert_same(weights, own)
-    assert [(one["kind"], one.get("rank"), one.get("source"), one["step"]) for one in events] == [
+    told = [one for one in events if one["kind"] != "rank_up"]
+    assert [(one["kind"], one.get("rank"), one.get("source"), one["step"]) for one in told] == [
         ("rank_lost", 0, None, 0),
         ("learner_rebuilt", None, "start", 0),
         ("rank_lost", 1, None, 2),
         ("learner_rebuilt", None, "memory", 2),
     ]
-    print(events)
