@@ -31,6 +31,7 @@ class Board:
         self.members: list[Member] = []
         self.batches: list[Batch] = []  # those with open requests, the oldest first
         self.newest: WeightManifest | None = None  # weights
+        self.slowest_load: float | None = None  # seconds, of engines that had weights before
         self.failure: BaseException | None = None  # what ended the fleet
         self.loads: deque[Load] = deque(maxlen=MOST_LOADS)  # since the driver last took them
         self._changed = asyncio.Condition()  # an engine came up, loaded or left

@@ -86,8 +86,9 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         if copy is None:
             return
         manifest = copy
-    member.held = None
-    timeout_s = board.config.weights.timeout_s
+    again, member.held = member.held is not None, None
+    timeout_s = _limit_load(board) if again else board.config.weights.timeout_s
+    began = time.monotonic()
     what = f"did not load version {manifest.version} of the weights"
     try:
         answer: LoadedWeights = await wait_for(member.handle.load.remote(manifest), timeout_s, what)
@@ -105,10 +106,23 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         )
     if answer.note:
         board.event("weights_load_slow", engine=member.id, why=answer.note)
+    if again and not manifest.by_nccl:
+        board.slowest_load = max(board.slowest_load or 0.0, time.monotonic() - began)
     member.held, member.checksum = wanted, answer.checksum
     if member.broadcast is wanted:
         member.broadcast = None
     await board.report_load(member)
+
+
+def _limit_load(board: Board) -> float:
+    """Return the seconds that an engine may take for other weights: 20 times as long as any of them ever took.
+
+    The first weights of an engine are no measure: they may be a hundred times what changes in a step.
+    """
+    most = board.config.weights.timeout_s
+    if board.slowest_load is None:
+        return most
+    return min(most, max(LEAST_S[board.config.cluster.device], SLOWER * board.slowest_load))
 
 
 async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[GenerationRequest]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import EngineError
 from common.types import Group
+from rollout.fleet import life
 from tests.faults.fleets import Events, check, pids, serve
 from tests.helpers.modelled import Model, make_manifest, make_requests
 
@@ -83,3 +84,22 @@ def test_an_engine_that_is_slow_to_load_is_waited_for_by_nobody(start: Any, even
         requests = make_requests(30)
         check(requests, list(fleet.generate(requests)), version)
     assert not events.of("engine_lost")
+
+
+def test_an_engine_that_hangs_in_a_load_is_replaced_at_twenty_times_the_usual(
+    start: Any, events: Events, monkeypatch: pytest.MonkeyPatch, measure: Any
+) -> None:
+    """Long before `weights.timeout_s`, which is ten minutes. The first load of a joiner may take as long as that."""
+    monkeypatch.setattr(life, "LEAST_S", {"cpu": 1.5})
+    fleet = serve(start, 2, Model(frozen={"engine-1": 4}))
+    for version in range(1, 7):
+        fleet.publish(make_manifest(version))
+        requests = make_requests(20)
+        check(requests, list(fleet.generate(requests)), version)
+    began = time.monotonic()
+    (lost,) = events.wait("engine_lost")
+    measure("an engine that hangs in a load is lost", time.monotonic() - began)
+    assert lost["engine"] == "engine-1" and "did not load version" in lost["why"] and "for 1.5 s" in lost["why"]
+    while len(events.of("engine_up")) < 3:
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)

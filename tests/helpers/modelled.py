@@ -52,6 +52,7 @@ class Model:
     stuck: frozenset[str] = frozenset()  # engines that wait in a broadcast without end
     forgetful: frozenset[str] = frozenset()  # engines that report another version than they were given
     clock_jumps: bool = False  # its wall clock jumps by hours, to and fro
+    frozen: dict[str, int] = field(default_factory=dict)  # engine -> the load of it that never ends
     damaged: dict[str, int] = field(default_factory=dict)  # engine -> loads of it whose bytes arrive damaged
     cpus: float = 0.0
     gpus: float = 0.0
@@ -97,7 +98,9 @@ class ModelledEngine(RolloutEngine):
         if self._loads <= self._model.damaged.get(self._id, 0) or found != [one.xxh3 for one in manifest.buckets]:
             raise EngineError("a bucket arrived damaged", got="other bytes", remedy="publish them again")
         self._version = None
-        time.sleep(3600 if manifest.by_nccl and self._id in self._model.stuck else self._model.load_s)
+        hangs = manifest.by_nccl and self._id in self._model.stuck
+        hangs = hangs or self._loads == self._model.frozen.get(self._id)
+        time.sleep(3600 if hangs else self._model.load_s)
         self._version = manifest.version
         reported = manifest.version + (self._id in self._model.forgetful)
         return LoadedWeights(version=reported, note=None, checksum=combine(found))
