@@ -193,7 +193,7 @@ def test_an_engine_that_comes_after_a_broadcast_gets_the_weights_as_bytes_or_wai
     start: Any, events: Events
 ) -> None:
     """It is in no NCCL group: it takes part in no broadcast, and waits for no copy that nobody makes any more."""
-    fleet = start(2, Model(service_s=0.04))
+    fleet = start(2, Model(service_s=0.04, slow={"engine-1": 5.0}))  # which alone would take a minute
     made: list[int] = []
 
     def copy() -> Any:

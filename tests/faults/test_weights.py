@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -99,7 +100,9 @@ def test_an_engine_that_hangs_in_a_load_is_replaced_at_twenty_times_the_usual(
     began = time.monotonic()
     (lost,) = events.wait("engine_lost")
     measure("an engine that hangs in a load is lost", time.monotonic() - began)
-    assert lost["engine"] == "engine-1" and "did not load version" in lost["why"] and "for 1.5 s" in lost["why"]
+    assert lost["engine"] == "engine-1"
+    limit = re.fullmatch(r"did not load version \d of the weights for ([\d.]+) s", lost["why"])
+    assert limit and 1.5 <= float(limit[1]) < 60, "more than the least only where the machine is slow"
     while len(events.of("engine_up")) < 3:
         assert time.monotonic() - began < 30
         time.sleep(0.05)

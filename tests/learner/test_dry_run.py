@@ -199,7 +199,7 @@ LATER: dict[str, tuple[Case, str]] = {
     "a reward without its length": (words("reward.functions={length: 1}"), "no length to aim at"),
     "a reward without thoughts": (words("reward.functions={confidence: 1}"), "no"),
     "another rate": (another_rate, "learner.lr: 0.0005 then, 0.001 now"),
-    "other steps": (other_steps, "steps: 200 then, 77 now"),
+    "other steps": (other_steps, "steps: 150 then, 77 now"),
     "other rows": (other_rows, "1000 rows then, 1397 now"),
     "a damaged checkpoint": (a_damaged_checkpoint, "is not sound"),
     "only damaged checkpoints": (only_damaged_checkpoints, "none of the 1 checkpoints is sound"),

@@ -207,7 +207,7 @@ def test_a_whole_run_of_another_family_is_probed_and_learns(tmp_path: Path, fami
     words.append("reward.functions={tests.helpers.hostile_rewards:length: 1.0}")  # random answers differ in that
     run = jobs.complete(tmp_path / "run", *words)
     probes = [row for row in jobs.rows(run, "events.jsonl") if row["kind"] == "probe"]
-    assert [row["version"] for row in probes] == [0, 1]
+    assert [row["version"] for row in probes] in ([0, 1], [0, 1, 2]), "a third where an engine was in neither"
     assert all(0 < row["gap"] < 2e-5 for row in probes)
     metrics = jobs.rows(run, "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(5))
