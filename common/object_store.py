@@ -1,11 +1,14 @@
-"""Image features by value or by reference: large ones go into Ray's object store once and are mapped where used."""
+"""Image features by value or by reference: large ones go into Ray's object store once and are mapped where used.
+
+Pictures that are stored as files travel as these, and are read where their features are used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from common.placement import get
-from common.types import ImageFeatures, SharedFeatures
+from common.types import ImageFeatures, Images, SharedFeatures, UnreadPicture
 
 BY_VALUE = 256 << 10  # bytes; a smaller object travels faster inside the message
 
@@ -19,12 +22,11 @@ def share_features(features: ImageFeatures) -> ImageFeatures | SharedFeatures:
     return SharedFeatures(digest=features.digest, nbytes=features.nbytes, ref=ray.put(features))
 
 
-def fetch_features(
-    handles: Sequence[ImageFeatures | SharedFeatures | None], *, timeout_s: float
-) -> list[ImageFeatures | None]:
+def fetch_features(handles: Sequence[Images | None], *, timeout_s: float) -> list[ImageFeatures | UnreadPicture | None]:
     """Return the features of `handles`, in order; those in the object store are mapped, not copied.
 
-    Raises DeadlineError when one does not arrive in time.
+    Pictures that are unread stay so: a `PictureReader` reads them. Raises DeadlineError when features do not arrive in
+    time.
     """
     refs = [handle.ref for handle in handles if isinstance(handle, SharedFeatures)]
     fetched = iter(get(refs, what="image features", timeout_s=timeout_s) if refs else ())

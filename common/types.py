@@ -23,12 +23,26 @@ CandidateProbabilities = Mapping[str, float]  # candidate -> its probability; th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPicture:
+    """A picture as its file holds it, which is read where its pixels are needed: `common.data.image.read_pixels`."""
+
+    data: bytes  # of the file
+    resize: int | None  # pixels a side that it is brought to; None: it keeps its size
+    shape: tuple[int, int, int]  # of its pixels once they are read, turned upright and resized
+    digest: bytes  # of all this
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One row of a data set, checked when it was read: a question, the image it is about, and the right label."""
 
     id: str  # stable over runs: "<split>/<row number>"
     problem: str
-    image: Pixels | None  # already resized; None for a text-only row
+    image: Pixels | StoredPicture | None  # pixels are resized already; None for a text-only row
     label: str  # the bare label, never inside tags
     columns: Mapping[str, Any]  # every other column of the row, handed to each reward function
 
@@ -57,13 +71,30 @@ class SharedFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadPicture:
+    """A picture that engines and ranks read themselves; see `common.models.pictures`."""
+
+    digest: str  # as in ImageFeatures
+    picture: StoredPicture
+    text: str  # any prompt with one picture: processors read a picture where it has its place in a text
+    row: str  # id of a row that it is of, for messages
+
+    @property
+    def nbytes(self) -> int:
+        return self.picture.nbytes
+
+
+Images = ImageFeatures | SharedFeatures | UnreadPicture  # of one prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """An example as the model reads it: token ids and image features."""
 
     example: Example
     text_ids: tuple[int, ...]  # before image expansion
     token_ids: tuple[int, ...]  # (T,) after image expansion: what engine and learner must see
-    images: ImageFeatures | SharedFeatures | None  # None for a prompt without a picture; see `common.object_store`
+    images: Images | None  # None for a prompt without a picture; see `common.object_store`
 
     @property
     def id(self) -> str:
@@ -73,10 +104,10 @@ class Prompt:
     def features(self) -> Mapping[str, npt.NDArray[Any]]:
         """The model's image inputs by name, empty without a picture.
 
-        Raises TypeError for features in the object store: fetch them with `common.object_store.fetch_features`.
+        Raises TypeError for features that are elsewhere: fetch them with `common.object_store.fetch_features`.
         """
-        if isinstance(self.images, SharedFeatures):
-            raise TypeError(f"the image features of {self.id} are in the object store: fetch them first")
+        if isinstance(self.images, SharedFeatures | UnreadPicture):
+            raise TypeError(f"the image features of {self.id} are not at hand: fetch them first")
         return self.images.values if self.images else {}
 
 
@@ -97,7 +128,7 @@ class GenerationRequest:
 
     prompt_id: str
     token_ids: tuple[int, ...]  # (T,)
-    images: ImageFeatures | SharedFeatures | None
+    images: Images | None
     seed: int  # see `request_seed`
     sampling: Sampling
 

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from common.errors import BrokenEngineError, EngineError
+from common.errors import BrokenEngineError, DataError, EngineError
 from common.lean_imports import settle_collector
+from common.models.pictures import PictureReader
 from common.object_store import fetch_features
 from common.process import end_with_raylet
 from common.recorder import Recorder
@@ -31,6 +32,7 @@ from common.types import (
     Group,
     ImageFeatures,
     LoadedWeights,
+    UnreadPicture,
     WeightManifest,
 )
 from rollout.build import build_engine
@@ -81,7 +83,9 @@ class RolloutEngine:
         started = time.monotonic()
         self._spec = spec
         self._id = engine_id
-        self._llm = build_engine(spec, model_path=find_local(spec.model_path, timeout_s=FETCH_TIMEOUT_S))
+        model_path = find_local(spec.model_path, timeout_s=FETCH_TIMEOUT_S)
+        self._llm = build_engine(spec, model_path=model_path)
+        self._pictures = PictureReader(spec.model.model_copy(update={"path": model_path}), spec.data)
         self._begin_serving()
         self._recorder = Recorder()
         self._receiver = WeightReceiver()
@@ -245,17 +249,21 @@ class RolloutEngine:
                 refused.append(FailedGroup(prompt_id=request.prompt_id, reason=reason))
         return tuple(refused)
 
-    def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
+    def _add(
+        self, request_id: str, request: GenerationRequest, images: ImageFeatures | UnreadPicture | None
+    ) -> str | None:
         """Hand one request to vLLM. Return the reason when it is refused."""
         from vllm.exceptions import VLLMError
 
         from rollout.inputs import make_engine_input
 
         try:
-            prompt = make_engine_input(self._llm, request, features)
+            prompt = make_engine_input(self._llm, request, self._pictures.open(images))
             self._llm.llm_engine.add_request(request_id, prompt, make_sampling_params(request))
         except (ValueError, VLLMError) as error:
             return f"the engine refused the prompt: {type(error).__name__}: {error}"
+        except DataError as error:
+            return f"{error.what}: {error.got}"
         return None
 
     def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group | FailedGroup:

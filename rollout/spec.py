@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from common.allocator import KEPT_MEMORY
 from common.capacity import PlaceRequest
-from common.config.schema import Config
+from common.config.schema import Config, DataConfig, ModelConfig
 from common.config.sections import MOST_ANSWERS
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config
@@ -28,6 +28,8 @@ class EngineSpec:
     kv_cache_bytes: int | None  # None: `gpu_memory_utilization` of the GPU, or `common.engine_sizes`
     gpu_memory_utilization: float  # share of the GPU's memory
     image_size: dict[str, int] | None  # of the image processor, in families that bound pixels
+    model: ModelConfig  # as the driver reads it, for pictures
+    data: DataConfig
     banned: tuple[int, ...]  # token ids never sampled; the learner masks the same ones
     transport: str  # of weights: "object_store" or "nccl"
     threads: int  # OMP threads of the process
@@ -76,6 +78,8 @@ def engine_spec(config: Config, *, model_path: str, banned: tuple[int, ...]) -> 
         kv_cache_bytes=None if rollout.kv_cache_mb is None else rollout.kv_cache_mb << 20,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         image_size=image_size(model, family_of(load_model_config(model))),
+        model=config.model,
+        data=config.data,
         banned=banned,
         transport=config.weights.transport,
         threads=config.cluster.threads,

@@ -144,7 +144,8 @@ class DataConfig(Section):
     """A larger image is refused before it is decoded. Raise it for sound pictures that are larger; Pillow reads up to
     178."""
     cache_mb: Free[NonNegative] = 512
-    """Host memory in MB for the decoded images of each split, and as much again for their processed features."""
+    """Host memory in MB for the images of each split, and as much again for their prompts. Every engine and rank that
+    reads large images keeps as much of their processed features."""
     timeout_s: Free[Seconds] = 600.0
     """Seconds that the rows of a step may take to be read and processed. Raise it for a slow disk."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from common.data.content.digests import digest_pixels
+from common.data.content.digests import NOTHING, digest_file, digest_pixels
 from common.data.content.kinds import HEAD, describe_kind, is_base64, name_format
 from common.data.faults import BadRowError
 from common.errors import clip, describe_fault, escape_unprintable
-from common.types import Pixels
+from common.types import Pixels, StoredPicture
 
 FORMATS = (
     "BMP",
@@ -27,6 +28,9 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )  # PIL's others reach as far as running Ghostscript
+# What is made of a smaller picture travels as easily as its file. A larger file is left unread all the same, where its
+# pixels are not at hand.
+SMALL_PIXELS, SMALL_FILE = 128 * 128, 16 << 10
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 _MAY_MOVE = frozenset({"GIF", "PNG", "TIFF", "WEBP"})  # formats with several frames or pages; MPO's second is a preview
 _REPLACE = "replace the image or remove the row"
@@ -72,6 +76,64 @@ def read_image(cell: object, root: Path | None, *, size: int | None, max_megapix
     except Exception as error:  # decoders of hostile bytes raise anything, from OSError to struct.error
         why, remedy = _explain(error, _head(found))
         raise BadRowError(f"{_name(cell, root)}image cannot be decoded{why}", remedy=remedy) from error
+
+
+def is_large(height: int, width: int) -> bool:
+    """Whether a picture of that size as the model gets it travels as its file, and is read where it is needed."""
+    return height * width >= SMALL_PIXELS
+
+
+def keep_stored(cell: object, root: Path | None, *, resize: int | None, size: tuple[int, int]) -> StoredPicture | None:
+    """Return a picture without reading its pixels; None of a small one, or where the cell is no file's and cannot be.
+
+    Args:
+        size: (height, width) as the model gets it.
+
+    Raises BadRowError where the file is gone.
+    """
+    found = _find(cell, root)
+    if isinstance(found, Image.Image):
+        png = _encode(found) if is_large(*size) else None
+        return store_picture(png, resize=resize, size=size) if png else None
+    try:
+        data = found if isinstance(found, bytes) else found.read_bytes()
+    except OSError as error:
+        raise BadRowError(f"{_name(cell, root)}{describe_fault(error)}", remedy=_REPLACE) from error
+    if not is_large(*size) and len(data) < SMALL_FILE:
+        return None
+    return store_picture(data, resize=resize, size=size)
+
+
+def _encode(image: Image.Image) -> bytes | None:
+    """Return the file of a picture that lies in none; None where it has more to it than pixels."""
+    if image.mode not in ("L", "RGB") or image.info or image.getexif():
+        return None
+    file = BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def store_picture(data: bytes, *, resize: int | None, size: tuple[int, int]) -> StoredPicture:
+    """Return a picture that is read later: the bytes of its file, and its (height, width) as the model gets it."""
+    shape = (*size, 3)
+    return StoredPicture(data=data, resize=resize, shape=shape, digest=digest_file(data, (resize, shape)))
+
+
+def digest_image(image: Pixels | StoredPicture | None) -> bytes:
+    """Return the digest of a picture as the model gets it; NOTHING without one."""
+    if image is None:
+        return NOTHING
+    return image.digest if isinstance(image, StoredPicture) else digest_pixels(image)
+
+
+def read_pixels(picture: Pixels | StoredPicture, *, max_megapixels: float = math.inf) -> Pixels:
+    """Return the pixels of a picture. Raises BadRowError where they cannot be read, or are not those read before."""
+    if not isinstance(picture, StoredPicture):
+        return picture
+    pixels = read_image(picture.data, None, size=picture.resize, max_megapixels=max_megapixels).pixels
+    if pixels.shape != picture.shape:
+        raise BadRowError(f"image was {picture.shape} and is {pixels.shape}", remedy="leave a data set as it is")
+    return pixels
 
 
 def _explain(error: Exception, head: bytes) -> tuple[str, str]:

@@ -12,11 +12,11 @@ from typing import Any
 from common.config.schema import DataConfig
 from common.data.content.digests import NOTHING, digest_columns
 from common.data.faults import BadRowError
-from common.data.image import Decoded, read_image
+from common.data.image import Decoded, is_large, keep_stored, read_image
 from common.data.table import Unreadable
 from common.errors import as_utf8, clip
 from common.labels.candidates import breaks_list, candidates
-from common.types import Example, Pixels
+from common.types import Example, Pixels, StoredPicture
 
 OWN_COLUMNS = frozenset({"problem", "image", "solution"})  # all others are handed to the rewards
 
@@ -38,12 +38,21 @@ _MARK = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPicture:
+    """The picture of a row as it was when it was decoded."""
+
+    size: tuple[int, int]  # (height, width) as the model gets it
+    file: bytes  # digest of its file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadRow:
     """A row that can be used."""
 
     example: Example  # its picture in its own size where it was not to be resized
     image_size: tuple[int, int] | None  # (height, width) as the model gets it; None for a text-only row
     picture: bytes  # digest of its picture; NOTHING without one
+    file: bytes  # digest of the file of a picture that travels as it is stored; NOTHING of any other
     columns: bytes  # digest of its other columns
     unreadable: Mapping[str, str]  # why its cell cannot be read, by column; none of these is in the example
     moves: bool  # its picture has more frames or pages than the one that is read
@@ -62,12 +71,24 @@ class _Question:
 
 
 def read_row(
-    row: Mapping[str, Any], *, row_id: str, root: Path | None, data: DataConfig, resize: bool = True
+    row: Mapping[str, Any],
+    *,
+    row_id: str,
+    root: Path | None,
+    data: DataConfig,
+    resize: bool = True,
+    known: KnownPicture | None = None,
 ) -> ReadRow:
     """Return the row with its label out of any tags and its image decoded, and resized unless it is only checked.
 
+    A large image that lies in a file stays as it is stored. It is decoded all the same, to see that it can be, unless
+    it is known.
+
     A mark for the picture at one end of the question, as in "<image>\\nWhat is it?", is taken out: the chat template
     writes its own.
+
+    Args:
+        known: its image as it was when it was decoded. If the file has changed since, it is decoded again.
 
     Raises BadRowError for the first thing wrong with it.
     """
@@ -85,18 +106,56 @@ def read_row(
             f"label {clip(repr(label))}{why} is not among the {question.size} its question offers",
             remedy="correct the list or the label, or set data.check_candidates to false",
         )
-    decoded = _read_cell(cell, root, data, data.image_size if resize else None)
-    _check_marks(question, with_image=decoded is not None)
+    picture = _read_picture(cell, root, data, known, resize=resize)
+    _check_marks(question, with_image=picture.size is not None)
     columns = {name: value for name, value in row.items() if name not in OWN_COLUMNS | unreadable.keys()}
-    image = decoded.pixels if decoded else None
     return ReadRow(
-        example=Example(id=row_id, problem=question.text, image=image, label=label, columns=columns),
-        image_size=_size_for_model(image, data.image_size),
-        picture=decoded.digest if decoded else NOTHING,
+        example=Example(id=row_id, problem=question.text, image=picture.image, label=label, columns=columns),
+        image_size=picture.size,
+        picture=picture.pixels,
+        file=picture.file,
         columns=digest_columns(columns),
         unreadable=unreadable,
-        moves=decoded is not None and decoded.moves,
+        moves=picture.moves,
         marked=bool(question.marks),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Picture:
+    """The picture of a row; nothing of a row without one."""
+
+    image: Pixels | StoredPicture | None = None
+    size: tuple[int, int] | None = None  # (height, width) as the model gets it
+    pixels: bytes = NOTHING  # digest of its pixels, if they were read
+    file: bytes = NOTHING  # digest of its file, if it can travel as that
+    moves: bool = False
+
+
+def _read_picture(
+    cell: object, root: Path | None, data: DataConfig, known: KnownPicture | None, *, resize: bool
+) -> _Picture:
+    """Return the picture of a cell, which is decoded unless it is known."""
+    square = data.image_size
+    if known is not None:
+        stored = keep_stored(cell, root, resize=square, size=known.size)
+        if stored is not None and stored.digest == known.file:
+            return _Picture(image=stored, size=known.size, file=stored.digest)
+
+    large = square is not None and is_large(square, square)  # it will travel as its file: to resize it would be in vain
+    decoded = _read_cell(cell, root, data, square if resize and not large else None)
+    if decoded is None:
+        return _Picture()
+    size = (square, square) if square else (decoded.pixels.shape[0], decoded.pixels.shape[1])
+    stored = keep_stored(cell, root, resize=square, size=size)
+    if stored is None and resize and large:
+        decoded = read_image(cell, root, size=square, max_megapixels=data.max_image_megapixels)
+    return _Picture(
+        image=stored if stored and is_large(*size) else decoded.pixels,
+        size=size,
+        pixels=decoded.digest,
+        file=stored.digest if stored else NOTHING,
+        moves=decoded.moves,
     )
 
 
@@ -143,12 +202,6 @@ def _check_marks(question: _Question, *, with_image: bool) -> None:
         )
     if not question.text:
         raise BadRowError(f"problem is {question.marks[0]} alone", remedy="give every row a question in column problem")
-
-
-def _size_for_model(image: Pixels | None, size: int | None) -> tuple[int, int] | None:
-    if image is None:
-        return None
-    return (size, size) if size else (image.shape[0], image.shape[1])
 
 
 def _read_cell(cell: object, root: Path | None, data: DataConfig, size: int | None) -> Decoded | None:

@@ -18,7 +18,7 @@ from common.data.content.digests import NOTHING
 from common.data.faults import BadRowError, refuse
 from common.data.formats.split_names import pick_split
 from common.data.places import find_splits
-from common.data.row import ReadRow, read_row
+from common.data.row import KnownPicture, ReadRow, read_row
 from common.data.split import hold_out
 from common.data.table import UNNAMED, Table, reading_data
 from common.errors import DataError, clip, escape_unprintable
@@ -38,6 +38,7 @@ class Outline:
     label: str
     image_size: tuple[int, int] | None  # (height, width) as the model gets it; None for a text-only row
     picture: bytes = NOTHING  # digest of the picture as it lies there; NOTHING for a text-only row
+    file: bytes = NOTHING  # digest of the file of a picture that can travel as that; NOTHING of any other
     columns: bytes = NOTHING  # digest of the other columns
 
 
@@ -51,7 +52,7 @@ class _Checked:
 
 
 class ExampleSource:
-    """Checked examples by number. Decoded images are kept up to `data.cache_mb`, else decoded on access."""
+    """Checked examples by number. Images are kept up to `data.cache_mb`, else read again."""
 
     def __init__(self, table: Table, rows: Sequence[int], data: DataConfig, *, checked: _Checked | None = None) -> None:
         """Read and decode rows `rows` of `table` once, unless they are `checked` already.
@@ -153,7 +154,7 @@ class ExampleSource:
             found.append(outcome)
         return found
 
-    def _try(self, index: int, *, resize: bool = True) -> ReadRow | BadRowError:
+    def _try(self, index: int, *, resize: bool = True, known: KnownPicture | None = None) -> ReadRow | BadRowError:
         """Return the row of that number, or the fault it has."""
         try:
             return read_row(
@@ -162,12 +163,17 @@ class ExampleSource:
                 root=self._table.root,
                 data=self._data,
                 resize=resize,
+                known=known,
             )
         except BadRowError as fault:
             return BadRowError(fault.reason, remedy=fault.remedy)  # anew: the old one's traceback holds the whole row
 
     def _read(self, index: int) -> Example:
-        outcome = self._try(index)
+        outline = self.outlines[index]
+        known = (
+            KnownPicture(size=outline.image_size, file=outline.file) if outline.image_size and outline.file else None
+        )
+        outcome = self._try(index, known=known)
         if isinstance(outcome, BadRowError):
             refuse(self.name, len(self), [(self._id(index), outcome)])
             raise outcome
@@ -284,5 +290,6 @@ def _outline(row: ReadRow) -> Outline:
         label=example.label,
         image_size=row.image_size,
         picture=row.picture,
+        file=row.file,
         columns=row.columns,
     )

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ import numpy as np
 
 from common.config.schema import DataConfig
 from common.data.faults import BadRowError, refuse
+from common.data.image import digest_image, read_pixels
 from common.errors import DataError, ModelError
 from common.lru import ByteLRU
 from common.models.chat import find_template
 from common.models.families import Family
-from common.types import Example, ImageFeatures, Pixels, Prompt, SharedFeatures
+from common.models.picture_ids import PictureIds, lacks_bos, process
+from common.models.pictures import make_features
+from common.types import Example, ImageFeatures, Images, Prompt, StoredPicture, UnreadPicture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +48,6 @@ SYSTEM = (
     "You are an assistant who reasons before answering. Write your reasoning between <think> and </think>, "
     "then the answer between <answer> and </answer>."
 )
-OF_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})  # the learner makes its own
 
 
 def messages(example: Example, mode: str, template: str | None = None) -> list[dict[str, Any]]:
@@ -67,12 +69,12 @@ def _chat(problem: str, mode: str, template: str | None, *, with_image: bool) ->
 class _Features:
     text_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    images: ImageFeatures | SharedFeatures | None
+    images: Images | None
     nbytes: int
 
 
 class PromptEncoder:
-    """Turns examples into prompts. One processor makes ids and pixels for engine and learner alike (law 4)."""
+    """Turns examples into prompts. One processor decides ids and pixels for engine and learner alike (law 4)."""
 
     def __init__(
         self,
@@ -82,24 +84,26 @@ class PromptEncoder:
         family: Family = Family(),  # noqa: B008  # frozen
         vocab_size: int | None = None,
         image_token_id: int | None = None,
-        share: Callable[[ImageFeatures], ImageFeatures | SharedFeatures] = lambda features: features,
+        share: Callable[[ImageFeatures], Images] = lambda features: features,
+        reads: bool = True,
     ) -> None:
         """Prepare for one model.
 
         `vocab_size` is the number of token ids that the model has rows for; None is all that its tokenizer has. The
         model puts a picture where `image_token_id` stands; None trusts the processor to know it.
-        `share` makes the handle under which image features travel: see `common.object_store`.
+        `share` makes the handle under which image features travel: see `common.object_store`. Unless it `reads`,
+        pictures that are stored in files stay unread: whoever needs their features has a `PictureReader`.
 
         Raises DataError for a `data.template` with special tokens of the model.
         """
         self._processor = processor
         self._data = data
         self._family = family
-        self._share = share
+        self._share, self._reads = share, reads
         self._vocab_size = vocab_size
         self._image_token_id = image_token_id
         self._rendered = lru_cache(maxsize=1024)(self._text)
-        self._added: dict[tuple[int, int], int] = {}  # tokens of a picture, by its size
+        self._picture_ids = PictureIds(processor, family, lambda: self._rendered("?", True))
         self._lock = Lock()  # the feed encodes the next prompts while an evaluation encodes its own
         self._salt = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode()
         self._cache: ByteLRU[tuple[str, bytes], _Features] = ByteLRU(data.cache_mb * 2**20)
@@ -123,15 +127,12 @@ class PromptEncoder:
 
         Raises DataError for what `check` would refuse: a prompt over `data.max_prompt_tokens` is never cut (fault 3).
         """
-        key = (
-            example.problem,
-            _digest(example.image),
-        )  # by content: another data set may have the same ids
+        key = (example.problem, digest_image(example.image))  # by content: another data set may have the same ids
         with self._lock:
             features = self._cache.get(key)
             if features is None:
                 try:
-                    features = self._features(example.problem, example.image)
+                    features = self._features(example, key[1])
                 except BadRowError as fault:
                     raise DataError(
                         f"{example.id} cannot be a prompt", got=fault.reason, remedy=fault.remedy
@@ -169,7 +170,7 @@ class PromptEncoder:
         Raises DataError for a size the family cannot take.
         """
         try:
-            return len(self._rendered("?", True)[1]) + self._count_image_tokens((side, side))
+            return len(self._rendered("?", True)[1]) + self._picture_ids.find((side, side)).added
         except BadRowError as fault:
             raise DataError(f"data.image_size = {side} cannot be", got=fault.reason, remedy=fault.remedy) from fault
 
@@ -177,7 +178,7 @@ class PromptEncoder:
         """Return T of the prompt, from its text and the image's (height, width). Raises BadRowError over the limit."""
         length = len(self._rendered(problem, image_size is not None)[1])
         if image_size is not None:
-            length += self._count_image_tokens(image_size)
+            length += self._picture_ids.find(image_size).added
         self._check_length(length)
         return length
 
@@ -188,24 +189,36 @@ class PromptEncoder:
                 remedy="raise data.max_prompt_tokens, shorten the question, or lower model.max_pixels",
             )
 
-    def _features(self, problem: str, image: Pixels | None) -> _Features:
-        """Return ids and image features of a prompt. Raises BadRowError for one that cannot be."""
+    def _features(self, example: Example, digest: bytes) -> _Features:
+        """Return ids and image features of a prompt, by its picture's `digest`.
+
+        Raises BadRowError for one that cannot be.
+        """
         from PIL import Image
 
+        problem, image = example.problem, example.image
         self._length(problem, None if image is None else image.shape[:2])
         text, text_ids = self._rendered(problem, image is not None)
         if image is None:
             return _Features(text_ids=text_ids, token_ids=text_ids, images=None, nbytes=16 * len(text_ids))
 
-        inputs = self._inputs(text, Image.fromarray(image))
-        token_ids = tuple(inputs["input_ids"][0].tolist())
+        name = hashlib.blake2b(self._salt, key=digest, digest_size=16).hexdigest()
+        if isinstance(image, StoredPicture) and not self._reads:
+            token_ids = self._picture_ids.expand((text, text_ids), image.shape[:2])
+            images: Images = UnreadPicture(digest=name, picture=image, text=self._bare_text, row=example.id)
+        else:
+            inputs = self._inputs(text, Image.fromarray(read_pixels(image)))
+            token_ids = tuple(inputs["input_ids"][0].tolist())
+            images = self._share(make_features(name, inputs))
         self._check_length(len(token_ids))  # the text beside a picture may have other tokens than alone
-        images = ImageFeatures(
-            digest=hashlib.blake2b(self._salt, key=_digest(image), digest_size=16).hexdigest(),
-            values={name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in OF_TEXT},
-        )
         nbytes = 8 * (len(text_ids) + len(token_ids)) + images.nbytes
-        return _Features(text_ids=text_ids, token_ids=token_ids, images=self._share(images), nbytes=nbytes)
+        return _Features(text_ids=text_ids, token_ids=token_ids, images=images, nbytes=nbytes)
+
+    @cached_property
+    def _bare_text(self) -> str:
+        """A prompt of one picture and one word."""
+        chat = _chat("?", self._data.mode, PROBLEM, with_image=True)
+        return str(self._processor.apply_chat_template(chat, **_RENDER))
 
     def _text(self, problem: str, with_image: bool) -> tuple[str, tuple[int, ...]]:
         """Return the prompt as text, and its ids before image expansion. It is cached: many rows share one question."""
@@ -236,7 +249,7 @@ class PromptEncoder:
         return ids
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self._processor.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
+        return tuple(self._processor.tokenizer(text, add_special_tokens=lacks_bos(self._processor, text))["input_ids"])
 
     def _find_beyond(self, ids: Sequence[int]) -> int | None:
         """Return an id that the model has no row for; None where there is none."""
@@ -246,34 +259,13 @@ class PromptEncoder:
     def _inputs(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
         """Return ids and features of a prompt with a picture. Raises ModelError for whatever the processor raises."""
         try:
-            return self._process(text, picture)
+            return process(self._processor, text, picture)
         except Exception as error:  # its settings, and its class, are the model's
             raise ModelError(
                 f"the processor of {self._processor.tokenizer.name_or_path} cannot read a picture",
                 got=f"{type(self._processor).__name__}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 remedy="use the processor_config.json or preprocessor_config.json that came with the weights",
             ) from error
-
-    def _process(self, text: str, picture: Image.Image) -> Mapping[str, Any]:
-        inputs: Mapping[str, Any] = self._processor(
-            text=[text], images=[picture], return_tensors="np", add_special_tokens=self._lacks_bos(text)
-        )
-        return inputs
-
-    def _lacks_bos(self, text: str) -> bool:
-        """Whether the tokenizer must add its first token: some chat templates write it themselves."""
-        bos = self._processor.tokenizer.bos_token
-        return not (bos and text.startswith(bos))
-
-    def _count_image_tokens(self, image_size: tuple[int, int]) -> int:
-        """Return how many tokens an image of (height, width) adds to those of the text, and remember it.
-
-        Raises BadRowError for a size the family cannot take.
-        """
-        added = self._added.get(image_size)
-        if added is None:
-            added = self._added[image_size] = self._measure_image(image_size)
-        return added
 
     def _check_picture(self) -> None:
         """Make a prompt of a blank picture.
@@ -316,29 +308,6 @@ class PromptEncoder:
                 remedy="use the chat template that came with the model, which writes a token for a picture",
             )
 
-    def _measure_image(self, image_size: tuple[int, int]) -> int:
-        """Return the tokens that an image adds. Raises BadRowError for a size the family cannot take."""
-        if self._family.square and image_size[0] != image_size[1]:
-            raise BadRowError(f"image of {image_size}: this model takes squares only", remedy=_OTHER_SIZE)
-        images = self._processor.image_processor
-        try:
-            if hasattr(images, "merge_size"):  # the Qwens: one token in the text stands for all
-                return int(images.get_number_of_image_patches(*image_size)) // int(images.merge_size) ** 2 - 1
-            return self._measure_blank(image_size)
-        except ValueError as error:
-            raise BadRowError(f"image of {image_size}: {error}", remedy=_OTHER_SIZE) from error
-
-    def _measure_blank(self, image_size: tuple[int, int]) -> int:
-        """Count the tokens of a blank picture of that size: marks of rows and tiles are among them."""
-        from PIL import Image
-
-        text = self._render("?", with_image=True)
-        blank = Image.new("RGB", (image_size[1], image_size[0]))
-        ids = self._process(text, blank)["input_ids"][0].tolist()
-        if ids.count(self._processor.image_token_id) < self._family.fewest_image_tokens:
-            raise BadRowError(f"image of {image_size} is too small for this model", remedy=_OTHER_SIZE)
-        return len(ids) - len(self._ids(text))
-
 
 _RENDER: Mapping[str, Any] = {
     "tokenize": False,
@@ -346,15 +315,8 @@ _RENDER: Mapping[str, Any] = {
     "processor_kwargs": {"padding": False},  # unused; without any SmolVLM warns of its own, at every prompt
 }
 _BLANK = 224  # pixels a side of a picture that every family reads
-_OTHER_SIZE = "set data.image_size, or crop the image"
 
 
 def _is_finite(value: Any) -> bool:
     array = np.asarray(value)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def _digest(image: Pixels | None) -> bytes:
-    if image is None:
-        return b""
-    return hashlib.blake2b(image.tobytes(), key=repr(image.shape).encode(), digest_size=16).digest()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from common.command import say
 from common.config.foreign_text import parse_json
 from common.config.schema import DataConfig
+from common.data.image import read_pixels
 from common.errors import ModelError
 from common.labels.answers import Mode
 from common.shared_folder import cache_home
@@ -273,7 +274,9 @@ def _fingerprint(examples: Sequence[Example], data: DataConfig) -> str:
     content = hashlib.sha256(json.dumps([RECIPE, templates, CHAT_TEMPLATE, *own], sort_keys=True).encode())
     for example in examples:
         content.update(json.dumps([example.problem, example.label]).encode())
-        content.update(b"" if example.image is None else repr(example.image.shape).encode() + example.image.tobytes())
+        if example.image is not None:
+            pixels = read_pixels(example.image)
+            content.update(repr(pixels.shape).encode() + pixels.tobytes())
     return content.hexdigest()[:12]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from common.types import ImageFeatures
 ENGINE_TAKES_FEATURES = frozenset({"qwen2_vl", "qwen2_5_vl"})  # families whose engine can be given features
 
 
-def compute_features(model: Any, images: Sequence[ImageFeatures]) -> list[ImageFeatures]:
+def compute_features(model: Any, images: Iterable[ImageFeatures]) -> list[ImageFeatures]:
     """Return the features of each prompt's pictures: image_embeds (image tokens, width), float32.
 
     Each prompt is computed alone. A resumed run, which has other pictures to compute at other times, gets the same

@@ -20,7 +20,8 @@ from typing import Any
 from PIL import Image
 
 from common.config.schema import Config, config_hash
-from common.types import Pixels, ScoredGroup
+from common.data.image import read_pixels
+from common.types import Pixels, ScoredGroup, StoredPicture
 from learner.evaluation.measures import HELD_OUT, SCALARS
 from learner.storage.disk import Disk
 from learner.storage.environment import git_sha
@@ -126,7 +127,7 @@ class Tracker:
             with self._count_failures():
                 self._console.sample(groups[0])
 
-    def _write_sample(self, image: Pixels | None, name: str | None, row: dict[str, Any]) -> None:
+    def _write_sample(self, image: Pixels | StoredPicture | None, name: str | None, row: dict[str, Any]) -> None:
         if image is not None and name is not None:
             self._thumbnail(image, name)
         append_jsonl(self._path / "samples.jsonl", row)
@@ -264,10 +265,10 @@ class Tracker:
                 self.history.add_evaluation(row["step"], row)
                 self.watch.observe_evaluation(row["step"], row)
 
-    def _thumbnail(self, image: Pixels, name: str) -> None:
+    def _thumbnail(self, image: Pixels | StoredPicture, name: str) -> None:
         path = self._path / name
         path.parent.mkdir(exist_ok=True)
-        picture = Image.fromarray(image)
+        picture = Image.fromarray(read_pixels(image))
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         picture.save(path)
 

@@ -13,7 +13,7 @@ from common.labels.closed_set import Answer
 from common.placement import get, schedule_in
 from common.shared_folder import SharedFolder
 from common.storage.output import Place, WriteReport, find_unseen
-from common.types import ImageFeatures, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
+from common.types import ImageFeatures, Images, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.objective.records import Coefficients
 from learner.trainer.microbatches import deal_groups, divide
 from learner.trainer.offline_groups import build_unscored_group
@@ -183,7 +183,7 @@ class LearnerGroup:
                     by_group[index] = [tuple(next(tokens) for _ in c.token_ids) for c in completions]
         return [by_group[index] for index in range(len(scored))]
 
-    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> list[ImageFeatures | SharedFeatures]:
+    def vision_features(self, images: Sequence[Images]) -> list[ImageFeatures | SharedFeatures]:
         """Return the features of each prompt's pictures, in order; see `learner.model.vision_features`."""
         return compute_owned_features(self._ring, images, timeout_s=self._config.learner.step_timeout_s)
 

@@ -7,7 +7,7 @@ The first look at a pack leaves the log-probs of the policy before the first upd
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.config.schema import Config
 from common.models.families import family_of
+from common.types import ScoredGroup
 from learner.model.head import ScoringSpec
 from learner.model.logprobs import packed_logprobs
 from learner.model.lora import switch_off_adapters
@@ -54,6 +55,7 @@ class LearningStep:
     spec: ScoringSpec  # the distribution that engines sample from
     steps: int  # of the whole run
     tower_runs: bool  # prompts come with pixels
+    open_images: Callable[[Sequence[ScoredGroup]], Sequence[ScoredGroup]]  # a pack at a time: features are large
 
     def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
         """Return the KL of every completion token to the reference, one flat list a pack."""
@@ -72,7 +74,11 @@ class LearningStep:
         model = self.engine.module
         build = build_pack if family_of(model.config).shared_prefix else build_rows
         return build(
-            pack.groups, model, banned=self.spec.banned, tower_runs=self.tower_runs, advantages=pack.advantages
+            self.open_images(pack.groups),
+            model,
+            banned=self.spec.banned,
+            tower_runs=self.tower_runs,
+            advantages=pack.advantages,
         )
 
     def look_ahead(self, packs: Sequence[tuple[RankPack, FirstLook]]) -> None:

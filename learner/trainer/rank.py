@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from common.config.schema import Config
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector, settle_collector
+from common.models.pictures import PictureReader
 from common.object_store import fetch_features
 from common.process import end_with_raylet
 from common.recorder import Recorder
@@ -21,7 +23,7 @@ from common.storage.output import (
     Place,
     WriteReport,
 )
-from common.types import ImageFeatures, SharedFeatures, WeightBucket, WeightManifest
+from common.types import Images, WeightBucket, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
 from learner.model.logprobs import packed_logprobs
@@ -31,7 +33,7 @@ from learner.model.vision_features import compute_features
 from learner.objective.records import Coefficients
 from learner.trainer.learning_step import LearningStep, OpenStep
 from learner.trainer.rank_files import copy_rank, export_rank, load_rank, restore_rank, save_rank
-from learner.trainer.rank_pack import RankPack, fetch_images
+from learner.trainer.rank_pack import RankPack, open_images
 from learner.trainer.recovery.watch import RankInfo
 from learner.trainer.rng import make_reproducible
 from learner.trainer.stats import RankStats
@@ -111,6 +113,7 @@ class LearnerRank:
         self._device = zero.join_ranks(config, rank=self._rank, store=self._store, address=_own_address())
 
         self._model_path = find_local(self._shared_model, timeout_s=config.learner.start_timeout_s)
+        self._pictures = PictureReader(config.model.model_copy(update={"path": self._model_path}), config.data)
         policy = self._load_policy()
         self._base = identify_base(policy, config)
         self._adapters = add_adapters(policy, config.lora) if config.lora.rank else {}
@@ -127,6 +130,7 @@ class LearnerRank:
             spec=self._spec,
             steps=self._steps,
             tower_runs=self._tower_runs,
+            open_images=partial(open_images, pictures=self._pictures, timeout_s=config.learner.step_timeout_s),
         )
 
         self._gathered = zero.make_gatherer(config)
@@ -144,7 +148,7 @@ class LearnerRank:
 
     def learn(self, packs: Sequence[RankPack], *, last: bool) -> None:
         """Learn from packs of the step; see `OpenStep.learn`."""
-        self._step.learn(fetch_images(packs, timeout_s=self._config.learner.step_timeout_s), last=last)
+        self._step.learn(packs, last=last)
 
     def finish_step(self, correction: float) -> RankStats:
         """Take the optimizer steps; see `OpenStep.finish`."""
@@ -161,19 +165,17 @@ class LearnerRank:
         """
         spec = self._spec if cut else self._spec.uncut()
         with torch.no_grad():
-            return [
-                packed_logprobs(self._engine, self._learning.build(pack), spec).logp.tolist()
-                for pack in fetch_images(packs, timeout_s=self._config.learner.step_timeout_s)
-            ]
+            return [packed_logprobs(self._engine, self._learning.build(pack), spec).logp.tolist() for pack in packs]
 
     def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
         """Return the KL of every completion token to the reference, one flat list a pack."""
-        return self._learning.measure_kl(fetch_images(packs, timeout_s=self._config.learner.step_timeout_s))
+        return self._learning.measure_kl(packs)
 
-    def vision_features(self, images: Sequence[ImageFeatures | SharedFeatures]) -> tuple[Any, ...]:
+    def vision_features(self, images: Sequence[Images]) -> tuple[Any, ...]:
         """Return digest and bytes of the vision tower's features of each prompt's pictures, and then those features."""
-        pixels = fetch_features(images, timeout_s=self._config.learner.step_timeout_s)
-        made = compute_features(self._engine.module, [one for one in pixels if one])
+        found = fetch_features(images, timeout_s=self._config.learner.step_timeout_s)
+        opened = (pixels for one in found if (pixels := self._pictures.open(one)))
+        made = compute_features(self._engine.module, opened)
         return [(one.digest, one.nbytes) for one in made], *made
 
     def pack_weights(self, number: int) -> tuple[WeightBucket | None, Arrays | None]:

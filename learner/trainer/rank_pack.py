@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from common.models.pictures import PictureReader
 from common.object_store import fetch_features
 from common.types import ScoredGroup
 from learner.trainer.loss_terms import LossTerm
@@ -49,12 +50,10 @@ def without_picture(scored: ScoredGroup) -> ScoredGroup:
     return replace(scored, prompt=replace(scored.prompt, example=example))
 
 
-def fetch_images(packs: Sequence[RankPack], *, timeout_s: float) -> list[RankPack]:
-    """Return the same packs with image features in place of their references."""
-    handles = [scored.prompt.images for pack in packs for scored in pack.groups]
-    images = iter(fetch_features(handles, timeout_s=timeout_s))
-    fetched = []
-    for pack in packs:
-        groups = tuple(replace(one, prompt=replace(one.prompt, images=next(images))) for one in pack.groups)
-        fetched.append(replace(pack, groups=groups))
-    return fetched
+def open_images(groups: Sequence[ScoredGroup], pictures: PictureReader, *, timeout_s: float) -> list[ScoredGroup]:
+    """Return the same groups with image features in place of their references, and of pictures that are unread."""
+    images = fetch_features([scored.prompt.images for scored in groups], timeout_s=timeout_s)
+    return [
+        replace(scored, prompt=replace(scored.prompt, images=pictures.open(own)))
+        for scored, own in zip(groups, images, strict=True)
+    ]

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common.data.image import read_pixels
 from common.types import Prompt
 from tests.benchmarks import w1
 from tests.benchmarks.engines import bare, batches, options, side_alone, workload
@@ -119,7 +120,7 @@ def _picture(prompt: Prompt) -> Any:
     from PIL import Image
 
     assert prompt.example.image is not None
-    return Image.fromarray(prompt.example.image)
+    return Image.fromarray(read_pixels(prompt.example.image))
 
 
 def _medians(measured: Iterator[tuple[float, float, int]], *, repeats: int) -> dict[str, Any]:

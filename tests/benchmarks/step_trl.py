@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from common.data.image import read_pixels
 from tests.benchmarks import w1
 from tests.benchmarks.report import THREADS, emit, middle
 
@@ -109,7 +110,7 @@ def _trainer(inputs: Any, folder: str, *, dtype: str, steps: int) -> Any:
     rows = [
         {
             "prompt": [{"role": "user", "content": messages(example, "no_think")[0]["content"][1]["text"]}],
-            "image": Image.fromarray(example.image),
+            "image": Image.fromarray(read_pixels(example.image)),
             "row": row,
         }
         for row, example in enumerate(examples)

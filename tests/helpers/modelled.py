@@ -30,6 +30,7 @@ from common.types import (
     ImageFeatures,
     LoadedWeights,
     Sampling,
+    UnreadPicture,
     WeightBucket,
     WeightManifest,
 )
@@ -108,7 +109,9 @@ class ModelledEngine(RolloutEngine):
     def join(self, init_info: Mapping[str, Any]) -> None:
         """Enter a group of nobody."""
 
-    def _add(self, request_id: str, request: GenerationRequest, features: ImageFeatures | None) -> str | None:
+    def _add(
+        self, request_id: str, request: GenerationRequest, images: ImageFeatures | UnreadPicture | None
+    ) -> str | None:
         if request.prompt_id.startswith("refused"):
             return "the engine refused the prompt: it is made to"
         self._waiting.append(request_id)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from common.config.schema import DataConfig, ModelConfig
+from common.data.image import store_picture
 from common.models.families import family_of
 from common.models.processor import banned_token_ids, eos_token_ids, load_model_config, load_processor
 from common.models.prompts import PromptEncoder
@@ -60,6 +61,7 @@ class Policy:
         self._initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         data = DataConfig(path="unused", max_prompt_tokens=max_prompt_tokens)
         self.encoder = PromptEncoder(processor, data, family=family_of(hf_config))
+        self._leaving = PromptEncoder(processor, data, family=family_of(hf_config), reads=False)
         self.banned = banned_token_ids(hf_config, processor.tokenizer, eos_token_ids(config))
 
     def reset(self) -> None:
@@ -70,6 +72,12 @@ class Policy:
         """A random image of (height, width), or none, and a question."""
         image = None if size is None else np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
         return self.encoder.encode(Example(id=f"test/{number}", problem=question, image=image, label="one", columns={}))
+
+    def prompt_of_file(self, number: int, data: bytes, *, reads: bool = True) -> Prompt:
+        """A picture of 224 x 168 pixels in a file; where it is not read here, engine or rank must."""
+        picture = store_picture(data, resize=None, size=(224, 168))
+        example = Example(id=f"test/{number}", problem="one or two?", image=picture, label="one", columns={})
+        return (self.encoder if reads else self._leaving).encode(example)
 
     def push(self, fleet: Any, version: int, *, vision_unchanged: bool = False) -> WeightManifest:
         """Publish the weights as they are and load them into every engine."""

@@ -14,11 +14,12 @@ from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
 from common.placement import get
-from common.types import FailedGroup, Group, ImageFeatures, Sampling
+from common.types import FailedGroup, Group, ImageFeatures, Sampling, UnreadPicture
 from learner.model.vision_features import compute_features
 from rollout.fleet import life
 from rollout.fleet.fleet import RolloutFleet
 from rollout.requests import request
+from tests.helpers.makers import noise
 from tests.helpers.policy import SAMPLED, Policy
 
 pytestmark = pytest.mark.engine
@@ -125,6 +126,27 @@ def test_features_of_a_frozen_tower_stand_for_pixels(fleet: RolloutFleet, policy
     ]
     found = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(featured)])
     assert policy.gap(prompts, found, SAMPLED) < TIGHT  # against the learner's own way from the pixels
+
+
+def test_a_picture_that_the_engine_reads_gives_the_tokens_of_one_it_is_handed(
+    fleet: RolloutFleet, policy: Policy
+) -> None:
+    """One it cannot read fails alone and by its row's name; the engine goes on."""
+    policy.push(fleet, 0)
+    files = [noise((168, 224), seed=number) for number in range(3)]
+    handed = [policy.prompt_of_file(number, data) for number, data in enumerate(files)]
+    unread = [policy.prompt_of_file(number, data, reads=False) for number, data in enumerate(files)]
+    broken = policy.prompt_of_file(3, files[0][:5000], reads=False)
+    wanted = groups(fleet, [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate(handed)])
+    restarts = fleet.restarts
+    requests = [request(prompt, SAMPLED, seed=n) for n, prompt in enumerate([*unread, broken])]
+    assert all(isinstance(one.images, UnreadPicture) for one in requests)
+    found = {one.prompt_id: one for one in fleet.generate(requests)}
+    failed = found.pop("test/3")
+    sampled = {name: one.completions for name, one in found.items() if isinstance(one, Group)}
+    assert sampled == {one.prompt_id: one.completions for one in wanted}
+    assert isinstance(failed, FailedGroup) and "the picture of test/3" in failed.reason and "truncated" in failed.reason
+    assert fleet.restarts == restarts
 
 
 def test_text_is_what_a_stream_of_the_tokens_would_show(fleet: RolloutFleet, policy: Policy) -> None:

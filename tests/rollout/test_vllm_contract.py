@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from common.config.schema import Config
+from common.config.schema import Config, DataConfig, ModelConfig
 from common.types import FailedGroup, GenerationRequest, Group, Sampling, WeightBucket, WeightEntry, WeightManifest
 from rollout.build import _settings_on_gpu
 from rollout.engine import RolloutEngine
@@ -32,6 +32,8 @@ SPEC = EngineSpec(
     kv_cache_bytes=1 << 30,
     gpu_memory_utilization=0.5,
     image_size=None,
+    model=ModelConfig(),
+    data=DataConfig(),
     banned=(),
     transport="nccl",
     trust_remote_code=False,

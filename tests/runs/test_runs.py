@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.data.image import read_pixels
 from common.data.sources import load
 from common.models.prompts import messages
 from tests.helpers import jobs
@@ -218,7 +219,7 @@ def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Pat
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         image = source[row].image
         assert image is not None
-        inputs = processor(text=[text], images=[Image.fromarray(image)], return_tensors="pt")
+        inputs = processor(text=[text], images=[Image.fromarray(read_pixels(image))], return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert processor.tokenizer.decode(tokens, skip_special_tokens=True) == answers[row]
 

@@ -26,6 +26,15 @@ def digest_pixels(pixels: Pixels) -> bytes:
     return digest.digest()
 
 
+def digest_file(data: bytes, purpose: object) -> bytes:
+    """Return the digest of a file as it lies there, and of what is made of it."""
+    from xxhash import xxh3_128
+
+    digest = xxh3_128(repr(purpose).encode())
+    digest.update(data)
+    return digest.digest()
+
+
 def digest_text(text: str) -> bytes:
     """Return the digest of a text."""
     from xxhash import xxh3_128

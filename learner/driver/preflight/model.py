@@ -103,6 +103,7 @@ def read_model(config: Config) -> ModelFiles:
             vocab_size=model_config.get_text_config().vocab_size,
             image_token_id=getattr(model_config, "image_token_id", None),
             share=share_features,
+            reads=False,
         ),
         closed_set=ClosedSet(processor, mode=config.data.mode, ends=ends, banned=banned),
         banned=banned,

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.object_store import BY_VALUE
 from common.placement import get
-from common.types import ImageFeatures, SharedFeatures, WeightBucket, WeightManifest
+from common.types import ImageFeatures, Images, SharedFeatures, WeightBucket, WeightManifest
 from learner.trainer.recovery.ring import RankRing
 
 
@@ -45,15 +45,13 @@ class OwnedWeights:
 
 
 def compute_owned_features(
-    ring: RankRing, images: Sequence[ImageFeatures | SharedFeatures], *, timeout_s: float
+    ring: RankRing, images: Sequence[Images], *, timeout_s: float
 ) -> list[ImageFeatures | SharedFeatures]:
     """Return the vision features of each prompt's pictures, in order; large ones stay in the object store."""
     return ring.run(lambda ranks: _compute(ranks, images, timeout_s))
 
 
-def _compute(
-    ranks: Sequence[Any], images: Sequence[ImageFeatures | SharedFeatures], timeout_s: float
-) -> list[ImageFeatures | SharedFeatures]:
+def _compute(ranks: Sequence[Any], images: Sequence[Images], timeout_s: float) -> list[ImageFeatures | SharedFeatures]:
     count = len(ranks)
     most = -(-len(images) // count)  # ZeRO-3 wants all ranks to run the vision tower equally often
     shares = [(*images[rank::count], *images[:1])[:most] for rank in range(count)]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.config.schema import DataConfig
 from common.data.formats.digits import LABELS
+from common.data.image import read_pixels
 from common.data.sources import ExampleSource, load, load_held_out
 from common.errors import DataError
 from common.labels.candidates import candidates
@@ -37,11 +38,14 @@ def test_digits_have_fixed_stratified_halves() -> None:
     assert (len(train), len(test)) == (1397, 400)
     assert set(Counter(outline.label for outline in test.outlines).values()) <= {38, 39, 40, 41}
     assert train.labels == tuple(sorted(candidates(train[0].problem) or ()))
-    image = train[0].image
-    assert image is not None and image.shape == (56, 56, 3) and image.dtype == np.uint8 and image.max() > 200
+    assert train[0].image is not None
+    image = read_pixels(train[0].image)
+    assert image.shape == (56, 56, 3) and image.dtype == np.uint8 and image.max() > 200
     assert train[0].columns == {"image_width": 8, "image_height": 8}
-    pictures = {example.image.tobytes() for example in (train[i] for i in range(1397)) if example.image is not None}
-    assert not any(test[i].image.tobytes() in pictures for i in range(400))  # type: ignore[union-attr]
+    pictures = {
+        read_pixels(example.image).tobytes() for example in (train[i] for i in range(1397)) if example.image is not None
+    }
+    assert not any(read_pixels(test[i].image).tobytes() in pictures for i in range(400))  # type: ignore[arg-type]
 
 
 def test_reading_data_imports_nothing_heavy() -> None:
@@ -106,8 +110,8 @@ def test_saved_to_disk(tmp_path: Path, named: bool) -> None:
     (datasets.DatasetDict({"train": found, "test": found}) if named else found).save_to_disk(str(tmp_path / "set"))
     source = load(config(str(tmp_path / "set")), split="train")
     assert [source[i].label for i in range(2)] == ["cat", "dog"]
-    assert source[0].image is not None and (source[0].image == 255).all()  # transparent: white
-    assert source[1].image is not None and source[1].image.max() == 0
+    assert source[0].image is not None and (read_pixels(source[0].image) == 255).all()  # transparent: white
+    assert source[1].image is not None and read_pixels(source[1].image).max() == 0
     assert source[1].columns == {"note": "n"}
 
 
@@ -250,4 +254,4 @@ def test_the_digits_come_in_halves_by_class() -> None:
 
 def pictures(source: ExampleSource) -> list[bytes]:
     images = [source[index].image for index in range(len(source))]
-    return [image.tobytes() for image in images if image is not None]
+    return [read_pixels(image).tobytes() for image in images if image is not None]

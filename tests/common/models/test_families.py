@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.config.schema import DataConfig, ModelConfig
+from common.data.image import read_pixels
 from common.errors import DataError, ModelError
 from common.models.consistency import check_architecture, check_image_processor, check_rope
 from common.models.families import FAMILIES, OTHER, engine_name, family_of
@@ -79,7 +80,7 @@ def test_the_length_of_a_prompt_is_known_without_its_pixels(folder: Path) -> Non
             assert prompt.images is None
             continue
         text = processor.apply_chat_template(_chat(), tokenize=False, add_generation_prompt=True)
-        whole: Any = processor(text=[text], images=[Image.fromarray(row.image)], return_tensors="np")
+        whole: Any = processor(text=[text], images=[Image.fromarray(read_pixels(row.image))], return_tensors="np")
         assert prompt.token_ids == tuple(whole["input_ids"][0])
         assert prompt.token_ids.count(config.image_token_id) > 1 or size == (28, 28)
         np.testing.assert_array_equal(prompt.features["pixel_values"], whole["pixel_values"])

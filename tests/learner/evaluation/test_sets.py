@@ -9,6 +9,7 @@ import pytest
 
 from common.config import cli
 from common.config.schema import Config
+from common.data.image import read_pixels
 from common.data.sources import load, load_held_out
 from common.errors import ConfigError, DataError
 from learner.driver.preflight.run_inputs import run_preflight
@@ -90,6 +91,6 @@ def test_training_and_evaluation_of_the_digits_do_not_meet() -> None:
     def pixels(split: str) -> set[bytes]:
         source = load(wanted, split=split)
         images = [source[index].image for index in range(len(source))]
-        return {image.tobytes() for image in images if image is not None}
+        return {read_pixels(image).tobytes() for image in images if image is not None}
 
     assert not pixels("base_train") & (pixels("base_test") | pixels("new_test"))
