@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -123,7 +124,9 @@ def digest_image(image: Pixels | StoredPicture | None) -> bytes:
     """Return the digest of a picture as the model gets it; NOTHING without one."""
     if image is None:
         return NOTHING
-    return image.digest if isinstance(image, StoredPicture) else digest_pixels(image)
+    if isinstance(image, StoredPicture):
+        return image.digest
+    return hashlib.blake2b(image.tobytes(), key=repr(image.shape).encode(), digest_size=16).digest()
 
 
 def read_pixels(picture: Pixels | StoredPicture, *, max_megapixels: float = math.inf) -> Pixels:
