@@ -75,7 +75,7 @@ def test_an_engine_that_is_down_holds_up_no_publish_and_loads_the_newest_alone(s
         assert time.monotonic() - began < 60
     loads = [one.version for one in fleet.take_loads() if one.engine == "engine-2"]
     assert version > 5
-    assert len(loads) <= 2, "the newest when it came, and the one after"
+    assert len(loads) <= 3, f"{loads}: the newest when it came, one that was on its way, and the one after"
 
 
 def test_an_engine_that_is_slow_to_load_is_waited_for_by_nobody(start: Any, events: Events) -> None:
