@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from common.capacity import (
@@ -26,6 +27,20 @@ ANSWER_S = 3.0
 RENEW_S = 2.0  # within which a place on a live node is granted
 
 
+@contextmanager
+def surface_signals() -> Iterator[None]:
+    """Raise what a signal's handler raised within a call of Ray as it was raised.
+
+    Where it strikes `ray.wait`, Ray wraps it: "SystemError: CoreWorker.wait returned a result with an exception set".
+    """
+    try:
+        yield
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
+
+
 def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
     """Return the values of object refs, in order; the first failure ends the wait for all.
 
@@ -34,9 +49,11 @@ def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
     import ray
 
     try:
-        return list(ray.get(list(refs), timeout=timeout_s))
+        with surface_signals():
+            return list(ray.get(list(refs), timeout=timeout_s))
     except ray.exceptions.GetTimeoutError as error:
-        _, missing = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        with surface_signals():
+            _, missing = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         raise DeadlineError(
             f"waited too long for {what}",
             got=f"{len(missing)} of {len(refs)} still missing after {timeout_s:g} s",

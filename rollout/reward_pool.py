@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
-from common.placement import find_cause, get
+from common.placement import find_cause, get, surface_signals
 from common.shared_folder import SharedFolder
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardFault, RewardTask, Scores
@@ -227,7 +227,8 @@ class RewardPool:
         deadlines += [worker.call.deadline for worker in busy.values()]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if block else 0.0
         asked = [*starting, *busy]
-        done, _ = ray.wait(asked, num_returns=1 if block else len(asked), timeout=timeout)
+        with surface_signals():
+            done, _ = ray.wait(asked, num_returns=1 if block else len(asked), timeout=timeout)
         now = time.monotonic()
         for ref, worker in starting.items():
             if ref in done or worker.deadline <= now:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
 
 from common.capacity import PlaceRequest
+from common.command import Terminated
 from common.errors import DeadlineError, PlacementError, RewardError
-from common.placement import find_cause, get, reserve
+from common.placement import find_cause, get, reserve, surface_signals
 
 pytestmark = pytest.mark.engine
 
@@ -49,6 +53,28 @@ def test_an_error_of_ours_arrives_as_it_was_raised(part: Any) -> None:
 def test_other_errors_pass_through(part: Any) -> None:
     with pytest.raises(KeyError, match="key"):
         get([part.break_down.remote()], what="it", timeout_s=30)
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "wait": lambda ref: ray.wait([ref], timeout=20),
+    "get": lambda ref: get([ref], what="a nap", timeout_s=20),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_signal_that_strikes_within_a_call_of_ray_arrives_as_it_was_raised(part: Any, call: str) -> None:
+    def handle(number: int, frame: Any) -> None:
+        raise Terminated(number)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        ref = part.sleep.remote(3.0)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(Terminated), surface_signals():
+            CALLS[call](ref)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("bundle", [{"CPU": 1000.0, "GPU": 0.0}, {"GPU": 64.0}])

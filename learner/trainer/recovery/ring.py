@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config.schema import Config
 from common.errors import LearnerLostError
-from common.placement import find_cause, get
+from common.placement import find_cause, get, surface_signals
 from learner.trainer.recovery.copies import FINISH_S, Copies
 from learner.trainer.recovery.watch import RankInfo, RankLoss, RankWatch
 
@@ -250,7 +250,8 @@ class RankRing:
         asked, ranks = list(self._answers), len(self.ranks)
         if not asked:
             return []
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+        with surface_signals():
+            answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
         done = [sum(ref in answered for ref in asked[rank::ranks]) for rank in range(ranks)]
         return sorted((rank for rank in range(ranks) if done[rank] < len(asked) // ranks), key=done.__getitem__)
 
