@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -133,18 +133,32 @@ class GenerationRequest:
     sampling: Sampling
 
 
+class VersionSpan(NamedTuple):
+    """Tokens in a row that weights of one version sampled."""
+
+    version: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled answer: its ids as they were sampled, never tokenised again, with the EOS if there was one."""
+    """One sampled answer: its ids as they were sampled, never tokenised again, with the EOS if there was one.
+
+    Weights may change while it is sampled. Of 12 tokens, the last five by newer weights, `spans` is
+    `(VersionSpan(3, 7), VersionSpan(4, 5))`.
+    """
 
     token_ids: tuple[int, ...]  # (C,)
     logprobs: tuple[float, ...]  # (C,) under the distribution sampled from: after bans, temperature, top-k, top-p
     text: str  # without special tokens
     finish_reason: FinishReason
+    spans: tuple[VersionSpan, ...] = ()  # empty where weights of one version sampled all of its group
 
     def __post_init__(self) -> None:
         if not self.token_ids or len(self.token_ids) != len(self.logprobs):
             raise ValueError(f"a completion needs one log-prob a token: {len(self.token_ids)} v {len(self.logprobs)}")
+        if self.spans and sum(span.tokens for span in self.spans) != len(self.token_ids):
+            raise ValueError(f"spans of {self.spans} for {len(self.token_ids)} tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +170,21 @@ class Group:
     origin: Origin
     seed: int  # 0 where given, as is the weights version
     engine_id: str | None  # None where given
-    weights_version: int
+    weights_version: int  # of the oldest that sampled a token of it
 
     def count_lag(self, version: int) -> int:
-        """Count the steps between the weights that sampled it and the learner's `version`; 0 where it is given."""
+        """Count the steps between the oldest weights that sampled it and the learner's `version`; 0 where given."""
         return version - self.weights_version if self.origin == "sampled" else 0
+
+    def list_spans(self) -> list[VersionSpan]:
+        """List which weights sampled its tokens, one completion after the other."""
+        spans = [span for one in self.completions for span in one.spans]
+        return spans or [VersionSpan(self.weights_version, sum(len(one.token_ids) for one in self.completions))]
+
+    @property
+    def newest_version(self) -> int:
+        """The version of the newest weights that sampled a token of it."""
+        return max(span.version for span in self.list_spans())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

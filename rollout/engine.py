@@ -12,9 +12,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from common.errors import BrokenEngineError, DataError, EngineError
 from common.lean_imports import settle_collector
@@ -25,9 +24,7 @@ from common.recorder import Recorder
 from common.shared_folder import find_local
 from common.storage.output import Place, WriteReport
 from common.types import (
-    Completion,
     FailedGroup,
-    FinishReason,
     GenerationRequest,
     Group,
     ImageFeatures,
@@ -36,43 +33,23 @@ from common.types import (
     WeightManifest,
 )
 from rollout.build import build_engine
+from rollout.exchange.messages import Cancellation, DamagedUpdate, End, Outcomes, Sent, Submission, Update
+from rollout.exchange.outputs import make_group, make_sampling_params
 from rollout.spec import EngineInfo, EngineSpec
-from rollout.weight_loader import WeightLoader, receive_by_nccl
+from rollout.weight_loader import WeightLoader, receive_by_nccl, reset_caches
 from rollout.weights import WeightReceiver
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-
 FETCH_TIMEOUT_S = 600.0  # for the image features of a batch, and for each piece of the model
-FINISHED: tuple[FinishReason, ...] = ("stop", "length")  # what ends a whole answer; vLLM knows abort, error and others
-Outcomes = tuple[Group | FailedGroup, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """Requests for a stream."""
+@dataclass(slots=True)
+class OpenStream:
+    """A stream that is being served."""
 
-    stream: int
-    requests: tuple[GenerationRequest, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancellation:
-    """Requests of a stream that nobody waits for any more."""
-
-    stream: int
-    prompt_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """The end of a stream, once it has answered or dropped so many requests."""
-
-    stream: int
-    sent: int
-
-
-Sent = Submission | Cancellation | End
+    number: int
+    received: int  # requests
+    end: int | None = None  # of its requests; None: more may come
+    newest: WeightManifest | None = None  # newer weights, not loaded yet
 
 
 class RolloutEngine:
@@ -126,9 +103,11 @@ class RolloutEngine:
         note = None
         try:
             if received is None:
-                receive_by_nccl(self._llm, manifest, keep_image_features=keep_vision)
+                receive_by_nccl(self._llm, manifest)
             elif manifest.buckets:
-                note = self._loader.load(received, keep_image_features=keep_vision)
+                note = self._loader.load(received)
+            if manifest.buckets:
+                reset_caches(self._llm, keep_image_features=keep_vision, running=bool(self._running))
         except Exception as error:
             raise self._describe_failure("loading weights", error) from error
 
@@ -156,6 +135,10 @@ class RolloutEngine:
     def cancel(self, stream: int, prompt_ids: Sequence[str]) -> None:
         """Drop requests of a stream that nobody waits for any more."""
         self._inbox.put(Cancellation(stream=stream, prompt_ids=tuple(prompt_ids)))
+
+    def update(self, stream: int, manifest: WeightManifest) -> None:
+        """Let a stream go on with newer weights. They are loaded between two of vLLM's steps; see `_update`."""
+        self._inbox.put(Update(stream=stream, manifest=manifest))
 
     def finish(self, stream: int, sent: int) -> None:
         """Let a stream end once it has answered or dropped all of the `sent` requests."""
@@ -190,7 +173,7 @@ class RolloutEngine:
                 remedy="load that version first; the fleet does so for every engine it serves from",
             )
         try:
-            yield from self._serve(version, stream, first)
+            yield from self._serve(stream, first)
         except GeneratorExit:
             self._abort(self._running)
             raise
@@ -198,30 +181,57 @@ class RolloutEngine:
             self._version = None  # its requests stay in vLLM's scheduler: see `vllm_patches.PATCHES`
             raise self._describe_failure("generating", error) from error
 
-    def _serve(self, version: int, stream: int, first: Sequence[GenerationRequest]) -> Iterator[Outcomes]:
+    def _serve(self, number: int, first: Sequence[GenerationRequest]) -> Iterator[Outcomes]:
         """Step vLLM, and yield what is finished after each step; between steps look for what was sent."""
-        received, end = len(first), None
+        stream = OpenStream(number=number, received=len(first))
         if refused := self._begin(first):
             yield refused
-        while end is None or received < end or self._running:
-            for sent in self._receive(stream, wait=not self._running):
-                if isinstance(sent, Submission):
-                    received += len(sent.requests)
-                    if refused := self._begin(sent.requests):
-                        yield refused
-                elif isinstance(sent, Cancellation):
-                    self._abort(
-                        [name for name, request in self._running.items() if request.prompt_id in sent.prompt_ids]
-                    )
-                else:
-                    end = sent.sent
+        while stream.end is None or stream.received < stream.end or self._running:
+            for sent in self._receive(number, wait=not self._running):
+                if refused := self._heed(sent, stream):
+                    yield refused
+            if stream.newest:
+                yield (self._update(stream.newest),)
+                stream.newest = None
 
             # One step samples one token of every running completion.
             if self._running:
                 self._steps += 1
                 finished = [output for output in self._llm.llm_engine.step() if output.finished]
                 if finished:
-                    yield tuple(self._make_group(self._running.pop(out.request_id), out, version) for out in finished)
+                    yield tuple(self._make_group(self._running.pop(out.request_id), out) for out in finished)
+
+    def _heed(self, sent: Sent, stream: OpenStream) -> tuple[FailedGroup, ...]:
+        """Do what was sent, or note it where it waits for others. Return the requests that vLLM refuses."""
+        if isinstance(sent, Submission):
+            stream.received += len(sent.requests)
+            return self._begin(sent.requests)
+        if isinstance(sent, Cancellation):
+            self._abort([name for name, request in self._running.items() if request.prompt_id in sent.prompt_ids])
+        elif isinstance(sent, Update):
+            stream.newest = sent.manifest
+        else:
+            stream.end = sent.sent
+        return ()
+
+    def _update(self, manifest: WeightManifest) -> LoadedWeights | DamagedUpdate:
+        """Load newer weights while requests are running.
+
+        What is running goes on with its next token. Keys and values are computed anew: they are the new weights' own,
+        for all that was said before. So each log-prob is that of one version, which law 1 holds the learner to.
+        """
+        self._steps += 1
+        try:
+            return self.load(manifest)
+        except BrokenEngineError:
+            raise
+        except EngineError as error:
+            return DamagedUpdate(version=manifest.version, why=str(error.got))
+        finally:
+            self._steps += 1
+
+    def _make_group(self, request: GenerationRequest, output: Any) -> Group | FailedGroup:
+        return make_group(self._llm, request, output, engine_id=self._id)
 
     def _receive(self, stream: int, *, wait: bool) -> Iterator[Sent]:
         """Yield what was sent to a stream; with `wait` wait for the first. What older streams left is passed over."""
@@ -255,7 +265,7 @@ class RolloutEngine:
         """Hand one request to vLLM. Return the reason when it is refused."""
         from vllm.exceptions import VLLMError
 
-        from rollout.inputs import make_engine_input
+        from rollout.exchange.inputs import make_engine_input
 
         try:
             prompt = make_engine_input(self._llm, request, self._pictures.open(images))
@@ -265,43 +275,6 @@ class RolloutEngine:
         except DataError as error:
             return f"{error.what}: {error.got}"
         return None
-
-    def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group | FailedGroup:
-        """Make the group of a finished request, a FailedGroup where vLLM has given one of its answers up."""
-        outputs = sorted(output.outputs, key=lambda one: one.index)
-        if given_up := sorted({str(one.finish_reason) for one in outputs} - set(FINISHED)):
-            return FailedGroup(
-                prompt_id=request.prompt_id, reason=f"the engine gave an answer up: it ended by {', '.join(given_up)}"
-            )
-
-        texts = self._detokenize(request, outputs)
-        return Group(
-            prompt_id=request.prompt_id,
-            completions=tuple(_make_completion(one, text) for one, text in zip(outputs, texts, strict=True)),
-            origin="sampled",
-            seed=request.seed,
-            engine_id=self._id,
-            weights_version=version,
-        )
-
-    def _detokenize(self, request: GenerationRequest, outputs: Sequence[Any]) -> list[str]:
-        """Return the text of each answer by vLLM's own detokenizer, which reads equal answers once."""
-        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
-
-        as_vllm_request: Any = SimpleNamespace(
-            request_id=request.prompt_id,
-            prompt_token_ids=list(request.token_ids),
-            sampling_params=make_sampling_params(request),
-        )
-        tokenizer = self._llm.get_tokenizer()
-        texts: dict[tuple[int, ...], str] = {}
-        for one in outputs:
-            ids = tuple(one.token_ids)
-            if ids not in texts:
-                reader = IncrementalDetokenizer.from_new_request(tokenizer, as_vllm_request)
-                reader.update(list(ids), stop_terminated=one.finish_reason == "stop")
-                texts[ids] = reader.get_next_output_text(finished=True, delta=False)
-        return [texts[tuple(one.token_ids)] for one in outputs]
 
     def _abort(self, names: Iterable[str]) -> None:
         """Drop running requests, by vLLM's names of them."""
@@ -316,40 +289,3 @@ class RolloutEngine:
             got="".join(traceback.format_exception(error)).strip(),
             remedy="the fleet replaces it; if every replacement fails alike, the cause is in the trace above",
         )
-
-
-def make_sampling_params(request: GenerationRequest) -> SamplingParams:
-    """Make vLLM's settings of a request.
-
-    Raises:
-        EngineError: vLLM puts another value in the place of one. The learner would score under the value asked for.
-    """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    asked = {**asdict(request.sampling), "seed": request.seed}
-    params = SamplingParams(
-        **asked,
-        logprobs=0,  # the sampled token's own
-        detokenize=False,  # _detokenize does, for distinct answers and without a text for every log-prob
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-    if changed := [
-        f"{name} {value} to {getattr(params, name)}" for name, value in asked.items() if getattr(params, name) != value
-    ]:
-        raise EngineError(
-            "vLLM does not sample as it was asked to",
-            got=f"for {request.prompt_id} it changed {', '.join(changed)}",
-            remedy="set the key of rollout to a value that vLLM leaves alone",
-        )
-    return params
-
-
-def _make_completion(output: Any, text: str) -> Completion:
-    ids = tuple(output.token_ids)
-    return Completion(
-        token_ids=ids,
-        logprobs=tuple(float(step[token].logprob) for token, step in zip(ids, output.logprobs, strict=True)),
-        text=text,
-        finish_reason=output.finish_reason,
-    )

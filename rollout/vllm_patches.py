@@ -67,7 +67,13 @@ PATCHES = (
         test="test_the_model_runners_share_no_logits_processor",
     ),
     Patch(
-        where="rollout.inputs.make_engine_input",
+        where="rollout.vllm_patches.keep_pictures",
+        what="a worker gets no pixels of a picture whose keys and values another request has computed",
+        why="a request that is put off, or goes on with new weights, needs them again: vLLM fails in that step",
+        test="test_pictures_that_others_have_read_are_gone",
+    ),
+    Patch(
+        where="rollout.exchange.inputs.make_engine_input",
         what="pictures reach the scheduler without vLLM's processor, of which the private fields are asked",
         why="engine and learner must read the very same ids and pixels (law 4), and vLLM has no public way for that",
         test="test_how_inputs_divide_into_pictures_is_private",
@@ -178,6 +184,13 @@ def remember_positions(model: Any) -> None:
         return last[1]
 
     model.get_mrope_input_positions = positions
+
+
+def keep_pictures() -> None:
+    """Let vLLM's worker keep the pixels of every picture. They are in this process, and are not copied for it."""
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = lambda features, *_, **__: features  # type: ignore[attr-defined]
 
 
 def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:

@@ -36,11 +36,8 @@ class WeightLoader:
         self._direct: DirectLoader | None = None
         self._loads = 0
 
-    def load(self, received: ReceivedWeights, *, keep_image_features: bool) -> str | None:
-        """Load what `WeightReceiver.receive` gave.
-
-        Args:
-            keep_image_features: the vision tower did not change, so cached image features are still right.
+    def load(self, received: ReceivedWeights) -> str | None:
+        """Load what `WeightReceiver.receive` gave. What the engine's caches hold is of the old weights still.
 
         Returns:
             Why this engine will never load directly, when this load has just found that out; else None.
@@ -58,7 +55,6 @@ class WeightLoader:
                 note = self._load_both_ways(self._direct, received.tensors)
             else:
                 self._load_directly(self._direct, received)
-        reset_caches(self._llm, keep_image_features=keep_image_features)
         return note
 
     def _load_and_record(self, tensors: Tensors) -> str | None:
@@ -130,12 +126,16 @@ def _check_complete(left: Collection[str]) -> None:
         )
 
 
-def reset_caches(llm: LLM, *, keep_image_features: bool) -> None:
+def reset_caches(llm: LLM, *, keep_image_features: bool, running: bool) -> None:
     """Forget keys, values and image features of the old weights (fault 8).
+
+    Args:
+        keep_image_features: the vision tower did not change, so cached image features are still right.
+        running: requests are half done. vLLM computes their keys and values anew before it goes on with them.
 
     Raises EngineError when vLLM keeps the keys and values, as it does while a request holds some.
     """
-    if not llm.reset_prefix_cache():
+    if not llm.reset_prefix_cache(reset_running_requests=running):
         raise EngineError(
             "an engine cannot forget the keys and values of its old weights",
             got="vLLM's reset_prefix_cache() says no: a request still holds blocks of the cache",
@@ -145,7 +145,7 @@ def reset_caches(llm: LLM, *, keep_image_features: bool) -> None:
         llm.llm_engine.reset_encoder_cache()
 
 
-def receive_by_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: bool) -> None:
+def receive_by_nccl(llm: LLM, manifest: WeightManifest) -> None:
     """Take part in the learner's packed broadcast through vLLM's own NCCL weight-transfer engine (GPU only)."""
     entries = [entry for bucket in manifest.buckets for entry in bucket.entries]
     update_info = {
@@ -156,7 +156,6 @@ def receive_by_nccl(llm: LLM, manifest: WeightManifest, *, keep_image_features: 
     llm.collective_rpc("start_weight_update")
     llm.collective_rpc("update_weights", args=(update_info,))
     llm.collective_rpc("finish_weight_update")
-    reset_caches(llm, keep_image_features=keep_image_features)
 
 
 def get_worker(llm: LLM) -> Any:

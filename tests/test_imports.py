@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.data.formats": SHARED | {"common.data", "common.data.formats", "common.labels", "common.models"},
     "common.data.build": SHARED
     | {"common.data.build", "common.data", "common.data.content", "common.data.formats", "common.labels"},
-    "rollout": SHARED | {"common.models", "rollout", "rollout.rewards"},
-    "rollout.fleet": SHARED | {"rollout", "rollout.fleet"},
+    "rollout": SHARED | {"common.models", "rollout", "rollout.rewards", "rollout.exchange"},
+    "rollout.exchange": SHARED | {"common.models", "rollout", "rollout.exchange"},
+    "rollout.fleet": SHARED | {"rollout", "rollout.fleet", "rollout.exchange"},
     "rollout.rewards": LEARNER - {"learner", "learner.objective"} | {"rollout.rewards"},
     "learner": {"common", "common.config", "learner"},
     "learner.embedded": LEARNER | {"learner.embedded"},
@@ -46,14 +47,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.storage": LEARNER | {"learner.storage"},
     "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
     "learner.driver.preflight": LEARNER
-    | {"learner.driver.preflight", "rollout", "rollout.rewards", "common.data.content"}
+    | {"learner.driver.preflight", "learner.driver.control", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},
     "learner.audit": LEARNER | {"learner.audit", "learner.storage", "learner.tracking"},
     "learner.guard": LEARNER | {"learner.guard", "learner.storage", "learner.tracking"},
     "learner.report": LEARNER | {"learner.report", "learner.storage", "learner.tracking", "learner.evaluation"},
     "learner.objective": {"common", "common.config", "learner.objective"},
     "learner.driver.recovery": LEARNER | {"learner.driver.recovery", "learner.driver", "learner.storage"},
-    "learner.driver.control": LEARNER | {"learner.driver.control", "learner.tracking", "rollout.fleet"},
+    "learner.driver.control": LEARNER
+    | {"learner.driver.control", "learner.storage", "learner.tracking", "rollout.fleet"},
     "learner.driver": LEARNER
     | {
         "learner.driver",
@@ -66,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"learner.{room}" for room in ("evaluation", "guard", "trainer", "storage", "tracking", "report")},
 }
 DEEPSPEED = {"learner.trainer.zero"}  # imports it at its top, and is itself imported only inside rank processes
-VLLM = {"rollout"}  # the room, and of the learner the sending half of vLLM's own NCCL transfer
+VLLM = {"rollout", "rollout.exchange"}  # the rooms, and of the learner the sending half of vLLM's own NCCL transfer
 VLLM_SENDER = {"learner.trainer.weights"}
 MOST_FILES = 15  # in one folder
 

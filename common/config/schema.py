@@ -421,8 +421,19 @@ class Config(Section):
             yield f"objective.overlong_buffer = {self.objective.overlong_buffer}"
 
     def _lag_misfits(self) -> Iterator[str]:
-        """Yield those of `rollout.max_lag`."""
-        if not (lag := self.rollout.max_lag):
+        """Yield those of `rollout.max_lag`, and of the updates in flight that it allows."""
+        rollout = self.rollout
+        if rollout.update == "in_flight" and not rollout.max_lag:
+            yield (
+                "rollout.update = in_flight with rollout.max_lag = 0: no newer weights come amid a batch; raise "
+                "rollout.max_lag"
+            )
+        if rollout.replay is not None and rollout.update != "in_flight":
+            yield (
+                f"rollout.replay = {rollout.replay} with rollout.update = {rollout.update}: only runs with in_flight "
+                "keep a journal; others need none, the same configuration repeats them"
+            )
+        if not (lag := rollout.max_lag):
             return
         if not self.sampled_prompts:
             yield f"rollout.max_lag = {lag} with method = {self.method}: nothing is sampled, so it has no effect"

@@ -162,6 +162,14 @@ class RolloutConfig(Section):
     max_lag: Annotated[int, Field(ge=0, le=4)] = 0
     """Steps that engines are ahead of the learner: the batch of step s is sampled with the weights of step s - max_lag.
     With 1 or more, engines sample while the learner learns. What the age of the weights changes is corrected for."""
+    update: Literal["between", "in_flight"] = "between"
+    """When engines take newer weights. between: when they have sampled a batch. in_flight: amid it, between two tokens,
+    which takes `max_lag` of 1 or more. What is said so far is read anew, and each token says which weights sampled it.
+    Such a run follows the clock: it keeps a journal of all answers, from which it can be repeated. Good for long
+    thoughts."""
+    replay: Free[str | None] = None
+    """Run folder whose journal this run follows: it learns from the same answers, to the same weights, and samples none
+    of them. Both have `update: in_flight`. Where the journal ends, engines go on."""
     group_size: Annotated[Answers, Field(ge=2)] = 4
     """G, completions a prompt. An advantage needs at least two."""
     max_completion_tokens: Positive = 1024

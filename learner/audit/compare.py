@@ -9,7 +9,7 @@ from learner.audit.run_record import RunRecord
 from learner.tracking.books import GroupEntry, StepBooks
 
 # What two runs have in common that are the same (law 5); who sampled a group, and when, is not.
-SAME = ("prompt", "epoch", "fate", "origin", "size", "version", "tokens", "logprobs", "rewards")
+SAME = ("prompt", "epoch", "fate", "origin", "size", "version", "newest", "tokens", "logprobs", "rewards")
 WORDS = {"prompt": "prompts", "logprobs": "log-probs", "version": "version of the weights that sampled it"}
 
 

@@ -107,9 +107,9 @@ def _find_fault(row: StepBooks, group: GroupEntry, max_lag: int) -> str | None:
         return "is given, and has an engine" if group.engine is not None or group.version else None
     if group.origin != "sampled" or group.engine is None:
         return f"is {group.origin} by {group.engine}"
-    lag = row.step - (group.version or 0)
-    if not 0 <= lag <= max_lag:
-        return f"was sampled with weights {group.version}, {lag} steps old, where rollout.max_lag is {max_lag}"
+    for version in (group.version or 0, group.newest or 0):
+        if not 0 <= (lag := row.step - version) <= max_lag:
+            return f"was sampled with weights {version}, {lag} steps old, where rollout.max_lag is {max_lag}"
     return None
 
 

@@ -48,8 +48,10 @@ class Weights:
 
     def take_groups(self, row: StepBooks) -> Iterator[str]:
         """Yield the engines that sampled with weights they had not loaded; an earlier start may have sampled before."""
-        known = self.loaded
-        strays = {(one.engine, one.version) for one in row.groups if one.origin == "sampled"} - known
+        if row.recalled:
+            return
+        sampled = [one for one in row.groups if one.origin == "sampled"]
+        strays = {(one.engine, version) for one in sampled for version in (one.version, one.newest)} - self.loaded
         for engine, version in sorted(strays, key=str):
             if version is not None and version >= self.first:
                 yield f"step {row.step}: {engine} sampled with weights {version}, which it had not loaded"

@@ -14,6 +14,7 @@ from common.data.feed import PromptFeed
 from common.lean_imports import settle_collector
 from common.placement import renew
 from learner.driver.cluster import connect
+from learner.driver.control.journal import Journal
 from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
@@ -74,6 +75,7 @@ def open_run(
         run.origin = point or run.describe_start()
         if point:
             run.restore(point)
+        run.begin_journal()
         with tracker.time_phase("first weights published"):
             run.publish(run.version)
         settle_collector()
@@ -165,6 +167,8 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         steering=Steering(config),
         solve_rates=SolveRates(config),
         lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
+        journal=Journal(folder.path) if config.rollout.update == "in_flight" else None,
+        replay=start.replay,
     )
 
 

@@ -118,7 +118,7 @@ class ParityProbe:
 def check_gaps(config: Config, step: int, scored: Sequence[ScoredGroup], gaps: Mapping[str, GroupGap]) -> None:
     """Refuse a step whose tokens were sampled from another policy than the learner scores (law 1).
 
-    The largest gap of any token has a limit, and the mean over the tokens that one engine sampled. Groups that were
+    The largest gap of any token has a limit, and the mean over the tokens that one engine sampled. Tokens that were
     sampled with older weights are left out: theirs is another policy, which is corrected for.
 
     Args:
@@ -132,7 +132,7 @@ def check_gaps(config: Config, step: int, scored: Sequence[ScoredGroup], gaps: M
     mean = learner.mean_logprob_gap or (math.inf if math.isinf(largest) else MEAN[dtype])
     engines: dict[str, list[str]] = {}  # the prompts whose answers each sampled
     for one in scored:
-        if one.prompt.id in gaps and one.group.count_lag(step) <= 0:
+        if one.prompt.id in gaps and one.group.newest_version >= step:
             engines.setdefault(str(one.group.engine_id), []).append(one.prompt.id)
 
     for engine, prompts in engines.items():

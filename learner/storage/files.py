@@ -11,6 +11,8 @@ from typing import Any
 
 from common.config.foreign_text import parse_json
 
+_CHUNK = 1 << 16  # bytes
+
 
 def sync_folder(folder: Path) -> None:
     """Write the entries of a folder to disk, so that new files and renames survive a power cut."""
@@ -76,6 +78,22 @@ def append_whole(path: Path, data: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Cut off what stands behind the last whole line of a file: a kill may have left it. Raises OSError."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        place, tail = end, b""
+        while place and b"\n" not in tail:
+            place = max(0, place - _CHUNK)
+            file.seek(place)
+            tail = file.read(_CHUNK)
+        whole = place + tail.rfind(b"\n") + 1
+        if whole < end:
+            file.truncate(whole)
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ class GroupEntry:
     fate: str  # "trained", or why it was dropped
     origin: str | None  # as all below None of a group that never came back
     engine: str | None  # None of given answers too
-    version: int | None  # of the weights that sampled it
+    version: int | None  # of the oldest weights that sampled a token of it
+    newest: int | None  # of the newest
     size: int  # completions
     tokens: str | None
     logprobs: str | None
@@ -70,6 +71,7 @@ class StepBooks:
     pending: tuple[int, ...]  # groups of each step that was asked ahead, the oldest first
     published: tuple[Published, ...]  # since the row before
     loads: tuple[Loaded, ...]  # since the row before
+    recalled: bool  # its answers come from a checkpoint or a journal, not from engines of this start
     groups: tuple[GroupEntry, ...]  # of the step, in the order of drawing
 
     def row(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def read_books(row: Mapping[str, Any]) -> StepBooks:
         raise ValueError(f"format {row.get('format')!r}, where this version reads {FORMAT}")
     if row["seal"] != compute_seal(row):
         raise ValueError("its checksum is not its content's")
+    row = {"recalled": False, **row, "groups": {"newest": row["groups"]["version"], **row["groups"]}}  # both are new
     found, size = row["groups"], len(row["groups"]["prompt"])
     columns = [found[name] if isinstance(found[name], list) else [found[name]] * size for name in COLUMNS]
     lines = zip(*columns, strict=True)

@@ -88,6 +88,10 @@ class Tracker:
         """Append the row of a step to `books.jsonl`, before its record."""
         self._write(lambda: append_jsonl(self._path / BOOKS, books.row()))
 
+    def keep(self, work: Callable[[], object]) -> None:
+        """Write something else to the run folder. A failure is counted, and no more."""
+        self._write(work)
+
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
         """Log the measures after `step` optimizer steps, one row a set."""
         again = step in self.history.evaluations

@@ -150,7 +150,7 @@ class LearningStep:
             loss.detach(),
             kl,
             groups=rank_pack.groups,
-            lags=lags,
+            at=at,
             given=not term.sampled,
             counts=rank_pack.real,
         )

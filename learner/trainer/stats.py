@@ -17,6 +17,7 @@ from learner.objective.mismatch import Mismatch
 from learner.objective.ratios import find_clipped
 from learner.objective.records import LossInputs
 
+Spans = Sequence[tuple[int, int]]  # tokens in a row: steps between the weights that sampled and that learn, how many
 CLIP_RANGE = (0.8, 1.2)  # of the ratio learner to engine; counted, not applied
 
 
@@ -27,7 +28,7 @@ class PackStats:
     sums: Tensor  # (5,) float64: loss to tokens of RankStats, in its order
     difference: Tensor  # (N,) float32: learner - engine log-prob of each token
     corrected: Tensor  # (N,) bool: the weight of the token was truncated or masked
-    sampled: Sequence[tuple[str, int, int]]  # prompt id, lag and tokens of each sampled group, in their order
+    sampled: Sequence[tuple[str, Spans]]  # of each sampled group, in their order: prompt id, and the ages of its tokens
     probabilities: Mapping[str, tuple[float, ...]]
 
 
@@ -41,7 +42,7 @@ class RankStats:
     clipped: float  # sampled tokens whose ratio is outside the clip
     tokens: float
     by_lag: Mapping[int, Mismatch]  # of sampled tokens, by steps between the weights that sampled and those that learn
-    gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id
+    gaps: Mapping[str, GroupGap]  # of its sampled groups, by prompt id: of the tokens that the newest weights sampled
     grad_norm: float  # of all ranks
     updates: int  # optimizer steps taken
     skipped: int  # those left out, since loss or gradient was no finite number
@@ -60,7 +61,7 @@ def measure_pack(
     kl: Tensor,
     *,
     groups: Sequence[ScoredGroup],
-    lags: Sequence[int],
+    at: int,
     given: bool,
     counts: bool,
 ) -> PackStats:
@@ -68,19 +69,21 @@ def measure_pack(
 
     Args:
         groups: what it was built of.
-        lags: of each group, see `Group.count_lag`.
+        at: version of the weights that learn.
         given: their completions are given answers; else engines sampled them.
         counts: False for a filler: all its figures are 0.
     """
     difference = inputs.before - inputs.engine_logp
     clipped = _find_clipped(inputs, difference.exp()).sum() * (not given)
     sums = [loss, kl, scores.entropy.detach().sum(), clipped, torch.tensor(len(difference), device=loss.device)]
-    sizes = [(scored.prompt.id, lag, _count_tokens(scored)) for scored, lag in zip(groups, lags, strict=True)]
+    sampled = [
+        (one.prompt.id, [(at - version, tokens) for version, tokens in one.group.list_spans()]) for one in groups
+    ]
     return PackStats(
         sums=torch.stack([value.double() for value in sums]) * counts,
         difference=difference,
         corrected=correct(inputs).touched,
-        sampled=sizes if counts and not given else (),
+        sampled=sampled if counts and not given else (),
         probabilities=_completion_probabilities(inputs, groups) if counts and given else {},
     )
 
@@ -96,10 +99,11 @@ def add_up(packs: Sequence[PackStats], *, grad_norm: float, lr: float, applied: 
     """Return the figures of a rank from those of its packs."""
     sums = torch.stack([pack.sums for pack in packs]).sum(0).tolist()
     found = [(name, lag, own) for pack in packs for name, lag, own in _measure_groups(pack)]
+    youngest = sorted(found, key=lambda one: one[1], reverse=True)  # the last of a name stays
     return RankStats(
         **dict(zip(SUMS, sums, strict=True)),
         by_lag=_add_by_lag((lag, own) for _, lag, own in found),
-        gaps={name: GroupGap(total=own.gap, largest=own.largest, tokens=own.tokens) for name, _, own in found},
+        gaps={name: GroupGap(total=own.gap, largest=own.largest, tokens=own.tokens) for name, _, own in youngest},
         grad_norm=grad_norm,
         updates=int(applied),
         skipped=int(not applied),
@@ -161,18 +165,22 @@ def combine(stats: Sequence[RankStats]) -> StepResult:
     )
 
 
-def _count_tokens(scored: ScoredGroup) -> int:
-    return sum(len(completion.token_ids) for completion in scored.group.completions)
-
-
 def _measure_groups(pack: PackStats) -> Iterator[tuple[str, int, Mismatch]]:
-    """Yield the prompt id of each sampled group of a pack, its lag, and how far engine and learner are apart."""
+    """Yield how far engine and learner are apart about the tokens of a sampled group that are of one age.
+
+    Comes with the group's prompt id and that age.
+    """
     if not pack.sampled:
         return
-    sizes = [tokens for _, _, tokens in pack.sampled]
-    differences, corrected = pack.difference.cpu().split(sizes), pack.corrected.cpu().split(sizes)
-    for (name, lag, _), difference, touched in zip(pack.sampled, differences, corrected, strict=True):
-        yield name, lag, Mismatch.of(difference, touched)
+    sizes = [tokens for _, spans in pack.sampled for _, tokens in spans]
+    parts = zip(pack.difference.cpu().split(sizes), pack.corrected.cpu().split(sizes), strict=True)
+    for name, spans in pack.sampled:
+        by_lag: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for (lag, _), part in zip(spans, islice(parts, len(spans)), strict=True):
+            by_lag.setdefault(lag, []).append(part)
+        for lag, own in by_lag.items():
+            differences, corrected = zip(*own, strict=True)
+            yield name, lag, Mismatch.of(torch.cat(differences), torch.cat(corrected))
 
 
 def _add_by_lag(parts: Iterable[tuple[int, Mismatch]]) -> dict[int, Mismatch]:

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from common.config.schema import Config
-from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
+from common.errors import EngineError
+from common.types import FailedGroup, GenerationRequest, Group, LoadedWeights, WeightManifest
+from rollout.exchange.messages import DamagedUpdate
 from rollout.fleet.batch import Batch, CopyRequest
 from rollout.fleet.dealing import deal
 from rollout.fleet.member import Load, Member
@@ -28,6 +30,7 @@ class Board:
 
     def __init__(self, config: Config, *, on_event: Callable[..., None]) -> None:
         self.config, self.event = config, on_event
+        self.in_flight = config.rollout.update == "in_flight"
         self.members: list[Member] = []
         self.batches: list[Batch] = []  # those with open requests, the oldest first
         self.newest: WeightManifest | None = None  # weights
@@ -154,10 +157,43 @@ class Board:
         """Make a version the newest. Every engine of the learner's NCCL group takes part in a broadcast of it."""
         self.raise_failure()
         self.newest = manifest
-        if manifest.by_nccl:
-            for member in self.serving():
+        for member in self.serving():
+            if manifest.by_nccl:
                 member.broadcast = manifest if member.grouped else None
+            self.update(member)
         await self.tell()
+
+    def choose_weights(self, batch: Batch) -> WeightManifest:
+        """Return the weights that an engine which begins with a batch is to hold: its own, in flight the newest."""
+        return self.newest if self.in_flight and self.newest else batch.weights
+
+    def update(self, member: Member) -> None:
+        """Send an engine the newest weights amid its batch, under `rollout.update = in_flight`."""
+        stream, newest = member.stream, self.newest
+        if not self.in_flight or stream is None or stream.ending or newest is None or newest is member.held:
+            return
+        if newest.version not in stream.updates:
+            stream.updates[newest.version] = newest
+            member.call("update", stream.number, newest)
+
+    async def note_update(self, member: Member, answer: LoadedWeights | DamagedUpdate) -> None:
+        """Note what became of weights that an engine was sent amid its batch.
+
+        Raises EngineError where it holds others than it was sent.
+        """
+        stream = member.stream
+        assert stream is not None, "updates travel on a stream"
+        sent = stream.updates.get(answer.version)
+        stream.updates = {version: one for version, one in stream.updates.items() if version > answer.version}
+        if isinstance(answer, DamagedUpdate):
+            self.event("weights_damaged", engine=member.id, version=answer.version, why=answer.why)
+            return
+        if sent is None:
+            raise make_foreign_error(member, answer.version, "none of the versions it was sent")
+        if answer.note:
+            self.event("weights_load_slow", engine=member.id, why=answer.note)
+        member.held, member.checksum = sent, answer.checksum
+        await self.report_load(member)
 
     async def list_responsive(self) -> list[Member]:
         """Return the engines that could take part in a broadcast now. One that does not answer is given up.
@@ -246,3 +282,12 @@ class Board:
         """Raise what ended the fleet, if anything did."""
         if self.failure:
             raise self.failure
+
+
+def make_foreign_error(member: Member, version: int, given: str) -> EngineError:
+    """Make the error of an engine that holds weights which nobody gave it."""
+    return EngineError(
+        f"engine {member.id} reports weights it was not given",
+        got=f"version {version}, {given}",
+        remedy="this is a bug in Rollcall's fleet: report it with events.jsonl",
+    )

@@ -9,8 +9,9 @@ from typing import Any
 
 from common.errors import BrokenEngineError, EngineError
 from common.types import GenerationRequest, LoadedWeights, WeightManifest
+from rollout.exchange.messages import DamagedUpdate
 from rollout.fleet.batch import Batch
-from rollout.fleet.board import Board
+from rollout.fleet.board import Board, make_foreign_error
 from rollout.fleet.member import LIFELINE, Member, Stream
 from rollout.fleet.patience import LostError, wait_for
 from rollout.spec import EngineInfo
@@ -99,11 +100,7 @@ async def _load(board: Board, member: Member, manifest: WeightManifest) -> None:
         answer = await wait_for(member.handle.load.remote(manifest), timeout_s, what)  # fetched once more
 
     if answer.version != manifest.version:
-        raise EngineError(
-            f"engine {member.id} reports weights it was not given",
-            got=f"version {answer.version}, published {manifest.version}",
-            remedy="this is a bug in Rollcall's fleet: report it with events.jsonl",
-        )
+        raise make_foreign_error(member, answer.version, f"published {manifest.version}")
     if answer.note:
         board.event("weights_load_slow", engine=member.id, why=answer.note)
     if again and not manifest.by_nccl:
@@ -127,10 +124,11 @@ def _limit_load(board: Board) -> float:
 
 async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[GenerationRequest]) -> None:
     """Sample what an engine gets of a batch, and hand on groups as they finish."""
-    if batch.weights is not member.held:
-        await _load(board, member, batch.weights)
+    wanted = board.choose_weights(batch)
+    if wanted is not member.held:
+        await _load(board, member, wanted)
     first = [request for request in first if request.prompt_id in batch.open]
-    if batch.weights is not member.held or not (first or batch.unsent):
+    if wanted is not member.held or not (first or batch.unsent):
         return  # others have done it meanwhile
 
     member.streams += 1
@@ -139,11 +137,15 @@ async def _sample(board: Board, member: Member, batch: Batch, first: Sequence[Ge
     member.longest_wait, member.heard = None, time.monotonic()
     board.note_sent(member, first)
     serve = member.handle.serve.options(num_returns="streaming")
-    source = serve.remote(batch.weights.version, stream.number, tuple(first))
+    source = serve.remote(wanted.version, stream.number, tuple(first))
+    board.update(member)
     board.attend(member)
     async for ref in source:
         for outcome in await ref:
-            board.answer(member, outcome)
+            if isinstance(outcome, LoadedWeights | DamagedUpdate):
+                await board.note_update(member, outcome)
+            else:
+                board.answer(member, outcome)
         board.attend(member)
     if stream.owed:
         raise LostError(f"ended its stream owing {len(stream.owed)} groups")
@@ -178,6 +180,8 @@ async def _watch(board: Board, member: Member) -> None:
 
         longest = FRESH_S if slowest is None else max(LEAST_S[board.config.cluster.device], SLOWER * slowest)
         limit = min(board.config.rollout.step_timeout_s, longest)
+        if member.stream.updates:
+            limit = max(limit, _limit_load(board))
         found = await wait_for(member.call("count_steps"), limit, "gave no sign of life")
         silent += min(time.monotonic() - began, 2 * BEAT_S)  # what this process slept is not the engine's fault
         if found != steps:

@@ -37,6 +37,7 @@ class Stream:
     sent: int = 0  # requests
     share: int = 0  # of them, the last time
     ending: bool = False  # nothing more is sent
+    updates: dict[int, WeightManifest] = field(default_factory=dict)  # by version: sent, and not loaded yet
 
 
 @dataclass(slots=True, eq=False)

@@ -68,10 +68,10 @@ class Engine(ModelledEngine):
         self._got = {**getattr(self, "_got", {}), request.prompt_id: time.monotonic()}
         return super()._add(request_id, request, features)
 
-    def _make_group(self, request: Any, output: Any, version: int) -> Group:
+    def _make_group(self, request: Any, output: Any) -> Group:
         text = f"{self._got.pop(request.prompt_id)}"
         one = Completion(token_ids=tuple(range(TOKENS)), logprobs=(-0.5,) * TOKENS, text=text, finish_reason="stop")
-        made = super()._make_group(request, output, version)
+        made = super()._make_group(request, output)
         assert isinstance(made, Group)
         return replace(made, completions=(one,) * request.sampling.n)
 

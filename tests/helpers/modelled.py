@@ -133,8 +133,9 @@ class ModelledEngine(RolloutEngine):
         time.sleep(self._model.service_s * self._model.slow.get(self._id, 1.0))
         return [SimpleNamespace(finished=True, request_id=name)]
 
-    def _make_group(self, request: GenerationRequest, output: Any, version: int) -> Group | FailedGroup:
-        said = draw(request, version)
+    def _make_group(self, request: GenerationRequest, output: Any) -> Group | FailedGroup:
+        assert self._version is not None, "it serves"
+        said = draw(request, self._version)
         return replace(said, engine_id=self._id)
 
 

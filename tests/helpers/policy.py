@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +99,41 @@ class Policy:
             for name, parameter in self.model.named_parameters():
                 if only(name):
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+    def copy_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights as they are now."""
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def gap_by_version(
+        self,
+        prompts: Iterable[Prompt],
+        groups: Sequence[Group],
+        sampling: Sampling,
+        weights: Mapping[int, Mapping[str, torch.Tensor]],
+    ) -> float:
+        """Largest |engine - naive| log-prob, each token's under the weights that sampled it."""
+        by_id, kept = {prompt.id: prompt for prompt in prompts}, self.copy_weights()
+        spec = ScoringSpec(
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, banned=self.banned
+        )
+        gaps = []
+        for version, state in weights.items():
+            self.model.load_state_dict(state)
+            for group in groups:
+                zeros = (0.0,) * len(group.completions)
+                scored = ScoredGroup(
+                    prompt=by_id[group.prompt_id], group=group, rewards_by_name={"none": zeros}, rewards=zeros
+                )
+                for index, completion in enumerate(group.completions):
+                    with torch.no_grad():
+                        mine, _, _ = row_logprobs(self.model, self.model, scored, index, spec)
+                    held = [span.version for span in completion.spans for _ in range(span.tokens)]
+                    own = torch.tensor([one == version for one in held or [group.weights_version] * len(mine)])
+                    gaps.append((mine - torch.tensor(completion.logprobs)).abs()[own])
+        self.model.load_state_dict(kept)
+        found = torch.cat(gaps)
+        assert len(found) == sum(len(one.token_ids) for group in groups for one in group.completions)
+        return float(found.max())
 
     def gap(self, prompts: Iterable[Prompt], groups: Sequence[Group], sampling: Sampling) -> float:
         """Largest |engine - naive| log-prob over all sampled tokens."""

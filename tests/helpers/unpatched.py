@@ -107,6 +107,24 @@ class UnpatchedActor:
         groups: Any = [group for finished in generate(self._engine, [request], 0) for group in finished]
         return {token for group in groups for one in group.completions for token in one.token_ids}
 
+    def strip_pictures(self) -> list[set[str]]:
+        """Return the inputs that a worker gets of a picture: of which nothing is computed yet, and of which all is."""
+        import torch
+        from vllm.multimodal.inputs import (
+            MultiModalFeatureSpec,
+            MultiModalFieldConfig,
+            MultiModalKwargsItems,
+            PlaceholderRange,
+        )
+        from vllm.v1.core.sched.output import strip_covered_mm_data  # type: ignore[attr-defined]
+
+        values = {"pixel_values": torch.zeros(1, 4, 8), "image_grid_thw": torch.ones(1, 3)}
+        fields = {name: MultiModalFieldConfig.batched("image", keep_on_cpu="grid" in name) for name in values}
+        (item,) = MultiModalKwargsItems.from_hf_inputs(values, fields)["image"]  # type: ignore[arg-type]
+        place = PlaceholderRange(offset=2, length=4)
+        feature = MultiModalFeatureSpec(data=item, modality="image", identifier="one", mm_position=place)
+        return [set(strip_covered_mm_data([feature], covered, uses_mrope=True)[0].data or ()) for covered in (0, 16)]
+
     def find_block_sizes(self) -> list[int]:
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 

@@ -10,6 +10,7 @@ from common.data.sources import load
 from common.models.processor import load_processor
 from common.models.prompts import PromptEncoder
 from rollout.engine import RolloutEngine
+from rollout.fleet.fleet import OWN_WEIGHTS
 from rollout.requests import greedy_requests
 from rollout.spec import engine_spec
 from tests.helpers.engines import generate
@@ -29,7 +30,7 @@ def main(folder: str, rows: int) -> None:
     spec = engine_spec(config, model_path=folder, banned=())
     os.environ.update(spec.environment())
     engine = RolloutEngine(spec, "alone")
-    engine._version = 0  # noqa: SLF001 (for once, the weights it found in the folder)
+    engine.load(OWN_WEIGHTS)
     source, encoder = load(DIGITS, split="test"), PromptEncoder(load_processor(ModelConfig(path=folder)), DIGITS)
     requests = greedy_requests([encoder.encode(source[row]) for row in range(rows)], config.rollout)
     answers = {group.prompt_id: group for groups in generate(engine, requests, 0) for group in groups}

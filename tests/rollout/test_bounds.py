@@ -10,7 +10,7 @@ import pytest
 from common.config.sections import MOST_ANSWERS
 from common.errors import EngineError
 from common.types import GenerationRequest, Sampling
-from rollout.engine import make_sampling_params
+from rollout.exchange.outputs import make_sampling_params
 from rollout.spec import EngineSpec
 from tests.common.config.test_bounds import accepts
 

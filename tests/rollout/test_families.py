@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +23,7 @@ from rollout.requests import request
 from rollout.spec import engine_spec
 from tests.helpers.models import Architecture, build_random_model
 from tests.helpers.policy import SAMPLED, Policy
-from tests.helpers.turns import Turn, Turns, make_config
+from tests.helpers.turns import Turn, Turns, make_config, measure_amid_a_batch
 
 pytestmark = pytest.mark.engine
 TIGHT = 2e-5
@@ -59,6 +60,7 @@ def test_law_1_at_start_and_after_two_pushes_with_five_steps_between(
             losses = learn(policy, [scored(by_id[group.prompt_id], group) for group in groups])
         else:
             policy.shake(version)
+    gaps.append(measure_amid_a_batch(policy, engine, prompts, dataclasses.replace(SAMPLED, max_tokens=9)))
     print(f"{family}: gaps {gaps}, losses {losses}, {engine.notes}")
     slow = [note for note in engine.notes if note]  # vLLM packs experts in a way of its own
     assert bool(slow) == (family == "aria"), slow
@@ -66,6 +68,16 @@ def test_law_1_at_start_and_after_two_pushes_with_five_steps_between(
     assert max(gaps) < TIGHT
     assert torch.tensor(losses).isfinite().all()
     assert losses[-1] < losses[0]
+
+
+def test_new_weights_come_amid_answers_that_began_with_what_others_had_read(turns: Any, random_qwen2vl: Path) -> None:
+    """Their picture lies in blocks of the cache that were there, and is read for the first time now."""
+    policy = Policy(random_qwen2vl, max_prompt_tokens=400)
+    spec = engine_spec(make_config(random_qwen2vl), model_path=str(random_qwen2vl), banned=policy.banned)
+    engine = Turn(turns, dataclasses.replace(spec, max_sequences=2))
+    prompts = [policy.prompt(8, question="one or two? " * 24)]
+    sampling = dataclasses.replace(SAMPLED, n=6, max_tokens=9)
+    assert measure_amid_a_batch(policy, engine, prompts, sampling, steps=(3, 13)) < TIGHT
 
 
 def scored(prompt: Any, group: Group) -> ScoredGroup:

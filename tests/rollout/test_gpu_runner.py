@@ -21,7 +21,7 @@ from rollout.spec import EngineSpec, engine_spec
 from tests.helpers.gpu_runner import CHUNK, ENVIRONMENT, GpuRunnerTurns
 from tests.helpers.models import Architecture, build_random_model
 from tests.helpers.policy import Policy
-from tests.helpers.turns import Turn, make_config
+from tests.helpers.turns import Turn, make_config, measure_amid_a_batch
 
 pytestmark = pytest.mark.engine
 TIGHT = 2e-5
@@ -144,6 +144,15 @@ def test_weights_are_pushed_after_a_generation_that_nobody_waited_for(shared: tu
     policy.shake(9)
     policy.push(engine, 1)
     assert policy.gap(prompts, engine.generate(requests, 1), SHORT) < TIGHT
+
+
+def test_law_1_token_by_token_where_weights_come_amid_a_batch(shared: tuple[Policy, Turn]) -> None:
+    """A step is under way then, with the old weights: its tokens are of theirs, or are sampled anew."""
+    policy, engine = shared
+    policy.reset()
+    prompts = [policy.prompt(number, size=size) for number, size in enumerate(SIZES)]
+    sampling = dataclasses.replace(CUT, max_tokens=9)
+    assert measure_amid_a_batch(policy, engine, prompts, sampling) < TIGHT
 
 
 def test_a_group_computes_the_positions_of_its_prompt_once(shared: tuple[Policy, Turn]) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -15,7 +15,7 @@ import ray
 from common.config.schema import Config, DataConfig, ModelConfig
 from common.types import FailedGroup, GenerationRequest, Group, Sampling, WeightBucket, WeightEntry, WeightManifest
 from rollout.build import _settings_on_gpu
-from rollout.engine import RolloutEngine
+from rollout.exchange.outputs import make_group
 from rollout.spec import EngineSpec
 from rollout.weight_loader import receive_by_nccl
 
@@ -115,14 +115,12 @@ def test_vllm_takes_the_weights_as_they_are_announced(ask: Any, monkeypatch: pyt
     said: dict[str, Any] = {}
     llm: Any = SimpleNamespace(
         collective_rpc=lambda name, args=(): said.update({name: args}),
-        reset_prefix_cache=lambda: True,
-        llm_engine=SimpleNamespace(reset_encoder_cache=lambda: None),
     )
     monkeypatch.setattr("rollout.weight_loader.get_worker", lambda _: QWEN)
     entry = WeightEntry(name="lm_head.weight", dtype="bfloat16", shape=(4, 2), index=0, start=0)
     bucket = WeightBucket(entries=(entry,), xxh3=0, payload=None, kind="changing")
     manifest = WeightManifest(version=0, buckets=(bucket,), vision_unchanged=False)
-    receive_by_nccl(llm, manifest, keep_image_features=False)
+    receive_by_nccl(llm, manifest)
     (update,) = said["update_weights"]
 
     def read() -> tuple[Any, ...]:
@@ -134,7 +132,7 @@ def test_vllm_takes_the_weights_as_they_are_announced(ask: Any, monkeypatch: pyt
     assert ask(read) == (["bfloat16"], [[4, 2]])
 
 
-def test_only_a_whole_answer_becomes_a_completion(ask: Any) -> None:
+def test_only_a_whole_answer_becomes_a_completion(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all the ways in which vLLM ends one."""
 
     def read() -> tuple[str, ...]:
@@ -142,13 +140,13 @@ def test_only_a_whole_answer_becomes_a_completion(ask: Any) -> None:
 
         return FINISH_REASON_STRINGS
 
-    engine: Any = SimpleNamespace(_id="engine", _detokenize=lambda _, outputs: ["one"] * len(outputs))
+    monkeypatch.setattr("rollout.exchange.outputs._detokenize", lambda *_: ["one", "two"])
     sampling = Sampling(n=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=1)
     asked = GenerationRequest(prompt_id="p", token_ids=(1,), images=None, seed=0, sampling=sampling)
-    kept = {}
+    kept, unused = {}, cast(Any, None)
     for reason in ask(read):
         outputs = [make_output(0, "length"), make_output(1, reason)]
-        group = RolloutEngine._make_group(engine, asked, SimpleNamespace(outputs=outputs), 0)  # noqa: SLF001
+        group = make_group(unused, asked, SimpleNamespace(outputs=outputs), engine_id="engine")
         if isinstance(group, Group):
             kept[reason] = group.completions[1].finish_reason
         else:
@@ -160,7 +158,10 @@ def test_only_a_whole_answer_becomes_a_completion(ask: Any) -> None:
 def make_output(index: int, reason: str) -> Any:
     """Return an answer of one token as vLLM gives it."""
     logprobs = [{7: SimpleNamespace(logprob=-1.0)}]
-    return SimpleNamespace(index=index, token_ids=[7], logprobs=logprobs, finish_reason=reason)
+    versions = [SimpleNamespace(version="0", start=0, end=1)]
+    return SimpleNamespace(
+        index=index, token_ids=[7], logprobs=logprobs, finish_reason=reason, weight_versions=versions
+    )
 
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -229,7 +230,7 @@ def test_a_generation_config_changes_no_request(ask: Any) -> None:
     )
 
     def read() -> tuple[str, str]:
-        from rollout.engine import make_sampling_params
+        from rollout.exchange.outputs import make_sampling_params
 
         before, after = make_sampling_params(asked), make_sampling_params(asked)
         before.update_from_generation_config({}, 2)

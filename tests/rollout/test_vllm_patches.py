@@ -102,6 +102,12 @@ def test_how_inputs_divide_into_pictures_is_private(unpatched: UnpatchedEngine) 
 
 
 @engine
+def test_pictures_that_others_have_read_are_gone(unpatched: UnpatchedEngine) -> None:
+    whole = {"pixel_values", "image_grid_thw"}
+    assert unpatched.ask("strip_pictures") == [whole, {"image_grid_thw"}]
+
+
+@engine
 def test_image_tokens_are_sampled(unpatched: UnpatchedEngine) -> None:
     """When the head is turned towards them."""
     policy = unpatched.policy

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from common.types import Completion, FailedGroup, Group, Prompt
+from common.types import Prompt
+from learner.driver.control.answers import Outcome, read_outcome, write_outcome
 from rollout.fleet.batch import Batch
 
-Outcome = Group | FailedGroup
 Drawn = Sequence[tuple[Prompt, int]]  # prompts, each with the epoch it was drawn in
 
 
@@ -30,8 +31,11 @@ class AskedStep:
 
     number: int  # of the step it is asked for; the seeds of its requests follow from it
     drawn: Drawn
-    batches: Sequence[Batch] = ()  # on their way, one a range of prompts; none where a checkpoint had all answers
+    batches: Sequence[
+        Batch
+    ] = ()  # on their way, one a range of prompts; none where a checkpoint or a journal had all answers
     answers: dict[str, Outcome] = field(default_factory=dict)  # by prompt id, in the order in which they came
+    journal: Path | None = None  # that had all answers
 
     def take(self, receive: Callable[[Batch], Iterator[Outcome]]) -> Iterator[Outcome]:
         """Yield the answer to every sampled prompt: first those that are there, then the others as they come."""
@@ -45,6 +49,15 @@ class AskedStep:
         """Say whether `take` has another answer within so many seconds."""
         batch = next((one for one in self.batches if one.taken < one.size), None)
         return batch is not None and batch.has_answer(wait_s=wait_s)
+
+    @property
+    def recalled(self) -> bool:
+        """Whether no engine of this start sampled it: a checkpoint or a journal had its answers."""
+        return bool(self.answers) and not self.batches
+
+    def list_drawn(self) -> list[tuple[str, int]]:
+        """List the ids of its prompts, each with the epoch it was drawn in."""
+        return [(prompt.id, epoch) for prompt, epoch in self.drawn]
 
 
 class Lookahead:
@@ -72,8 +85,8 @@ class Lookahead:
         return [
             {
                 "number": one.number,
-                "drawn": [[prompt.id, epoch] for prompt, epoch in one.drawn],
-                "answers": [_write_outcome(outcome) for outcome in one.take(receive)],
+                "drawn": one.list_drawn(),
+                "answers": [write_outcome(outcome) for outcome in one.take(receive)],
             }
             for one in asked
         ]
@@ -90,20 +103,6 @@ class Lookahead:
         for row in state:
             visits = [(str(name), int(epoch)) for name, epoch in row["drawn"]]
             drawn = [(prompt, epoch) for prompt, (_, epoch) in zip(recall(visits), visits, strict=True)]
-            answers = [_read_outcome(one) for one in row["answers"]]
+            answers = [read_outcome(one) for one in row["answers"]]
             by_id = {one.prompt_id: one for one in answers}
             self.asked.append(AskedStep(number=row["number"], drawn=drawn, answers=by_id))
-
-
-def _write_outcome(outcome: Outcome) -> dict[str, Any]:
-    return asdict(outcome)
-
-
-def _read_outcome(row: Mapping[str, Any]) -> Outcome:
-    if "reason" in row:
-        return FailedGroup(**row)
-    completions = tuple(
-        Completion(**{**one, "token_ids": tuple(one["token_ids"]), "logprobs": tuple(one["logprobs"])})
-        for one in row["completions"]
-    )
-    return Group(**{**row, "completions": completions})

@@ -27,6 +27,7 @@ def make_step_books(
     pending: Sequence[int],
     published: Sequence[Published],
     loads: Sequence[Load],
+    recalled: bool,
 ) -> StepBooks:
     """Make the row of a step that has just ended.
 
@@ -36,6 +37,7 @@ def make_step_books(
         reasons: why groups of the step have failed, by prompt id.
         pending: groups of each step that was asked ahead, the oldest first.
         published, loads: since the row before.
+        recalled: its answers come from a checkpoint or a journal.
     """
     fates = {prompt: f"failed: {clip(reason, LONGEST)}" for prompt, reason in reasons.items()}
     fates |= {one.prompt.id: "filtered" for one in batch.left_out}
@@ -55,13 +57,14 @@ def make_step_books(
         pending=tuple(pending),
         published=tuple(published),
         loads=tuple(Loaded(*one) for one in loads),
+        recalled=recalled,
         groups=tuple(entries),
     )
 
 
 def _make_entry(prompt: str, epoch: int, fate: str, scored: ScoredGroup | None) -> GroupEntry:
     if scored is None:
-        unknown = dict.fromkeys(("origin", "engine", "version", "tokens", "logprobs", "rewards"))
+        unknown = dict.fromkeys(("origin", "engine", "version", "newest", "tokens", "logprobs", "rewards"))
         return GroupEntry(prompt=prompt, epoch=epoch, fate=fate, size=0, **unknown)
     group, completions = scored.group, scored.group.completions
     return GroupEntry(
@@ -71,6 +74,7 @@ def _make_entry(prompt: str, epoch: int, fate: str, scored: ScoredGroup | None) 
         origin=group.origin,
         engine=group.engine_id,
         version=group.weights_version,
+        newest=group.newest_version,
         size=len(completions),
         tokens=_digest("q", [one.token_ids for one in completions]),
         logprobs=_digest("d", [one.logprobs for one in completions]),

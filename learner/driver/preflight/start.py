@@ -12,6 +12,8 @@ from pathlib import Path
 from common.config.schema import Config
 from common.data.stream import StreamState, check_rows
 from common.errors import CheckpointError
+from learner.driver.control.journal import Journal
+from learner.driver.preflight.replay import open_replay
 from learner.driver.preflight.run_inputs import RunInputs, run_preflight
 from learner.storage.checkpoint_store import CheckpointStore
 from learner.storage.resume import ResumePoint, describe_start, find_resume_point, open_checkpoints
@@ -26,6 +28,7 @@ class RunStart:
     folder: RunFolder
     store: CheckpointStore
     point: ResumePoint | None  # None: the run begins at step 0
+    replay: Journal | None = None  # of the run that this one repeats
 
 
 @contextmanager
@@ -54,7 +57,8 @@ def check_start(config: Config, *, say: Callable[[str], None], dry: bool = False
             _check_data(point, inputs, say)
         if folder.bucket is None:
             warn_of_room(inputs.config, Path(inputs.model.path), folder.path, say=say)
-        yield RunStart(inputs=inputs, folder=folder, store=store, point=point)
+        replay = open_replay(inputs.config, inputs.data.train, say=say)
+        yield RunStart(inputs=inputs, folder=folder, store=store, point=point, replay=replay)
 
 
 def _check_data(point: ResumePoint, inputs: RunInputs, say: Callable[[str], None]) -> None:

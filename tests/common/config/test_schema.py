@@ -38,6 +38,8 @@ def test_defaults_are_the_recipe_of_cls_rl() -> None:
         ({"learner": {"gpus_per_rank": 4}}, "set learner.gpus_per_rank to 1, and raise learner.ranks"),
         ({"rollout": {"gpus_per_engine": 1.5}}, "there is no tensor parallelism"),
         ({"rollout": {"engines": {"min": 4, "max": 2}}}, "min is above max"),
+        ({"rollout": {"update": "in_flight"}}, "no newer weights come amid a batch"),
+        ({"rollout": {"replay": "runs/one", "max_lag": 1}}, "only runs with in_flight keep a journal"),
         (
             {"rollout": {"engines": {"min": 1, "max": 2}}, "method": "sft", "learner": {"beta": 0.0}},
             "waits for no engine",
@@ -144,7 +146,7 @@ def test_flatten_names_every_leaf_and_keeps_mappings_whole() -> None:
 FREE = {
     "": "run_dir name resume retries",
     "data": "check_copies cache_mb timeout_s",
-    "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine "
+    "rollout": "engines max_sequences kv_cache_mb gpu_memory_utilization cpus_per_engine labels gpus_per_engine replay "
     "max_restarts start_timeout_s step_timeout_s",
     "reward": "max_drop_share timeout_s workers cpus_per_worker",
     "learner": "probe_gap max_logprob_gap mean_logprob_gap max_skipped_steps cpus_per_rank labels gpus_per_rank "
