@@ -45,7 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.trainer.recovery": LEARNER | {"learner.trainer.recovery"},
     "learner.memory": LEARNER | {"learner.memory", "learner.model", "learner.trainer"},
     "learner.storage": LEARNER | {"learner.storage"},
-    "learner.tracking": LEARNER | {"learner.tracking", "learner.storage", "learner.evaluation"},
+    "learner.tracking.services": {"common.storage", "learner.tracking.services"},
+    "learner.tracking": LEARNER
+    | {"learner.tracking.services", "learner.tracking", "learner.storage", "learner.evaluation"},
     "learner.driver.preflight": LEARNER
     | {"learner.driver.preflight", "learner.driver.control", "rollout", "rollout.rewards", "common.data.content"}
     | {f"learner.{room}" for room in ("embedded", "evaluation", "model", "trainer", "storage")},

@@ -405,6 +405,11 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """What is written about the run, beside metrics.jsonl and TensorBoard."""
 
+    services: list[Literal["wandb", "mlflow", "trackio"]] = []
+    """Trackers that get every number and sample too. Each takes its server and its key from the environment, as in
+    WANDB_API_KEY or MLFLOW_TRACKING_URI. One that fails is an event, and ends nothing."""
+    project: str = "rollcall"
+    """Project of the run there, which MLflow calls an experiment."""
     samples_every: NonNegative = 10
     """Steps between kept samples (prompt, image, completions, rewards)."""
     samples: Positive = 2

@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image
 
-from common.config.schema import Config, config_hash
+from common.config.schema import Config, config_hash, flatten
 from common.data.image import read_pixels
 from common.types import Pixels, ScoredGroup, StoredPicture
 from learner.evaluation.measures import HELD_OUT, SCALARS
@@ -32,9 +33,12 @@ from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
 from learner.tracking.records import Cause, History, StepRecord, Summary
 from learner.tracking.samples import choose_samples, sample_row
+from learner.tracking.services.courier import Couriers
+from learner.tracking.services.service import RunFacts, SentSample
 from learner.tracking.tensorboard import ScalarWriter
 from learner.tracking.watch import Alarm, CollapseWatch
 
+SERVICE_ID = "trackers.id"  # the run's name at other trackers
 _THUMBNAIL = 128  # pixels, longer side
 
 
@@ -61,6 +65,7 @@ class Tracker:
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
         self.attempt = 0  # starts of this run before this one
         self._recall(first_step, dropped)
+        self._couriers = self._open_couriers()
         console.open(folder.shown, self.history, first_step=first_step)
         self.event(
             "start",
@@ -79,6 +84,7 @@ class Tracker:
         self._write(lambda: append_jsonl(self._path / "metrics.jsonl", record.row()))
         scalars = {key: value for key, value in row.items() if key != "step"}
         self._write(lambda: self._scalars.write(record.step, scalars))
+        self._couriers.log(record.step, scalars)
         with self._count_failures():
             self._console.step(record)
         self._warn(self.watch.observe(row))
@@ -108,6 +114,7 @@ class Tracker:
         self._write(write_lines)
         scalars = {tag: value for line in lines for tag, value in _list_scalars(line).items()}
         self._write(lambda: self._scalars.write(step, scalars))
+        self._couriers.log(step, scalars)
         with self._count_failures():
             self._console.evaluation(step, {line.get("set", HELD_OUT): line for line in lines})
         for line in lines:
@@ -121,12 +128,14 @@ class Tracker:
         """
         from learner.objective.advantages import compare_groups  # torch is slow to import
 
-        compared = compare_groups(groups, self._config)
+        compared, sent = compare_groups(groups, self._config), []
         for number, (group, kept_for) in enumerate(choose_samples(groups, count)):
             image = group.prompt.example.image
             name = f"samples/{step:06}-{number}.png" if image is not None else None
             row = sample_row(step, name, group, kept_for, compared.get(group.prompt.id))
             self._write(partial(self._write_sample, image, name, row))
+            sent.append(_make_sent(group, self._path / name if name else None))
+        self._couriers.log_samples(step, sent)
         if groups:
             with self._count_failures():
                 self._console.sample(groups[0])
@@ -211,7 +220,7 @@ class Tracker:
             startup_seconds=startup_seconds,
             weights_version=weights_version,
             checkpoint_failures=checkpoint_failures,
-            log_failures=self.failures,
+            log_failures=self.failures + self._couriers.failures,
             warnings=tuple(self.watch.told),
             config_hash=config_hash(self._config),
             git_sha=git_sha(),
@@ -222,9 +231,27 @@ class Tracker:
 
     def close(self, summary: Summary | None = None, report: Path | None = None) -> None:
         """End the display with the closing lines, if there is a summary, and the run folder."""
+        self._couriers.close(summary.outcome if summary else "failed")
         lines = format_closing(summary, self._folder, self._config, self.failures, report) if summary else []
         with self._count_failures():
             self._console.close([*lines, f"run folder: {self._folder.address}"])
+
+    def _open_couriers(self) -> Couriers:
+        """Begin to open the run at every tracker, under an id that all of its starts share."""
+        services, path = self._config.tracking.services, self._path / SERVICE_ID
+        if services and not path.exists():
+            self._write(lambda: replace_text(path, uuid4().hex[:12]))
+        facts = RunFacts(
+            id=path.read_text().strip() if services and path.exists() else self._folder.shown,
+            name=self._config.name,
+            project=self._config.tracking.project,
+            config=flatten(self._config),
+            folder=self._path,
+        )
+        return Couriers(services, facts, on_failure=self._tell_service_failure)
+
+    def _tell_service_failure(self, service: str, why: str) -> None:
+        self.event("tracker_failed", tracker=service, why=why)
 
     def _push(self) -> None:
         """Begin to copy to the bucket what was written, if the run folder is in one. A failure is an event."""
@@ -275,6 +302,17 @@ class Tracker:
         picture = Image.fromarray(read_pixels(image))
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         picture.save(path)
+
+
+def _make_sent(group: ScoredGroup, image: Path | None) -> SentSample:
+    """Make what trackers show of a group."""
+    completions = zip(group.group.completions, group.rewards, strict=True)
+    return SentSample(
+        image=image,
+        problem=group.prompt.example.problem,
+        label=group.prompt.example.label,
+        completions=[(one.text, reward) for one, reward in completions],
+    )
 
 
 def _list_scalars(line: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from learner.driver.preflight.evaluation import check_sets
 from learner.driver.preflight.labels import RunLabels, check_labels
 from learner.driver.preflight.learnable import warn_of_few_rows, warn_of_nothing_to_learn
 from learner.driver.preflight.model import ModelFiles, check_model
+from learner.driver.preflight.services import check_services
 from learner.driver.preflight.sizes import check_picture_size
 from learner.evaluation.sets import EvaluationSet, check_best_by
 from rollout.rewards.loading import check_functions
@@ -53,6 +54,7 @@ def run_preflight(config: Config, *, say: Callable[[str], None], dry: bool = Fal
     check_capacity(config, say=say if dry else None)
     check_machine(config, say=say)
     check_functions(config.reward)
+    check_services(config.tracking)
     check_picture_size(config, say=say)
     data = read_data(config, say=say)
     config = settle_steps(config, rows=len(data.train), say=say)

@@ -155,7 +155,7 @@ FREE = {
     "weights": "transport bucket_mb timeout_s",
     "evaluation": "every stop_after stop_delta limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by grace_s export",
-    "tracking": "samples_every samples profile_steps",
+    "tracking": "services project samples_every samples profile_steps",
     "cluster": "address device threads wait_for_resources_s heartbeat_s",
 }
 
