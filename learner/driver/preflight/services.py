@@ -9,7 +9,7 @@ from netrc import NetrcParseError, netrc
 from common.config.sections import TrackingConfig
 from common.errors import ConfigError
 
-INSTALL = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 AWAY = {"offline", "disabled", "dryrun"}  # modes of wandb without a server
 WANDB_HOST = "api.wandb.ai"
 
@@ -21,7 +21,7 @@ def check_services(tracking: TrackingConfig) -> None:
             raise ConfigError(
                 f"tracking.services names {name}, whose client is not installed",
                 got=f"no module {name} in this Python",
-                remedy=f"pip install {INSTALL[name]}, where the driver runs, or leave it out of tracking.services",
+                remedy=f"install the package {PACKAGES[name]} where the driver runs, or leave it out of tracking.services",
             )
     if "mlflow" in tracking.services and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
