@@ -30,12 +30,12 @@ def _import_vllm(spec: EngineSpec) -> None:
         vllm_patches.leave_out_triton()
     import_transformers()
     vllm_patches.quicken_start()
+    vllm_patches.keep_pictures()
 
 
 def _make_llm(spec: EngineSpec, model_path: str) -> LLM:
     from vllm import LLM
 
-    vllm_patches.keep_pictures()
     for_device = _settings_on_cpu(spec) if spec.device == "cpu" else _settings_on_gpu(spec)
     llm = LLM(
         model=model_path,

@@ -21,7 +21,7 @@ def check_services(tracking: TrackingConfig) -> None:
             raise ConfigError(
                 f"tracking.services names {name}, whose client is not installed",
                 got=f"no module {name} in this Python",
-                remedy=f"install the package {PACKAGES[name]} where the driver runs, or leave it out of tracking.services",
+                remedy=f"install {PACKAGES[name]} where the driver runs, or leave it out of tracking.services",
             )
     if "mlflow" in tracking.services and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
