@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,10 +84,10 @@ class Cluster:
 
 
 @contextmanager
-def start_cluster(logs: Path) -> Iterator[Cluster]:
+def start_cluster(logs: Path, names: Sequence[str] = NAMES) -> Iterator[Cluster]:
     """Bring the hosts up, and Ray on them."""
     logs.mkdir()
-    with hosts.up(*NAMES) as up:
+    with hosts.up(*names) as up:
         cluster = Cluster(hosts=up, logs=logs)
         cluster.start_ray()
         yield cluster

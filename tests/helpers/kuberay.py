@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -13,19 +12,21 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).parents[2]
-CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared/kuberay/crds-v1.json.gz"))
+CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared/kuberay/crds-v1.json.gz"))  # the full ones, if at hand
+COMPACT = ROOT / "tests/deploy/kuberay-v1.json"  # of the fields we use: tests/helpers/kubernetes/crd_schema.py
 RAY_START_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 
 
-def schema_errors(document: dict[str, Any]) -> list[str]:
-    """Where a document leaves the schema of its kind; unknown fields count, nulls do not.
+def schema_errors(document: dict[str, Any], schemas: dict[str, Any] | None = None) -> list[str]:
+    """Return where a document leaves the schema of its kind; unknown fields count, nulls do not.
 
-    Raises:
-        FileNotFoundError: the schemas are not at `CRDS`.
+    Args:
+        schemas: by kind; without them those of the fields we use.
     """
-    schemas = json.loads(gzip.decompress(CRDS.read_bytes()))
-    validator = Draft202012Validator(_closed(schemas[document["kind"]]))
+    found = json.loads(COMPACT.read_text()) if schemas is None else schemas
+    validator = Draft202012Validator(_closed(found[document["kind"]]))
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(_without_nulls(document))]
 
 
@@ -52,35 +53,58 @@ def _without_nulls(node: Any) -> Any:
     return [_without_nulls(item) for item in node] if isinstance(node, list) else node
 
 
-def operator_errors(job: dict[str, Any]) -> Iterator[str]:
-    """Rules of the operator that no schema holds, those a RayJob of ours can break."""
-    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
-    name = job["metadata"]["name"]
-    if len(name) > 47 or not DNS_LABEL.fullmatch(name):
-        yield f"name {name} must be a DNS label of at most 47 characters"
-    yield from _deletion_errors(spec)
-    if spec.get("submissionMode") == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & spec.keys():
-        yield "SidecarMode takes no submitter"
-    if spec.get("submissionMode") == "InteractiveMode" and spec.get("backoffLimit"):
-        yield "InteractiveMode takes no backoffLimit"
+def operator_errors(document: dict[str, Any]) -> Iterator[str]:
+    """Yield what the operator refuses of a RayJob or RayCluster though the schema does not, where ours can break it."""
+    spec, name = document["spec"], document["metadata"]["name"]
+    longest = 47 if document["kind"] == "RayJob" else 53
+    if len(name) > longest or not DNS_LABEL.fullmatch(name):
+        yield f"name {name} must be a DNS label of at most {longest} characters"
+    if document["kind"] == "RayJob":
+        yield from _job_errors(document)
+    cluster = read_cluster(document)
     if cluster.get("authOptions", {}).get("mode") == "token" and _version(cluster.get("rayVersion", "0")) < (2, 52):
         yield "token authentication needs rayVersion 2.52 or later"
-    must_not_restart = (
-        cluster.get("enableInTreeAutoscaling") and cluster.get("autoscalerOptions", {}).get("version") == "v2"
-    )
-    for group_name, group in groups(job):
+    scales = cluster.get("enableInTreeAutoscaling", False)
+    version_2 = scales and cluster.get("autoscalerOptions", {}).get("version") == "v2"
+    for group_name, group in groups(document):
         restart = group["template"]["spec"].get("restartPolicy", "Never")
-        if restart != "Never" and (
-            must_not_restart or (group_name == "head" and spec.get("submissionMode") == "SidecarMode")
-        ):
+        beside_the_head = group_name == "head" and spec.get("submissionMode") == "SidecarMode"
+        if restart != "Never" and (version_2 or beside_the_head):
             yield f"{group_name}: restartPolicy must be Never or unset"
         if group.get("resources") and RAY_START_RESOURCES & group.get("rayStartParams", {}).keys():
             yield f"{group_name}: give resources in one place, resources or rayStartParams"
         if "labels" in group.get("rayStartParams", {}):
             yield f"{group_name}: labels go to the group's own field"
-        low, high = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
-        if not low <= group.get("replicas", low) <= high:
-            yield f"{group_name}: minReplicas <= replicas <= maxReplicas does not hold"
+        if not all(LABEL_VALUE.fullmatch(value) for value in group.get("labels", {}).values()):
+            yield f"{group_name}: labels have values that Kubernetes does not take"
+        if group_name != "head":
+            yield from _worker_errors(group, scales=scales, version_2=version_2)
+
+
+def _worker_errors(group: dict[str, Any], *, scales: bool, version_2: bool) -> Iterator[str]:
+    name = group["groupName"]
+    low, high = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
+    if not low <= group.get("replicas", low) <= high:
+        yield f"{name}: minReplicas <= replicas <= maxReplicas does not hold"
+    if not scales and not {"minReplicas", "maxReplicas"} <= group.keys():
+        yield f"{name}: without the autoscaler both minReplicas and maxReplicas are needed"
+    if not version_2 and "idleTimeoutSeconds" in group:
+        yield f"{name}: idleTimeoutSeconds needs the autoscaler, version 2"
+
+
+def _job_errors(job: dict[str, Any]) -> Iterator[str]:
+    spec, mode = job["spec"], job["spec"].get("submissionMode", "K8sJobMode")
+    yield from _deletion_errors(spec)
+    if mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & spec.keys():
+        yield "SidecarMode takes no submitter"
+    if mode == "InteractiveMode" and spec.get("backoffLimit"):
+        yield "InteractiveMode takes no backoffLimit"
+    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
+        yield "suspend needs shutdownAfterJobFinishes"
+    if "kueue.x-k8s.io/queue-name" in job["metadata"].get("labels", {}):
+        elastic = job["metadata"].get("annotations", {}).get("kueue.x-k8s.io/elastic-job") == "true"
+        if spec["rayClusterSpec"].get("enableInTreeAutoscaling") and not elastic:
+            yield "Kueue takes no autoscaler"
 
 
 def _deletion_errors(spec: dict[str, Any]) -> Iterator[str]:
@@ -96,9 +120,15 @@ def _deletion_errors(spec: dict[str, Any]) -> Iterator[str]:
         yield "DeleteWorkers does not go with autoscaling"
 
 
-def groups(job: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def read_cluster(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the cluster's part of a RayJob or a RayCluster."""
+    spec: dict[str, Any] = document["spec"]
+    return spec if document["kind"] == "RayCluster" else spec["rayClusterSpec"]
+
+
+def groups(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Head and worker groups by name."""
-    cluster = job["spec"]["rayClusterSpec"]
+    cluster = read_cluster(document)
     return [("head", cluster["headGroupSpec"]), *((g["groupName"], g) for g in cluster.get("workerGroupSpecs", []))]
 
 
