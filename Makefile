@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 RUN = .venv/bin/python -m
-CODE = common rollout learner tests deploy/local
+CODE = common rollout learner tests deploy/local deploy/monitoring
 BENCHMARKS = step learner rollout publish memory gpu_learner default methods objectives mismatch plan startup classes dead_groups ranges fleet
 
 .PHONY: setup train test test-fast lint bench lock clean

@@ -6,6 +6,7 @@ and finish of a weight update. Another thread takes what is sent meanwhile, and 
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ from common.process import end_with_raylet
 from common.recorder import Recorder
 from common.shared_folder import find_local
 from common.storage.output import Place, WriteReport
+from common.telemetry.actor import ActorTelemetry
 from common.types import (
     FailedGroup,
     GenerationRequest,
@@ -36,6 +38,7 @@ from rollout.build import build_engine
 from rollout.exchange.messages import Cancellation, DamagedUpdate, End, Outcomes, Sent, Submission, Update
 from rollout.exchange.outputs import make_group, make_sampling_params
 from rollout.spec import EngineInfo, EngineSpec
+from rollout.vllm_usage import VllmUsage
 from rollout.weight_loader import WeightLoader, receive_by_nccl, reset_caches
 from rollout.weights import WeightReceiver
 
@@ -64,11 +67,14 @@ class RolloutEngine:
         self._llm = build_engine(spec, model_path=model_path)
         self._pictures = PictureReader(spec.model.model_copy(update={"path": model_path}), spec.data)
         self._begin_serving()
+        self._usage = VllmUsage(self._llm)
+        self._telemetry = ActorTelemetry(spec.reporting, engine_id, read=self._usage.read)
         self._recorder = Recorder()
         self._receiver = WeightReceiver()
         self._loader = WeightLoader(self._llm)
         settle_collector()
         self._startup_seconds = time.monotonic() - started
+        self._telemetry.log("up", step=None, seconds=round(self._startup_seconds, 3))
 
     def _begin_serving(self) -> None:
         """Serve nothing yet."""
@@ -95,6 +101,13 @@ class RolloutEngine:
             EngineError: the bytes do not match their checksum (the old version is still served).
             BrokenEngineError: vLLM could not take them; nothing is served any more.
         """
+        began = time.monotonic()
+        with self._telemetry.busy:
+            loaded = self._load(manifest)
+        self._telemetry.log("weights loaded", step=loaded.version, seconds=round(time.monotonic() - began, 4))
+        return loaded
+
+    def _load(self, manifest: WeightManifest) -> LoadedWeights:
         # Bytes that are damaged are refused here, while the old version is still served.
         keep_vision = manifest.vision_unchanged and self._version is not None
         received = None if manifest.by_nccl else self._receiver.receive(manifest, towers=not keep_vision)
@@ -197,7 +210,8 @@ class RolloutEngine:
             # One step samples one token of every running completion.
             if self._running:
                 self._steps += 1
-                finished = [output for output in self._llm.llm_engine.step() if output.finished]
+                with self._telemetry.busy:
+                    finished = [output for output in self._llm.llm_engine.step() if output.finished]
                 if finished:
                     yield tuple(self._make_group(self._running.pop(out.request_id), out) for out in finished)
 
@@ -284,6 +298,7 @@ class RolloutEngine:
         self._llm.llm_engine.abort_request(names)
 
     def _describe_failure(self, doing: str, error: Exception) -> BrokenEngineError:
+        self._telemetry.log(f"failed while {doing}", step=self._version, level=logging.ERROR, why=repr(error))
         return BrokenEngineError(
             f"engine {self._id} failed while {doing}",
             got="".join(traceback.format_exception(error)).strip(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import reprlib
@@ -16,6 +17,8 @@ from typing import Any
 
 from common.process import end_with_raylet
 from common.shared_folder import SharedFolder, find_local
+from common.telemetry.actor import ActorTelemetry
+from common.telemetry.reporting import Reporting
 from common.types import CandidateProbabilities
 from rollout.rewards.loading import GIVEN_OF_TASK, load_function
 
@@ -65,12 +68,16 @@ class RewardActor:
         constants: Mapping[str, Any],
         timeout_s: float,
         models: Mapping[str, str | SharedFolder] = NO_MODELS,
+        *,
+        name: str = "reward",
+        reporting: Reporting | None = None,
     ) -> None:
         """Load the functions.
 
         Args:
             constants: what every function is given by name, whatever the row.
             models: where a reward model is found on other hosts than the driver's, by the name of its function.
+            name: of this actor, for what it reports.
         """
         end_with_raylet()
         found = {name: find_local(model, timeout_s=FETCH_TIMEOUT_S) for name, model in models.items()}
@@ -79,17 +86,36 @@ class RewardActor:
         self._timeout_s = timeout_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._running = _Running(index=0, function="", since=0.0)
+        self._telemetry = ActorTelemetry(reporting, name)
+        self._telemetry.log("up", step=None, functions=functions)
 
     def pid(self) -> int:
         """Return the process id; an answer means that the functions are loaded."""
         return os.getpid()
 
-    def score(self, tasks: Sequence[RewardTask], functions: Sequence[str]) -> list[Scores | RewardFault]:
+    def score(
+        self, tasks: Sequence[RewardTask], functions: Sequence[str], step: int | None = None
+    ) -> list[Scores | RewardFault]:
         """Return one outcome a task, in order, for the first task and as many more as fit.
 
         No task is begun `timeout_s` after the call, so the caller knows how long a silence may last. After a function
         that hangs there are no more outcomes.
+
+        Args:
+            step: of the run, for the log.
         """
+        began = time.monotonic()
+        with self._telemetry.busy:
+            outcomes = self._score_in_time(tasks, functions)
+        self._telemetry.log("scored", step=step, groups=len(outcomes), seconds=round(time.monotonic() - began, 4))
+        for fault in outcomes:
+            if isinstance(fault, RewardFault):
+                self._telemetry.log(
+                    "reward failed", step=step, level=logging.WARNING, function=fault.function, why=fault.reason
+                )
+        return outcomes
+
+    def _score_in_time(self, tasks: Sequence[RewardTask], functions: Sequence[str]) -> list[Scores | RewardFault]:
         outcomes: list[Scores | RewardFault] = []
         self._running = _Running(index=0, function=functions[0], since=time.monotonic())
         call = self._thread.submit(self._score_all, tasks, functions, outcomes)  # one handover for all: they are slow

@@ -22,6 +22,7 @@ from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import find_cause, get, surface_signals
 from common.shared_folder import SharedFolder
+from common.telemetry.reporting import Reporting
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
 from rollout.reward_actor import LARGEST_REWARD, NO_MODELS, RewardFault, RewardTask, Scores
 from rollout.reward_workers import ANSWER_S, RewardWorkers, Worker
@@ -98,6 +99,7 @@ class RewardPool:
         places: Sequence[PlacementGroup] | None = None,
         models: Mapping[str, str | SharedFolder] = NO_MODELS,
         on_event: Callable[..., None] = tell_nobody,
+        reporting: Reporting | None = None,
     ) -> None:
         """Begin to start the actors.
 
@@ -105,13 +107,20 @@ class RewardPool:
             places: one of each; None or none: wherever Ray finds room.
             models: where other hosts find a reward model, by the name of its function.
             on_event: is told of each actor that comes up or is lost, and why.
+            reporting: what they need to report what they do; None: they do not.
         """
         self._config = config
         constants = list_constants(config, data)
-        self._workers = RewardWorkers(config, constants, models, places=places, on_event=on_event)
+        self._workers = RewardWorkers(config, constants, models, places=places, on_event=on_event, reporting=reporting)
         self._waiting: deque[_Job] = deque()
         self._suspects: deque[tuple[_Job, str]] = deque()
+        self._step: int | None = None  # of the run, that is scored now
         self.rescored = 0
+
+    def count_waiting(self) -> int:
+        """Return the groups that wait for an actor or are being scored. Any thread may ask."""
+        calls = [call for worker in list(self._workers.all) if (call := worker.call)]
+        return len(self._waiting) + sum(len(call.jobs) for call in calls)
 
     @property
     def restarts(self) -> int:
@@ -131,6 +140,7 @@ class RewardPool:
         *,
         more: Callable[[float], bool] = lambda wait_s: False,
         hurry: Callable[[], bool] = lambda: False,
+        step: int | None = None,
     ) -> Iterator[ScoredGroup | FailedGroup]:
         """Score each group against the prompt of its id, while later ones are still being sampled.
 
@@ -141,11 +151,13 @@ class RewardPool:
             candidate_probabilities: (G,) by prompt, where `asks_candidate_probabilities`.
             more: says whether another group comes within so many seconds: then nothing is sent before it was taken.
                 A group waits `LINGER_S` for others at most, and not at all in a small step.
+            step: of the run, for the log of the actors.
             hurry: says whether somebody waits for the groups so far: then no other is taken before these are scored.
 
         Raises:
             RewardError: a function failed and `on_error` is stop, or no actor starts.
         """
+        self._step = step
         try:
             streamed = not isinstance(groups, Sequence)
             to_come, until = len(prompts), None  # groups; when those that wait are sent, on the monotonic clock
@@ -206,7 +218,7 @@ class RewardPool:
                 self._send(worker, jobs, list(self._config.functions), alone=False)
 
     def _send(self, worker: Worker, jobs: list[_Job], functions: list[str], *, alone: bool) -> None:
-        ref = worker.handle.score.remote([job.task() for job in jobs], functions)
+        ref = worker.handle.score.remote([job.task() for job in jobs], functions, self._step)
         # A group may begin one timeout late (RewardActor.score) and take one for each of its functions.
         deadline = time.monotonic() + (1 + len(functions)) * self._config.timeout_s
         worker.call = _Call(jobs, functions, alone, ref, deadline)

@@ -14,6 +14,7 @@ from common.config.schema import RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import find_cause, get, schedule_in
 from common.shared_folder import SharedFolder
+from common.telemetry.reporting import Reporting
 from rollout.reward_actor import RewardActor
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ class RewardWorkers:
         *,
         places: Sequence[PlacementGroup] | None,
         on_event: Callable[..., None],
+        reporting: Reporting | None,
     ) -> None:
         """Begin to start them; see `RewardPool`."""
+        self._reporting = reporting
         self._config, self._constants, self._models, self._event = config, dict(constants), dict(models), on_event
         self._spawned = self._failed_starts = self.restarts = 0
         self.all = [self._spawn(place) for place in places or (None,) * config.workers]
@@ -122,7 +125,14 @@ class RewardWorkers:
         self._spawned += 1
         settings = {"num_cpus": self._config.cpus_per_worker, "scheduling_strategy": schedule_in(place)}
         actor: Any = ray.remote(**settings)(RewardActor)
-        handle = actor.remote(tuple(self._config.functions), self._constants, self._config.timeout_s, self._models)
+        handle = actor.remote(
+            tuple(self._config.functions),
+            self._constants,
+            self._config.timeout_s,
+            self._models,
+            name=name,
+            reporting=self._reporting,
+        )
         return Worker(name, handle, place, handle.pid.remote(), time.monotonic() + START_TIMEOUT_S)
 
     def _make_error(self, why: str) -> RewardError:

@@ -12,6 +12,7 @@ from common.config.sections import MOST_ANSWERS
 from common.models.families import family_of
 from common.models.processor import image_size, load_model_config
 from common.shared_folder import SharedFolder
+from common.telemetry.reporting import Reporting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class EngineSpec:
     threads: int  # OMP threads of the process
     cpus: float  # that its actor asks of Ray
     gpus: float
+    reporting: Reporting | None = None  # what it needs to report what it does; None: it does not
 
     def environment(self) -> dict[str, str]:
         """Return the variables that the process must have before torch and vLLM are imported."""

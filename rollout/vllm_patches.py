@@ -8,6 +8,7 @@ that test fails, the patch can go. `VLLM_VERSION` is the version they were last 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
@@ -114,6 +115,12 @@ PATCHES = (
         why="it costs 0.8 s of CPU at every start of an engine; nobody reads the log, or asks the renderer",
         test="test_an_engine_does_at_its_start_what_it_need_not",
     ),
+    Patch(
+        where="rollout.vllm_patches.count_preemptions",
+        what="the scheduler's _preempt_request counts its calls",
+        why="vLLM counts preemptions only where it gathers statistics of every request in every step",
+        test="test_preemptions_are_not_counted_without_statistics",
+    ),
 )
 
 OF_A_SERVER = ("fastapi", "openai", "scipy", "vllm.parser", "vllm.reasoning")
@@ -203,6 +210,29 @@ def ban_tokens(model: Any, banned: tuple[int, ...]) -> None:
     compute = model.compute_logits
     ids = torch.tensor(banned, dtype=torch.long, device=next(model.parameters()).device)
     model.compute_logits = lambda hidden: compute(hidden).index_fill_(1, ids, float("-inf"))
+
+
+def count_preemptions(scheduler: Any) -> Callable[[], int]:
+    """Make a scheduler count the requests that it puts off for want of KV cache. Return what reads the count.
+
+    Those that it computes anew with newer weights, as its caches are reset, are not counted.
+    """
+    preempt, reset, count = scheduler._preempt_request, scheduler.reset_prefix_cache, 0  # noqa: SLF001
+
+    def preempt_and_count(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        preempt(*args, **kwargs)
+
+    def reset_uncounted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        before = count
+        done = reset(*args, **kwargs)
+        count = before
+        return done
+
+    scheduler._preempt_request, scheduler.reset_prefix_cache = preempt_and_count, reset_uncounted  # noqa: SLF001
+    return lambda: count
 
 
 def pack_heads_and_experts(model: Any) -> None:

@@ -17,13 +17,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "rollout", "learner")
 # What every room of common may use; labels are in config, for the modes of answers.
-SHARED = {"common", "common.config", "common.storage"}
+SHARED = {"common", "common.config", "common.storage", "common.telemetry"}
 LEARNER = SHARED | {"common.labels", "common.models", "common.data", "learner", "learner.objective"}
 # Which room may import which: a room is a package, without those inside it. `learner` holds what its rooms share, and
 # the entry points, which alone may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
     "common": {"common", "common.storage"},
     "common.storage": {"common", "common.storage"},
+    "common.telemetry": {"common.storage", "common.telemetry"},
     "common.config": {"common", "common.config", "common.storage", "common.labels"},
     "common.labels": {"common", "common.labels"},
     "common.models": SHARED | {"common.models", "common.labels", "common.data"},
@@ -58,11 +59,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner.driver.recovery": LEARNER | {"learner.driver.recovery", "learner.driver", "learner.storage"},
     "learner.driver.control": LEARNER
     | {"learner.driver.control", "learner.storage", "learner.tracking", "rollout.fleet"},
+    "learner.driver.telemetry": LEARNER
+    | {"learner.driver.telemetry", "learner.storage", "learner.tracking", "rollout", "rollout.fleet"},
     "learner.driver": LEARNER
     | {
         "learner.driver",
         "learner.driver.control",
         "learner.driver.preflight",
+        "learner.driver.telemetry",
         "rollout",
         "rollout.fleet",
         "rollout.rewards",

@@ -13,6 +13,7 @@ from common.config.schema import LOCAL_CLUSTER
 from common.data.feed import PromptFeed
 from common.lean_imports import settle_collector
 from common.placement import renew
+from common.telemetry.reporting import Reporting, has_metrics_agent
 from learner.driver.cluster import connect
 from learner.driver.control.journal import Journal
 from learner.driver.control.lookahead import Lookahead
@@ -21,13 +22,16 @@ from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
 from learner.driver.hosts import check_hosts, share_model, share_reward_models
 from learner.driver.ledger import Ledger
-from learner.driver.parity_probe import ParityProbe
+from learner.driver.parity_probe import ParityProbe, find_gap_limits
 from learner.driver.places import Places, reserve_places
 from learner.driver.preflight.capacity import list_rank_requests
 from learner.driver.preflight.run_inputs import RunInputs
 from learner.driver.preflight.start import RunStart
 from learner.driver.profiler import Profiler
 from learner.driver.run import Run
+from learner.driver.telemetry.driver_log import DriverLog
+from learner.driver.telemetry.run_metrics import RunMetrics
+from learner.driver.telemetry.worker_logs import copy_worker_logs
 from learner.driver.vision_cache import VisionCache
 from learner.driver.weight_sync import WeightSync
 from learner.guard.cause import explain_ray_errors
@@ -65,17 +69,21 @@ def open_run(
     first_step = point.state.step if point else 0
     dropped = point.state.counts.get("dropped", 0) if point else 0
     tracker = Tracker(folder, config, open_console(config), first_step=first_step, dropped=dropped)
+    tracker.followers.append(DriverLog(folder.path, folder.path.name, step=first_step))
     finish = Finish(tracker=tracker, folder=folder, config=config, started=started, version=first_step)
     with finish, explain_ray_errors(), close_undisturbed(line) as parts:
         places = _join_cluster(inputs, folder, tracker, parts, command or Command(), line)
         grace.release()
-        run = _start_parts(start, tracker, places, parts, grace, line)
+        parts.callback(copy_worker_logs, folder.path, tracker)
+        reporting = Reporting(run=folder.path.name, agent=has_metrics_agent())
+        run = _start_parts(start, tracker, places, parts, grace, line, reporting)
         grace.release()
         _wait_for_parts(run)
         run.origin = point or run.describe_start()
         if point:
             run.restore(point)
         run.begin_journal()
+        parts.enter_context(closing(_begin_metrics(run, reporting)))
         with tracker.time_phase("first weights published"):
             run.publish(run.version)
         settle_collector()
@@ -111,7 +119,31 @@ def _join_cluster(
     return places
 
 
-def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitStack, grace: Grace, line: Line) -> Run:
+def _begin_metrics(run: Run, reporting: Reporting) -> RunMetrics:
+    """Report the figures of a run from now on, where somebody reads them."""
+    metrics = RunMetrics(
+        run.config,
+        fleet=run.fleet,
+        rewards=run.rewards,
+        count_answered=run.count_answered,
+        gap_limits=find_gap_limits(run.config),
+        steps=run.version,
+        counts=run.ledger.counts(),
+    )
+    run.tracker.followers.append(metrics)
+    metrics.begin(reporting)
+    return metrics
+
+
+def _start_parts(
+    start: RunStart,
+    tracker: Tracker,
+    places: Places,
+    parts: ExitStack,
+    grace: Grace,
+    line: Line,
+    reporting: Reporting,
+) -> Run:
     """Start the parts side by side, and wait for none of them."""
     inputs, folder = start.inputs, start.folder
 
@@ -132,9 +164,11 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
         place=places.learner,
         renew=lambda place: renew(place, list_rank_requests(config)[0]),
         on_event=tracker.event,
+        reporting=reporting,
     )
     parts.enter_context(closing(learner))
-    spec = replace(engine_spec(config, model_path=model.path, banned=model.banned), model_path=shared)
+    spec = engine_spec(config, model_path=model.path, banned=model.banned)
+    spec = replace(spec, model_path=shared, reporting=reporting)
     fleet = RolloutFleet(
         config,
         spec,
@@ -144,7 +178,14 @@ def _start_parts(start: RunStart, tracker: Tracker, places: Places, parts: ExitS
     )
     parts.callback(fleet.close)
     models = share_reward_models(config.reward)
-    rewards = RewardPool(config.reward, config.data, places=places.rewards, models=models, on_event=tracker.event)
+    rewards = RewardPool(
+        config.reward,
+        config.data,
+        places=places.rewards,
+        models=models,
+        on_event=tracker.event,
+        reporting=reporting,
+    )
     parts.callback(rewards.close)
     feed = parts.enter_context(closing(_make_feed(inputs)))
     return Run(

@@ -127,9 +127,8 @@ def check_gaps(config: Config, step: int, scored: Sequence[ScoredGroup], gaps: M
     Raises:
         EngineError: naming engine and group, and where to look.
     """
-    learner, dtype = config.learner, config.model.dtype
-    largest = _scale(LARGEST[dtype], config) if learner.max_logprob_gap is None else learner.max_logprob_gap
-    mean = learner.mean_logprob_gap or (math.inf if math.isinf(largest) else MEAN[dtype])
+    limits, dtype = find_gap_limits(config), config.model.dtype
+    largest, mean = limits["max"], limits["mean"]
     engines: dict[str, list[str]] = {}  # the prompts whose answers each sampled
     for one in scored:
         if one.prompt.id in gaps and one.group.newest_version >= step:
@@ -152,6 +151,13 @@ def check_gaps(config: Config, step: int, scored: Sequence[ScoredGroup], gaps: M
             remedy="it serves stale or damaged weights, or samples under other settings: find out, then resume=auto "
             "goes on from the last checkpoint" + _suggest_limit(dtype),
         )
+
+
+def find_gap_limits(config: Config) -> dict[str, float]:
+    """Return the limits of the largest gap of a token, `max`, and of an engine's `mean`, for tokens without lag."""
+    learner, dtype = config.learner, config.model.dtype
+    largest = _scale(LARGEST[dtype], config) if learner.max_logprob_gap is None else learner.max_logprob_gap
+    return {"max": largest, "mean": learner.mean_logprob_gap or (math.inf if math.isinf(largest) else MEAN[dtype])}
 
 
 def _scale(limit: float, config: Config) -> float:

@@ -236,6 +236,11 @@ class Run:
         self.ledger.filter(batch.left_out, step=self.version)
         self.solve_rates.observe(batch.scored, batch.drawn)
 
+    def count_answered(self) -> int:
+        """Return the groups that engines have answered and nobody has taken yet. Any thread may ask."""
+        steps = [*self.lookahead.asked, *([self.asked] if self.asked else [])]
+        return sum(batch.answers.qsize() for asked in steps for batch in asked.batches)
+
     def groups(self, prompts: Sequence[Prompt]) -> Iterator[Group | FailedGroup]:
         """Yield one group a prompt: first the given answers of the method, then sampled groups as engines finish them.
 
@@ -263,7 +268,9 @@ class Run:
         groups = groups if isinstance(groups, Sequence) else ranges.watch(groups)
         by_id = {prompt.id: prompt for prompt in prompts}
         more = self.asked.has_answer if self.asked else lambda wait_s: False
-        for outcome in self.rewards.score(by_id, groups, probabilities, more=more, hurry=ranges.lacks_scores):
+        for outcome in self.rewards.score(
+            by_id, groups, probabilities, more=more, hurry=ranges.lacks_scores, step=self.version
+        ):
             if isinstance(outcome, FailedGroup):
                 self.ledger.drop(outcome)
             yield from ranges.settle(outcome)

@@ -10,11 +10,12 @@ from typing import Any
 from common.config.schema import Config, config_hash, flatten
 from common.errors import escape_unprintable
 from common.labels.answers import first_answer
+from common.storage.json_values import replace_nonfinite
 from learner.evaluation.measures import measure_all
 from learner.evaluation.sets import EvaluationSet
 from learner.evaluation.verdicts import Answer, Verdict
 from learner.storage.environment import describe_environment
-from learner.storage.files import append_whole, replace_nonfinite, replace_text
+from learner.storage.files import append_whole, replace_text
 
 _COLUMNS = ("accuracy", "lenient", "closed_set", "macro_f1", "invalid_rate", "out_of_list_rate", "ece", "brier")
 

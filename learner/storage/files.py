@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.foreign_text import parse_json
+from common.storage.json_values import replace_nonfinite
 
 _CHUNK = 1 << 16  # bytes
 
@@ -102,12 +103,3 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     Raises OSError.
     """
     append_whole(path, json.dumps(replace_nonfinite(row), allow_nan=False, default=str).encode() + b"\n")
-
-
-def replace_nonfinite(value: Any) -> Any:
-    """Return the value with None in place of every NaN and infinity: (1.0, nan) is [1.0, None]."""
-    if isinstance(value, dict):
-        return {key: replace_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_nonfinite(item) for item in value]
-    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

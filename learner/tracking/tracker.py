@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from PIL import Image
@@ -42,6 +42,16 @@ SERVICE_ID = "trackers.id"  # the run's name at other trackers
 _THUMBNAIL = 128  # pixels, longer side
 
 
+class Follower(Protocol):
+    """Is told of what a run logs. It may raise OSError, which is counted, and nothing else."""
+
+    def step(self, record: StepRecord) -> None:
+        """Take a step."""
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take an event, of any thread."""
+
+
 class Tracker:
     """Logs one run. `metrics.jsonl` has one line a step, TensorBoard the same numbers."""
 
@@ -57,6 +67,7 @@ class Tracker:
         """
         self._lock = threading.RLock()  # the fleet's thread has events too
         self.failures = 0
+        self.followers: list[Follower] = []
         self.history = History()
         self.watch = CollapseWatch(config)
         self._folder, self._config, self._console = folder, config, console
@@ -87,6 +98,9 @@ class Tracker:
         self._couriers.log(record.step, scalars)
         with self._count_failures():
             self._console.step(record)
+        for follower in self.followers:
+            with self._count_failures():
+                follower.step(record)
         self._warn(self.watch.observe(row))
         self._push()
 
@@ -166,6 +180,9 @@ class Tracker:
         self._write(lambda: append_jsonl(self._path / "events.jsonl", row))
         with self._count_failures():
             self._console.event(kind, fields)
+        for follower in self.followers:
+            with self._count_failures():
+                follower.event(kind, fields)
 
     def _warn(self, alarms: Sequence[Alarm]) -> None:
         for one in alarms:

@@ -13,6 +13,7 @@ from common.labels.closed_set import Answer
 from common.placement import get, schedule_in
 from common.shared_folder import SharedFolder
 from common.storage.output import Place, WriteReport, find_unseen
+from common.telemetry.reporting import Reporting
 from common.types import ImageFeatures, Images, Prompt, ScoredGroup, SharedFeatures, StepResult, WeightManifest
 from learner.objective.records import Coefficients
 from learner.trainer.microbatches import deal_groups, divide
@@ -65,6 +66,7 @@ class LearnerGroup:
         place: PlacementGroup | None = None,
         renew: Callable[[PlacementGroup], PlacementGroup] = lambda place: place,
         on_event: Callable[..., None] = tell_nobody,
+        reporting: Reporting | None = None,
     ) -> None:
         """Start the ranks.
 
@@ -77,12 +79,19 @@ class LearnerGroup:
             place: holds a bundle for each rank; None: wherever Ray finds room.
             renew: returns another place for one whose node may be lost.
             on_event: is told of ranks that are lost and built anew, also by another thread.
+            reporting: what ranks need to report what they do; None: they do not.
         """
         self._config = config
 
         def spawn(rank: int, place: PlacementGroup | None) -> Any:
             return self._actor(rank, place).remote(
-                config, rank=rank, model_path=model_path, banned=banned, steps=steps, tower_runs=tower_runs
+                config,
+                rank=rank,
+                model_path=model_path,
+                banned=banned,
+                steps=steps,
+                tower_runs=tower_runs,
+                reporting=reporting,
             )
 
         self._weights = OwnedWeights()

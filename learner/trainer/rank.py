@@ -23,6 +23,8 @@ from common.storage.output import (
     Place,
     WriteReport,
 )
+from common.telemetry.actor import ActorTelemetry
+from common.telemetry.reporting import Reporting
 from common.types import Images, WeightBucket, WeightManifest
 from learner.model.head import ScoringSpec
 from learner.model.load import export_model, freeze_vision_tower, identify_base, load_model
@@ -53,6 +55,7 @@ class LearnerRank:
         banned: tuple[int, ...],
         steps: int,
         tower_runs: bool,
+        reporting: Reporting | None = None,
     ) -> None:
         end_with_raylet()
         self._config, self._rank, self._steps = config, rank, steps
@@ -60,6 +63,7 @@ class LearnerRank:
         self._tower_runs = tower_runs
         self._recorder = Recorder()
         self._spec = ScoringSpec.of(config, banned=banned)
+        self._telemetry = ActorTelemetry(reporting, f"rank-{rank}")
 
     def open_store(self) -> tuple[str, int]:
         """Open the store where the ranks meet and return its address and port.
@@ -93,6 +97,7 @@ class LearnerRank:
             import_transformers()
             self._start(store)
         settle_collector()
+        self._telemetry.log("up", step=None)
         kinds = tuple(batch.kind for batch in self._source.batches)
         return RankInfo(
             pid=os.getpid(),
@@ -148,13 +153,16 @@ class LearnerRank:
 
     def learn(self, packs: Sequence[RankPack], *, last: bool) -> None:
         """Learn from packs of the step; see `OpenStep.learn`."""
-        self._step.learn(packs, last=last)
+        with self._telemetry.busy:
+            self._step.learn(packs, last=last)
 
     def finish_step(self, correction: float) -> RankStats:
         """Take the optimizer steps; see `OpenStep.finish`."""
-        stats = self._step.finish(correction)
-        if self._moving and stats.updates:  # a skipped step makes no new version
-            self._moving.follow(self._step.at + 1)
+        with self._telemetry.busy:
+            stats = self._step.finish(correction)
+            if self._moving and stats.updates:  # a skipped step makes no new version
+                self._moving.follow(self._step.at + 1)
+        self._telemetry.log("learned", step=self._step.at, updates=stats.updates)
         return stats
 
     def logprobs(self, packs: Sequence[RankPack], *, cut: bool = True) -> list[list[float]]:
@@ -164,7 +172,7 @@ class LearnerRank:
             cut: apply top-k and top-p, as engines do for sampled completions.
         """
         spec = self._spec if cut else self._spec.uncut()
-        with torch.no_grad():
+        with torch.no_grad(), self._telemetry.busy:
             return [packed_logprobs(self._engine, self._learning.build(pack), spec).logp.tolist() for pack in packs]
 
     def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from common.config.schema import Config
 from common.errors import EngineError
@@ -20,6 +21,16 @@ from rollout.fleet.member import Load, Member
 from rollout.fleet.patience import wait_for
 
 MOST_LOADS = 10_000  # that are kept for a driver that takes none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetLoad:
+    """What a fleet has to do, in groups, and the weights its engines hold."""
+
+    unsent: int  # wait for an engine
+    sampling: int  # engines owe
+    published: int | None  # the newest version; None: there are no weights yet
+    held: Mapping[str, int]  # version, by engine that serves
 
 
 PING_S = 30.0  # for an answer of an engine that has nothing to do
@@ -45,6 +56,15 @@ class Board:
     def serving(self) -> list[Member]:
         """Return the engines that are up and stay."""
         return [one for one in self.members if one.state == "serving"]
+
+    async def measure_load(self) -> FleetLoad:
+        """Count the groups that wait, and list the versions that engines hold."""
+        return FleetLoad(
+            unsent=sum(len(batch.unsent) for batch in self.batches),
+            sampling=sum(len(batch.open) - len(batch.unsent) for batch in self.batches),
+            published=self.newest.version if self.newest else None,
+            held={one.id: one.held.version for one in self.serving() if one.held},
+        )
 
     # -- batches -----------------------------------------------------------------------------------------------
 

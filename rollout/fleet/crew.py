@@ -227,7 +227,7 @@ class Crew:
                 EngineError(
                     f"no rollout engine is left: {member.id} was the last",
                     got=f"{fruitless} in its place were lost before they gave a group; the last: {why}",
-                    remedy="look at the engines' logs in Ray's session folder, or raise rollout.max_restarts",
+                    remedy="look at the engines' logs, `logs/` of the run folder, or raise rollout.max_restarts",
                 )
             )
 

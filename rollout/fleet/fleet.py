@@ -15,7 +15,7 @@ from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.command_file import CommandFile, FleetState
 from rollout.engine import RolloutEngine
 from rollout.fleet.batch import Batch, CopyRequest
-from rollout.fleet.board import PING_S, Board
+from rollout.fleet.board import PING_S, Board, FleetLoad
 from rollout.fleet.command_watcher import CommandWatcher
 from rollout.fleet.crew import Crew
 from rollout.fleet.member import Load
@@ -116,6 +116,10 @@ class RolloutFleet:
     def describe(self) -> FleetState:
         """Count the engines by what they do."""
         return self._thread.call(self._crew.describe(), what="the engines to be counted", timeout_s=CALL_S)
+
+    def measure_load(self) -> FleetLoad:
+        """Count the groups that wait, and list the versions that engines hold."""
+        return self._thread.call(self._board.measure_load(), what="the groups to be counted", timeout_s=CALL_S)
 
     def close(self) -> None:
         """Kill every engine, whose process exits within seconds, and give back its place: it may be a renewed one."""

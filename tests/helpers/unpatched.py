@@ -125,6 +125,11 @@ class UnpatchedActor:
         feature = MultiModalFeatureSpec(data=item, modality="image", identifier="one", mm_position=place)
         return [set(strip_covered_mm_data([feature], covered, uses_mrope=True)[0].data or ()) for covered in (0, 16)]
 
+    def read_statistics(self) -> Any:
+        """Return what the scheduler knows of the statistics of its requests, preemptions among them."""
+        scheduler: Any = self._engine._llm.llm_engine.engine_core.engine_core.scheduler  # noqa: SLF001
+        return scheduler.make_stats()
+
     def find_block_sizes(self) -> list[int]:
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 

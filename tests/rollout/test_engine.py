@@ -14,7 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from common.errors import EngineError
 from common.placement import get
-from common.types import FailedGroup, Group, ImageFeatures, Sampling, UnreadPicture
+from common.types import FailedGroup, GenerationRequest, Group, ImageFeatures, Sampling, UnreadPicture
 from learner.model.vision_features import compute_features
 from rollout.fleet import life
 from rollout.fleet.fleet import RolloutFleet
@@ -174,6 +174,40 @@ def test_a_group_computes_its_prompt_once_but_for_the_last_block(fleet: RolloutF
     assert length > 32
     assert tokens_by_step[0] == length + 7 * (length - (length - 1) // 16 * 16)
     assert len(positions) == 1
+
+
+def test_vllm_says_what_it_samples_and_what_it_puts_off(fleet: RolloutFleet, policy: Policy) -> None:
+    policy.push(fleet, 0)
+    (member,) = fleet._board.serving()  # noqa: SLF001
+    asked = request(policy.prompt(0), dataclasses.replace(SAMPLED, n=3), seed=0)
+    before, during, after, again = ray.get(member.handle.__ray_call__.remote(put_off, asked), timeout=60)
+    assert (during["vllm_requests_running"], during["vllm_requests_waiting"]) == (3, 0)
+    assert (after["vllm_requests_running"], after["vllm_requests_waiting"]) == (0, 3)
+    assert before["vllm_kv_cache_usage"] == 0 < during["vllm_kv_cache_usage"] < 1
+    assert (during["vllm_preemptions"], after["vllm_preemptions"]) == (before["vllm_preemptions"], 3)
+    assert again["vllm_preemptions"] == 3, "a reset for newer weights is no want of KV cache"
+
+
+def put_off(engine: Any, asked: GenerationRequest) -> list[dict[str, float]]:
+    """Inside the actor: what the engine reports at first, while it samples, once all is put off, and after a reset."""
+    found = []
+
+    def read() -> None:
+        found.append({one.name: one.value for one in engine._usage.read()})  # noqa: SLF001
+
+    read()
+    engine._begin((asked,))  # noqa: SLF001
+    engine._llm.llm_engine.step()  # noqa: SLF001
+    read()
+    scheduler = engine._llm.llm_engine.engine_core.engine_core.scheduler  # noqa: SLF001
+    while scheduler.running:  # as its own `schedule` does where blocks run out
+        scheduler._preempt_request(scheduler.running.pop(), 0.0)  # noqa: SLF001
+    read()
+    engine._llm.llm_engine.step()  # noqa: SLF001
+    scheduler.reset_prefix_cache(reset_running_requests=True)
+    read()
+    engine._abort(list(engine._running))  # noqa: SLF001
+    return found
 
 
 def watch(engine: Any) -> None:

@@ -85,6 +85,11 @@ def test_an_engine_does_at_its_start_what_it_need_not(unpatched: UnpatchedEngine
 
 
 @engine
+def test_preemptions_are_not_counted_without_statistics(unpatched: UnpatchedEngine) -> None:
+    assert unpatched.ask("read_statistics") is None
+
+
+@engine
 def test_blocks_of_16_are_not_declared(unpatched: UnpatchedEngine) -> None:
     assert unpatched.ask("find_block_sizes") == [32]
 

@@ -16,15 +16,9 @@ import pytest
 
 from tests.helpers import jobs, readme, warm_python
 from tests.helpers.pictures import draw_shapes
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.engine
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,9 @@ class PassOn:
 
     asks_candidate_probabilities = False
 
-    def score(self, prompts: Any, groups: Any, probabilities: Any, *, more: Any, hurry: Any) -> Iterator[FailedGroup]:
+    def score(
+        self, prompts: Any, groups: Any, probabilities: Any, *, more: Any, hurry: Any, step: int
+    ) -> Iterator[FailedGroup]:
         yield from groups
 
 

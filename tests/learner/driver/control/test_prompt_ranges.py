@@ -108,7 +108,9 @@ class AtOnce:
 
     asks_candidate_probabilities = False
 
-    def score(self, prompts: Any, groups: Any, probabilities: Any, *, more: Any, hurry: Any) -> Iterator[Outcome]:
+    def score(
+        self, prompts: Any, groups: Any, probabilities: Any, *, more: Any, hurry: Any, step: int
+    ) -> Iterator[Outcome]:
         for group in groups:
             yield (
                 group

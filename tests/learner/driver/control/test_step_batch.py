@@ -85,7 +85,7 @@ class Rewards:
         self._random = random.Random(order)
 
     def score(
-        self, prompts: Mapping[str, Prompt], groups: Any, probabilities: Any, *, more: Any, hurry: Any
+        self, prompts: Mapping[str, Prompt], groups: Any, probabilities: Any, *, more: Any, hurry: Any, step: int
     ) -> Iterator[ScoredGroup | FailedGroup]:
         found = list(groups)
         for group in self._random.sample(found, len(found)):
