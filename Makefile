@@ -10,7 +10,10 @@ RUN = .venv/bin/python -m
 CODE = common rollout learner tests deploy/local deploy/monitoring
 BENCHMARKS = step learner rollout publish memory gpu_learner default methods objectives mismatch plan startup classes dead_groups ranges fleet
 
-.PHONY: setup train test test-fast lint bench lock clean
+SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh$$')
+DOCKERFILES = $(shell git ls-files '*Dockerfile')
+
+.PHONY: setup train test test-fast lint image-check bench lock clean
 
 setup:
 	@$(PYTHON) deploy/local/setup.py $(DEVICE)
@@ -30,6 +33,12 @@ lint: setup
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy $(CODE)
+	.venv/bin/shellcheck $(SCRIPTS)
+	.venv/bin/hadolint $(DOCKERFILES)
+
+# Builds the CPU image and runs it: needs root, buildah, debootstrap, ten minutes and 15 GB. ARGS go to `buildah build`.
+image-check:
+	deploy/check_image.sh $(ARGS)
 
 # One after the other, on an otherwise idle machine; one that asks for a device that is not here ends with 2.
 bench: setup

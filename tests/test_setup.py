@@ -198,6 +198,19 @@ def test_a_gpu_is_there_with_a_driver_that_is_new_enough(
     assert load_setup().find_obstacle() == obstacle
 
 
+def test_a_library_that_no_package_brings_is_asked_for_where_vllm_needs_it(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> None:
+        raise OSError(name)
+
+    setup.check_libraries("cpu")  # it is here: engines run
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    setup.check_libraries("gpu")
+    with pytest.raises(setup.SetupError, match="install your system's libnuma1"):
+        setup.check_libraries("cpu")
+
+
 def test_the_cuda_of_the_gpu_lock_is_the_one_a_driver_is_asked_for() -> None:
     assert f"nvidia-cudnn-cu{load_setup().CUDA}" in locked("requirements-gpu.lock")
 

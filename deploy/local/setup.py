@@ -51,6 +51,7 @@ def main(words: list[str]) -> None:
     started = time.monotonic()
     check_interpreter()
     device = choose_device(words)
+    check_libraries(device)
     sources = (LOCKS[device], UV_LOCK, TORCH_LOCK, CURE, Path(__file__), ROOT / "pyproject.toml")
     wanted = f"{device} {fingerprint(*sources)}"
     if is_current(PYTHON, STAMP, wanted):
@@ -76,6 +77,18 @@ def check_interpreter() -> None:
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             raise SetupError(f"this Python lacks {module}; install your system's python3-venv and python3-pip packages")
+
+
+def check_libraries(device: str) -> None:
+    """Raises SetupError where a library of the system is missing, which no package brings: vLLM would say so late."""
+    if device == "gpu":
+        return
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise SetupError(
+            f"vLLM for CPUs cannot load {error}; install your system's libnuma1 or numactl-libs"
+        ) from error
 
 
 def choose_device(words: list[str]) -> str:

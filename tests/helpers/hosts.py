@@ -112,7 +112,8 @@ def _up(name: str, address: str, bridge: str, number: int) -> Iterator[Host]:
         mount --bind {PRIVATE}/hosts /etc/hosts
         hostname {name}
         echo up
-        exec sleep infinity
+        sleep infinity
+        exit  # so process 1 is the shell, which reaps what others leave
     """
     isolated = [
         "unshare",
