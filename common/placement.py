@@ -202,6 +202,13 @@ def find_node(group: PlacementGroup) -> str | None:
     return next((str(node) for node in facts["bundles_to_node_id"].values() if node), None)
 
 
+def list_spare_resources() -> dict[str, float]:
+    """Return what no actor has reserved in the cluster, by Ray's names: {"CPU": 1.0}."""
+    import ray
+
+    return {name: float(amount) for name, amount in ray.available_resources().items()}
+
+
 def release(group: PlacementGroup) -> None:
     """Give a place back, or take back that it was asked for."""
     from ray.util.placement_group import remove_placement_group

@@ -20,7 +20,7 @@ from common.errors import BrokenEngineError, DataError, EngineError
 from common.lean_imports import settle_collector
 from common.models.pictures import PictureReader
 from common.object_store import fetch_features
-from common.process import end_with_raylet
+from common.process import ThreadReport, describe_threads, end_with_raylet
 from common.recorder import Recorder
 from common.shared_folder import find_local
 from common.storage.output import Place, WriteReport
@@ -160,6 +160,10 @@ class RolloutEngine:
     def count_steps(self) -> int:
         """Return how often it got on with something; a count that stands still is an engine that hangs."""
         return self._steps
+
+    def describe_threads(self) -> ThreadReport:
+        """Return where every thread of this process is."""
+        return describe_threads()
 
     def hold_lifeline(self) -> None:
         """Never return: Ray ends the call when the process is gone, and so tells whoever waits for it."""

@@ -15,7 +15,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
-from common.process import end_with_raylet
+from common.process import ThreadReport, describe_threads, end_with_raylet
 from common.shared_folder import SharedFolder, find_local
 from common.telemetry.actor import ActorTelemetry
 from common.telemetry.reporting import Reporting
@@ -92,6 +92,10 @@ class RewardActor:
     def pid(self) -> int:
         """Return the process id; an answer means that the functions are loaded."""
         return os.getpid()
+
+    def describe_threads(self) -> ThreadReport:
+        """Return where every thread of this process is."""
+        return describe_threads()
 
     def score(
         self, tasks: Sequence[RewardTask], functions: Sequence[str], step: int | None = None

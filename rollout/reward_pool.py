@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import find_cause, get, surface_signals
+from common.process import ActorView
 from common.shared_folder import SharedFolder
 from common.telemetry.reporting import Reporting
 from common.types import CandidateProbabilities, FailedGroup, Group, Prompt, ScoredGroup
@@ -116,6 +117,7 @@ class RewardPool:
         self._suspects: deque[tuple[_Job, str]] = deque()
         self._step: int | None = None  # of the run, that is scored now
         self.rescored = 0
+        self._answers = 0  # calls that were answered
 
     def count_waiting(self) -> int:
         """Return the groups that wait for an actor or are being scored. Any thread may ask."""
@@ -182,6 +184,17 @@ class RewardPool:
             self._suspects.clear()
             for worker in self._workers.all:
                 worker.call = None
+
+    def list_actors(self) -> list[ActorView]:
+        """Return every worker."""
+        return [
+            ActorView(name=one.name, actor=one.handle, owes=one.call is not None or not one.up)
+            for one in self._workers.all
+        ]
+
+    def count_progress(self) -> object:
+        """Return what is another as soon as a call was answered or a worker was replaced."""
+        return self._answers, self.restarts
 
     def close(self) -> None:
         """Kill every actor."""
@@ -260,6 +273,7 @@ class RewardPool:
             return
 
         # A reply may be shorter than the call: the rest waits again, in its old place.
+        self._answers += 1
         if isinstance(reply[-1], RewardFault) and reply[-1].hung:
             self._workers.replace(worker, f"reward {reply[-1].function} {reply[-1].reason}")
             self.rescored += len(call.jobs) - len(reply)

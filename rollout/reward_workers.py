@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import RewardConfig
 from common.errors import DeadlineError, RewardError
 from common.placement import find_cause, get, schedule_in
+from common.process import CONTROL
 from common.shared_folder import SharedFolder
 from common.telemetry.reporting import Reporting
 from rollout.reward_actor import RewardActor
@@ -123,7 +124,11 @@ class RewardWorkers:
 
         name = f"reward-{self._spawned}"
         self._spawned += 1
-        settings = {"num_cpus": self._config.cpus_per_worker, "scheduling_strategy": schedule_in(place)}
+        settings: dict[str, Any] = {
+            "num_cpus": self._config.cpus_per_worker,
+            "concurrency_groups": {CONTROL: 1},
+            "scheduling_strategy": schedule_in(place),
+        }
         actor: Any = ray.remote(**settings)(RewardActor)
         handle = actor.remote(
             tuple(self._config.functions),

@@ -61,10 +61,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"learner.driver.control", "learner.storage", "learner.tracking", "rollout.fleet"},
     "learner.driver.telemetry": LEARNER
     | {"learner.driver.telemetry", "learner.storage", "learner.tracking", "rollout", "rollout.fleet"},
+    "learner.driver.hang": LEARNER | {"learner.driver.hang", "learner.guard"},
     "learner.driver": LEARNER
     | {
         "learner.driver",
         "learner.driver.control",
+        "learner.driver.hang",
         "learner.driver.preflight",
         "learner.driver.telemetry",
         "rollout",

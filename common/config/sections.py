@@ -434,6 +434,9 @@ class ClusterConfig(Section):
     heartbeat_s: Annotated[float, Field(ge=3, le=LONGEST_WAIT_S)] = 20.0
     """Seconds without a sign of life after which a driver counts as frozen: its parent process ends all of the run.
     Raise it where the host of the driver swaps, or stands still at times."""
+    hang_s: Seconds = 600.0
+    """Seconds without any progress after which a line says who waits for whom. `stacks.txt` in the run folder then has
+    the stacks of all processes. Raise it where one pack, one checkpoint or one reward takes longer."""
 
     def resolve_address(self) -> str:
         """Return the Ray address to join; LOCAL_CLUSTER means a cluster of its own on this machine."""

@@ -32,6 +32,8 @@ class PromptFeed:
         self._stream, self._encoder, self._ahead, self._timeout_s = stream, encoder, ahead, timeout_s
         self._made: dict[Visit, Prompt] = {}
         self._making: Future[dict[Visit, Prompt]] | None = None
+        self.encoded = 0  # prompts so far
+        self._waited_s = 0.0
 
     def take(
         self, count: int, *, without: Collection[str] = (), wanted: Callable[[str, int], bool] = want_all
@@ -61,6 +63,11 @@ class PromptFeed:
         """
         visits = [Visit(self._stream.find(row_id), epoch) for row_id, epoch in drawn]
         return [self._encoder.encode(example) for example in self._stream.read(visits)]
+
+    def take_wait(self) -> float:
+        """Return the seconds since the last call that were spent waiting for prompts."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
 
     @property
     def epochs(self) -> float:
@@ -92,8 +99,9 @@ class PromptFeed:
         """Wait for the prompts being made, and keep them. Raises DeadlineError, or what making them raised."""
         if self._making is None:
             return
+        began = time.monotonic()
         try:
-            self._made |= self._making.result(max(0.0, deadline - time.monotonic()))
+            self._made |= self._making.result(max(0.0, deadline - began))
         except TimeoutError as error:
             if self._making.done():  # a row raised it: it is no timeout of ours
                 raise
@@ -102,6 +110,8 @@ class PromptFeed:
                 got=f"a batch not read and preprocessed after {self._timeout_s:g} s",
                 remedy="look at the disk that data.path lies on, or raise data.timeout_s",
             ) from error
+        finally:
+            self._waited_s += time.monotonic() - began
         self._making = None
 
     def _begin(self, visits: Sequence[Visit]) -> Future[dict[Visit, Prompt]]:
@@ -110,7 +120,10 @@ class PromptFeed:
 
         def make() -> None:
             try:
-                prompts = [self._encoder.encode(example) for example in self._stream.read(visits)]
+                prompts = []
+                for example in self._stream.read(visits):
+                    prompts.append(self._encoder.encode(example))
+                    self.encoded += 1
                 future.set_result(dict(zip(visits, prompts, strict=True)))
             except BaseException as error:  # noqa: BLE001  # raised again where the rows are due
                 future.set_exception(error)

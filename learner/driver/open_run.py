@@ -12,7 +12,7 @@ from common.command import Command, Grace, Terminated
 from common.config.schema import LOCAL_CLUSTER
 from common.data.feed import PromptFeed
 from common.lean_imports import settle_collector
-from common.placement import renew
+from common.placement import list_spare_resources, renew
 from common.telemetry.reporting import Reporting, has_metrics_agent
 from learner.driver.cluster import connect
 from learner.driver.control.journal import Journal
@@ -20,6 +20,7 @@ from learner.driver.control.lookahead import Lookahead
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
+from learner.driver.hang.doctor import HangDoctor
 from learner.driver.hosts import check_hosts, share_model, share_reward_models
 from learner.driver.ledger import Ledger
 from learner.driver.parity_probe import ParityProbe, find_gap_limits
@@ -87,6 +88,9 @@ def open_run(
         with tracker.time_phase("first weights published"):
             run.publish(run.version)
         settle_collector()
+        if config.cluster.resolve_address() == LOCAL_CLUSTER:  # another may grow
+            tracker.bottlenecks.spare = list_spare_resources()
+        parts.enter_context(_make_doctor(run).watch())
         finish.startup_seconds = time.monotonic() - started
         tracker.phase("everything up", finish.startup_seconds)
         grace.release()
@@ -210,6 +214,25 @@ def _start_parts(
         lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
         journal=Journal(folder.path) if config.rollout.update == "in_flight" else None,
         replay=start.replay,
+    )
+
+
+def _make_doctor(run: Run) -> HangDoctor:
+    fleet, learner, rewards, tracker = run.fleet, run.learner, run.rewards, run.tracker
+
+    def count_progress() -> object:
+        parts = [one.count_progress() for one in (fleet, learner, rewards)]
+        return [*parts, run.feed.encoded, run.version, tracker.notes]
+
+    return HangDoctor(
+        limit_s=run.config.cluster.hang_s,
+        count_progress=count_progress,
+        list_actors=lambda: {
+            "engine": fleet.list_actors(),
+            "learner": learner.list_actors(),
+            "reward": rewards.list_actors(),
+        },
+        tell=lambda found: tracker.note_hang(found.seconds, found.line, found.stacks),
     )
 
 

@@ -351,6 +351,7 @@ class Run:
             epoch=self.feed.epochs,
             asked=len(batch.drawn),
             trained=len(scored),
+            data_seconds=self.feed.take_wait(),
             solve_rates=self.solve_rates.describe(),
             weights_version=self.served or 0,
             checkpoint_failures=self.checkpoints.failures,

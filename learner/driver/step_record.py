@@ -27,6 +27,7 @@ def make_step_record(
     epoch: float,
     asked: int,
     trained: int,
+    data_seconds: float,
     solve_rates: Mapping[str, float],
     weights_version: int,
     checkpoint_failures: int,
@@ -39,6 +40,7 @@ def make_step_record(
         scored: all groups that came back, also those that the step did not train on.
         asked: prompts of the step.
         trained: groups it trained on.
+        data_seconds: that it waited for rows.
         solve_rates: see `SolveRates.describe`.
 
     `reward` and `reward_std` are means over groups of the mean and the deviation within a group. Sampled completions
@@ -83,6 +85,7 @@ def make_step_record(
         weights_version=weights_version,
         seconds=clock.split(stage for stage in STAGES if stage != "idle"),
         learner_seconds=result.learner_seconds,
+        data_seconds=data_seconds,
         step_seconds=clock.elapsed,
         completions_per_second=len(completions) / clock.elapsed,
         solve_rates=solve_rates,

@@ -14,18 +14,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from common.command import say
 from common.placement import answers
+from common.process import find_own_frame
 
 BEAT_S = 1.0
 STANDSTILL_S = 300.0  # of the main thread; one that waits for Ray looks up every second
 WARN_S = 60.0
 TRIES = 2  # connections in a row that must fail
 _WAIT = threading.Condition.wait.__code__
-_OURS = tuple(str(Path(__file__).parents[2] / name) for name in ("common", "rollout", "learner"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +120,8 @@ def has_deadline(thread: int) -> bool:
 
 def describe_place(thread: int) -> str:
     """Return where a thread is: the innermost line of ours, or of anybody where none is ours."""
-    frame = innermost = sys._current_frames().get(thread)  # noqa: SLF001  # no other way to see another thread
-    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    frame = frame or innermost
+    innermost = sys._current_frames().get(thread)  # noqa: SLF001  # no other way to see another thread
+    frame = find_own_frame(innermost) or innermost
     if frame is None:
         return "an unknown place"
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

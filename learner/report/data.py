@@ -42,6 +42,7 @@ class EventKind:
     kind: str
     count: int
     first: Row  # fields of the first one, without its kind and times
+    last: Row
     seconds: float  # from the first event of the run to the first of this kind
 
 
@@ -208,6 +209,7 @@ def _read_events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:
     """Read events by kind, in the order of their firsts, and count those of kinds beyond the first _KINDS."""
     counts: dict[str, int] = {}
     firsts: dict[str, tuple[Row, float]] = {}
+    lasts: dict[str, Row] = {}
     began, others = math.nan, 0
     for row in reader.read_rows("events.jsonl"):
         kind, wall = as_text(row.get("kind")), as_number(row.get("wall"))
@@ -218,8 +220,9 @@ def _read_events(reader: Reader) -> tuple[tuple[EventKind, ...], int]:
         counts[kind] = counts.get(kind, 0) + 1
         fields = {key: value for key, value in row.items() if key not in ("kind", "wall", "monotonic")}
         firsts.setdefault(kind, (fields, wall - began))
+        lasts[kind] = fields
     kinds = (
-        EventKind(kind=kind, count=counts[kind], first=first, seconds=seconds)
+        EventKind(kind=kind, count=counts[kind], first=first, last=lasts[kind], seconds=seconds)
         for kind, (first, seconds) in firsts.items()
     )
     return tuple(kinds), others

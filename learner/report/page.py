@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.report.compare import compare, find_faults
-from learner.report.data import RunData, samples_answers
+from learner.report.data import EventKind, RunData, samples_answers
 from learner.report.figures import Drawing, Figure, describe_smoothing
 from learner.report.format import KEYS, format_fields, format_value, make_safe, shorten_name
 from learner.report.groups import describe_groups, introduce_groups
@@ -23,15 +23,15 @@ from learner.report.measures import (
     tabulate_models,
 )
 from learner.report.plots import COLOURS
-from learner.report.rows import as_number
+from learner.report.rows import as_mapping, as_number
 from learner.text import format_clock, shorten
-from learner.tracking.lines import format_alarm
+from learner.tracking.lines import format_alarm, format_bottleneck, format_hang
 from learner.tracking.watch import SIGNS
 
 TEMPLATE = "page.html.jinja"
 _METHODS = {"grpo": "GRPO", "exact": "exact gradient", "sft": "SFT (supervised)"}
 _LOSSES = {"engine_lost", "rank_lost"}
-_TROUBLES = frozenset({"dropped", *_LOSSES, "checkpoint_failed", "log_failed", "report_failed"}) | SIGNS
+_TROUBLES = frozenset({"dropped", *_LOSSES, "hang", "checkpoint_failed", "log_failed", "report_failed"}) | SIGNS
 
 
 def render_page(runs: Sequence[RunData], drawing: Drawing, *, made: datetime) -> str:
@@ -89,6 +89,7 @@ def _describe_run(run: RunData, drawing: Drawing) -> dict[str, Any]:
         "confused": list_confusions(last, left_out) if last else [],
         "groups": describe_groups(run, left_out),
         "introduction": introduce_groups(run),
+        "bottleneck": _describe_bottleneck(run),
         "timing": _embed_figure(drawing.draw_stage_times(run)),
         "events": _describe_events(run),
         "config": _list_config(run, left_out),
@@ -143,7 +144,7 @@ def _describe_events(run: RunData) -> list[dict[str, Any]]:
             "trouble": one.kind in _TROUBLES or (one.kind == "start" and one.count > 1),
             "count": one.count,
             "when": "" if math.isnan(one.seconds) else format_clock(one.seconds),
-            "first": shorten(format_alarm(one.first), 600) if one.kind in SIGNS else format_fields(one.first),
+            "first": _describe_event(one),
         }
         for one in run.events
     ]
@@ -151,6 +152,20 @@ def _describe_events(run: RunData) -> list[dict[str, Any]]:
     if run.other_events:
         rows.append({"kind": "other kinds", "trouble": True, "count": run.other_events, "when": "", "first": ""})
     return rows
+
+
+def _describe_event(one: EventKind) -> str:
+    """Return the first event of a kind as a console shows it."""
+    tellers = {"bottleneck": format_bottleneck, "hang": format_hang}
+    teller = format_alarm if one.kind in SIGNS else tellers.get(one.kind)
+    return shorten(teller(one.first), 600) if teller else format_fields(one.first)
+
+
+def _describe_bottleneck(run: RunData) -> str:
+    """Say what the run waited for most, and what to change: by its summary, or by its last word while it goes on."""
+    told = next((one.last for one in run.events if one.kind == "bottleneck"), {})
+    found = as_mapping(run.summary.get("bottleneck")) or told
+    return shorten(f"The bottleneck is {format_bottleneck(found)}.", 400) if found else ""
 
 
 def _list_config(run: RunData, left_out: list[str]) -> list[tuple[str, str]]:

@@ -1,9 +1,16 @@
-"""What to change where a run shows a sign of collapse: settings as they are typed, from those of the run."""
+"""What to change where a run collapses or is slow: settings as they are typed, from those of the run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
 from common.config.schema import Config
 from common.config.sections import LARGEST_INT, MOST_ANSWERS
+from common.errors import RollcallError
 
 
 def advise(sign: str, config: Config) -> str:
@@ -94,3 +101,129 @@ def _sample_more(config: Config) -> list[str]:
     if config.method != "exact" or config.exact.sampled_share or config.rollout.prompts_per_step < 4:
         return []
     return ["exact.sampled_share=0.25"]
+
+
+# -- speed ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """A setting that makes a run faster."""
+
+    saves: float  # share of the time of a step, about
+    key: str
+    value: Any
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timing:
+    """What is known of a run's speed."""
+
+    shares: Mapping[str, float]  # of each part, in the time of a step
+    config: Config
+    spare: Mapping[str, float] | None  # CPUs and GPUs that nobody has reserved; None: the cluster may grow
+
+    def double(self, key: str, now: int, hint: str, **needs: float) -> Iterator[_Knob]:
+        """Yield twice as many processes, where the cluster has what they need: half of their part's time is saved."""
+        spare = self.spare
+        if spare is None or all(spare.get(name, 0.0) >= now * amount for name, amount in needs.items()):
+            yield _Knob(0.5 * self.shares[_PARTS_OF_KEYS[key]], key, 2 * now, hint)
+
+    def overlap(self) -> Iterator[_Knob]:
+        """Yield what lets engines and learner work at the same time: the lesser of both is saved."""
+        sampled, others = self.shares["engine"], self.shares["learner"] + self.shares["driver"]
+        if self.config.rollout.max_lag:
+            return
+        hint = "Let engines sample the next step while the learner learns this one"
+        if self.config.sampled_prompts:
+            yield _Knob(min(sampled, others), "rollout.max_lag", 1, hint)
+        hint = "Let the learner begin with the first groups while others are sampled"
+        if self.config.learner.ranges == 1 and self.config.learned_whole is None:
+            yield _Knob(0.75 * min(sampled, self.shares["learner"]), "learner.ranges", 4, hint)
+
+
+def advise_on_speed(
+    part: str, shares: Mapping[str, float], config: Config, spare: Mapping[str, float] | None = None
+) -> str:
+    """Return the one setting that is likely to save most where `part` is the bottleneck: `... Try rollout.engines=2`.
+
+    Args:
+        shares: of each part, in the time of a step.
+        spare: CPUs and GPUs, by Ray's names, that no part of the run has reserved; None: the cluster may grow.
+    """
+    timing = _Timing(shares=shares, config=config, spare=spare)
+    knobs = [one for one in _KNOBS[part](timing) if _is_accepted(config, one)]
+    if not knobs:
+        return "No setting changes that"
+    best = max(knobs, key=lambda one: one.saves)
+    return f"{best.hint}. Try {best.key}={best.value}"
+
+
+def _speed_up_engines(timing: _Timing) -> Iterator[_Knob]:
+    rollout, hint = timing.config.rollout, "Let more engines sample"
+    needs = {"CPU": rollout.cpus_per_engine, "GPU": rollout.gpus_per_engine}
+    yield from timing.double("rollout.engines", rollout.max_engines, hint, **needs)
+    yield from timing.overlap()
+
+
+def _speed_up_rewards(timing: _Timing) -> Iterator[_Knob]:
+    reward, hint = timing.config.reward, "Make the functions faster, or let more processes score"
+    yield from timing.double("reward.workers", reward.workers, hint, CPU=reward.cpus_per_worker)
+
+
+def _speed_up_learner(timing: _Timing) -> Iterator[_Knob]:
+    learner, share = timing.config.learner, timing.shares["learner"]
+    needs = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
+    yield from timing.double("learner.ranks", learner.ranks, "Let more ranks learn", **needs)
+    yield from timing.overlap()
+    hint = "Let a pack hold more groups, as long as memory lasts"
+    yield _Knob(0.1 * share, "learner.tokens_per_pack", 2 * learner.tokens_per_pack, hint)
+
+
+def _speed_up_driver(timing: _Timing) -> Iterator[_Knob]:
+    prompts = timing.config.rollout.prompts_per_step
+    hint = "Let a step hold more prompts: some of its work is done once a step"
+    yield _Knob(0.25 * timing.shares["driver"], "rollout.prompts_per_step", 2 * prompts, hint)
+    yield from timing.overlap()
+
+
+def _speed_up_data(timing: _Timing) -> Iterator[_Knob]:
+    cache, hint = timing.config.data.cache_mb, "Put data.path on a local disk, and let more of it stay in memory"
+    yield _Knob(0.5 * timing.shares["data"], "data.cache_mb", 2 * cache or 512, hint)
+
+
+def _speed_up_weights(timing: _Timing) -> Iterator[_Knob]:
+    config, share = timing.config, timing.shares["weights"]
+    if config.cluster.device == "cuda":
+        hint = "Let engines get the weights from GPU to GPU"
+        yield _Knob(0.8 * share, "weights.transport", "nccl", hint)
+    if not config.rollout.max_lag and config.sampled_prompts:
+        yield _Knob(0.7 * share, "rollout.max_lag", 1, "Let engines load them while the learner goes on")
+    hint = "Let fewer and larger objects hold them"
+    yield _Knob(0.1 * share, "weights.bucket_mb", 2 * config.weights.bucket_mb, hint)
+
+
+_PARTS_OF_KEYS = {"rollout.engines": "engine", "reward.workers": "reward", "learner.ranks": "learner"}
+_KNOBS = {
+    "engine": _speed_up_engines,
+    "reward": _speed_up_rewards,
+    "learner": _speed_up_learner,
+    "driver": _speed_up_driver,
+    "data": _speed_up_data,
+    "weights": _speed_up_weights,
+}
+
+
+def _is_accepted(config: Config, knob: _Knob) -> bool:
+    """Return whether a run of this configuration would take the setting."""
+    section, _, name = knob.key.partition(".")
+    raw = config.model_dump()
+    if raw[section][name] == knob.value:
+        return False
+    raw[section][name] = knob.value
+    try:
+        Config.model_validate(raw)
+    except (ValidationError, RollcallError):
+        return False
+    return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from common.config.schema import Config
 from learner.storage.run_folder import RunFolder
 from learner.text import format_clock
+from learner.tracking.lines import format_bottleneck
 from learner.tracking.records import Summary, name_learnt
 
 
@@ -26,6 +27,7 @@ def format_closing(
         "accuracy": _describe_accuracy(summary),
         "time": f"{format_clock(summary.wall_seconds)}, of which start-up {format_clock(summary.startup_seconds)}",
         "speed": f"{summary.completions_per_second:.0f} {name_learnt(samples=sampled > 0, given=sampled < prompts)}/s",
+        **({"bottleneck": format_bottleneck(summary.bottleneck)} if summary.bottleneck else {}),
         "log-prob gap": _describe_gap(config, summary),
         "model": folder.show("export") if folder.export.is_dir() else "none exported",
         "report": folder.show(report.name) if report else "not written",

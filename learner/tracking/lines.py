@@ -86,7 +86,12 @@ def format_sample(group: ScoredGroup, limit: int = 110) -> str:
 
 
 def format_line(kind: str, fields: Mapping[str, Any]) -> str:
-    """Return the line of an event: `event engine_lost ...`, or `warning: ...` for a sign of collapse."""
+    """Return the line of an event: `event engine_lost ...`, or `warning: ...` for a hang or a sign of collapse, or
+    `note: ...` for a bottleneck."""
+    if kind == "bottleneck":
+        return f"note: after {fields.get('step')} steps the bottleneck is {format_bottleneck(fields)}"
+    if kind == "hang":
+        return f"warning: {format_hang(fields)}"
     return f"warning: {format_alarm(fields)}" if kind in SIGNS else f"event {format_event(kind, fields)}"
 
 
@@ -94,6 +99,18 @@ def format_alarm(fields: Mapping[str, Any]) -> str:
     """Return `after 60 steps: KL 1.2 to the reference, ... Try learner.lr=0.00025`."""
     what, advice = (escape_unprintable(str(fields.get(key, ""))) for key in ("what", "advice"))
     return f"after {fields.get('step')} steps: {what}. {advice}"
+
+
+def format_bottleneck(fields: Mapping[str, Any]) -> str:
+    """Return `the engines, with 72% of the time spent waiting for groups. Let more ... Try rollout.engines=2`."""
+    what, advice = (escape_unprintable(str(fields.get(key, ""))) for key in ("what", "advice"))
+    return f"{what}. {advice}"
+
+
+def format_hang(fields: Mapping[str, Any]) -> str:
+    """Return `nothing got on for 600 s: driver waits for groups: engine-0 ... is stopped ...; stacks: runs/x/...`."""
+    why, stacks = (escape_unprintable(str(fields.get(key, ""))) for key in ("why", "stacks"))
+    return f"nothing got on for {_format_field(fields.get('seconds'))} s: {why}; all stacks: {stacks}"
 
 
 def format_event(kind: str, fields: Mapping[str, Any]) -> str:

@@ -25,7 +25,16 @@ from common.errors import escape_unprintable
 from common.types import ScoredGroup
 from learner.evaluation.measures import HELD_OUT
 from learner.text import format_clock
-from learner.tracking.lines import QUIET, Pace, count_troubles, format_evaluation, format_line, format_sample, name_gap
+from learner.tracking.lines import (
+    QUIET,
+    Pace,
+    count_troubles,
+    format_bottleneck,
+    format_evaluation,
+    format_line,
+    format_sample,
+    name_gap,
+)
 from learner.tracking.records import STAGES, History, StepRecord, list_unmeasured_of
 
 _COLOURS = dict(zip(STAGES, ("cyan", "yellow", "green", "magenta", "bright_black"), strict=True))
@@ -45,7 +54,7 @@ class LiveConsole:
         self._history = History()
         self._record: StepRecord | None = None
         self._pace: Pace | None = None
-        self._sample = self._folder = ""
+        self._sample = self._folder = self._bottleneck = ""
         self._others: dict[str, float] = {}  # accuracy, by set
 
     def open(self, folder: str, history: History, *, first_step: int) -> None:
@@ -75,7 +84,9 @@ class LiveConsole:
         self._sample = format_sample(group, _WIDEST)
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        if kind not in QUIET:
+        if kind == "bottleneck":
+            self._bottleneck = f"bottleneck: {format_bottleneck(fields)}"
+        elif kind not in QUIET:
             self._events.append((time.strftime("%H:%M:%S"), format_line(kind, fields).removeprefix("event ")))
 
     def close(self, lines: Sequence[str]) -> None:
@@ -95,7 +106,7 @@ class LiveConsole:
             Text(),
             _draw_numbers(self._record, self._history, inner, self._unmeasured),
             Text(),
-            *_draw_timing(self._record, inner),
+            *_draw_timing(self._record, inner, self._bottleneck),
             Rule(style="bright_black"),
             *self._draw_events(inner),
         ]
@@ -194,8 +205,8 @@ def _is_alarming(name: str, value: str) -> bool:
     return "nan" in value or "inf" in value or name in ("dropped", "failures", "restarts")
 
 
-def _draw_timing(record: StepRecord, width: int) -> list[Text]:
-    """Draw the step's seconds as a bar by stage, with its legend."""
+def _draw_timing(record: StepRecord, width: int, bottleneck: str) -> list[Text]:
+    """Draw the step's seconds as a bar by stage, with its legend, and the bottleneck once it is known."""
     seconds = record.seconds
     total = sum(seconds.values()) or 1.0
     bar, legend, drawn, ends = Text(), Text(), 0, 0.0
@@ -204,7 +215,8 @@ def _draw_timing(record: StepRecord, width: int) -> list[Text]:
         bar.append("█" * (round(ends) - drawn), _COLOURS[stage])
         drawn = round(ends)
         legend.append("■ ", _COLOURS[stage]).append(f"{stage} ").append(f"{record.shares[stage]:.0%} ", "dim")
-    return [bar, _cut_line(legend.append(f"of {record.step_seconds:.2f} s"), width)]
+    lines = [bar, _cut_line(legend.append(f"of {record.step_seconds:.2f} s"), width)]
+    return [*lines, Text(bottleneck, "dim")] if bottleneck else lines
 
 
 def _cut_line(text: Text, width: int) -> Text:

@@ -46,6 +46,7 @@ class StepRecord:
     weights_version: int  # of the engines after the step: an earlier one where nothing will be asked of them yet
     seconds: Mapping[str, float]  # that the run waited for each of STAGES
     learner_seconds: float  # that ranks learned: beyond `seconds/learn` where they did while engines sampled
+    data_seconds: float  # of `seconds/idle`: that the run waited for rows to be read and processed
     step_seconds: float
     completions_per_second: float
     solve_rates: Mapping[str, float]  # `rows` sampled so far; shares of `hard` (< 0.1 right) and `easy` (> 0.9) ones
@@ -236,5 +237,6 @@ class Summary:
     checkpoint_failures: int
     log_failures: int
     warnings: tuple[str, ...]  # signs of collapse that were told, over every start
+    bottleneck: Mapping[str, Any] | None = None  # `part`, `share`, `what`, `advice`; None: too few steps
     config_hash: str
     git_sha: str

@@ -29,6 +29,7 @@ from learner.storage.environment import git_sha
 from learner.storage.files import append_jsonl, keep_steps, read_jsonl, replace_text
 from learner.storage.run_folder import RunFolder
 from learner.tracking.books import BOOKS, StepBooks, compute_longest, rewind_books
+from learner.tracking.bottleneck import BottleneckWatch, describe_bottleneck
 from learner.tracking.closing import format_closing
 from learner.tracking.console import Console
 from learner.tracking.records import Cause, History, StepRecord, Summary
@@ -69,12 +70,13 @@ class Tracker:
         self.failures = 0
         self.followers: list[Follower] = []
         self.history = History()
-        self.watch = CollapseWatch(config)
+        self.watch, self.bottlenecks = CollapseWatch(config), BottleneckWatch(config)
         self._folder, self._config, self._console = folder, config, console
         self._path = folder.path
         self._disk = Disk()
         self._scalars = ScalarWriter(self._path / "tensorboard", first_step=first_step)
         self.attempt = 0  # starts of this run before this one
+        self.notes = 0  # steps, evaluations and events so far, but for those of a hang: each is progress
         self._recall(first_step, dropped)
         self._couriers = self._open_couriers()
         console.open(folder.shown, self.history, first_step=first_step)
@@ -91,6 +93,7 @@ class Tracker:
     def write(self, record: StepRecord) -> None:
         """Log one step."""
         row = record.flat()
+        self.notes += 1
         self.history.add_step(row)
         self._write(lambda: append_jsonl(self._path / "metrics.jsonl", record.row()))
         scalars = {key: value for key, value in row.items() if key != "step"}
@@ -102,6 +105,8 @@ class Tracker:
             with self._count_failures():
                 follower.step(record)
         self._warn(self.watch.observe(row))
+        if found := self.bottlenecks.observe(row):
+            self.event("bottleneck", **describe_bottleneck(found))
         self._push()
 
     def keep_books(self, books: StepBooks) -> None:
@@ -114,6 +119,7 @@ class Tracker:
 
     def evaluation(self, step: int, *lines: Mapping[str, Any]) -> None:
         """Log the measures after `step` optimizer steps, one row a set."""
+        self.notes += 1
         again = step in self.history.evaluations
         for line in lines:
             self.history.add_evaluation(step, line)
@@ -174,8 +180,20 @@ class Tracker:
         self._write(write_rows)
         return file
 
+    def note_hang(self, seconds: float, why: str, stacks: str) -> None:
+        """Log that nothing got on for so long, and append the stacks of all processes to `stacks.txt`."""
+        file = self._path / "stacks.txt"
+
+        def write_stacks() -> None:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(stacks)
+
+        self._write(write_stacks)
+        self.event("hang", seconds=round(seconds), why=why, stacks=self._folder.show(file.name))
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append to `events.jsonl`: versions, faults, heals, drops, checkpoints."""
+        self.notes += kind != "hang"
         row = {"wall": time.time(), "monotonic": time.monotonic(), "kind": kind, **fields}
         self._write(lambda: append_jsonl(self._path / "events.jsonl", row))
         with self._count_failures():
@@ -228,7 +246,9 @@ class Tracker:
         cause: Cause | None = None,
     ) -> Summary:
         """Write `summary.json` from the arguments and the history, and return it."""
+        found = self.bottlenecks.find()
         summary = self.history.summarize(
+            bottleneck=describe_bottleneck(found) if found else None,
             outcome=outcome,
             cause=cause,
             stopped_early=stopped_early,

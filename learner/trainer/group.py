@@ -11,6 +11,7 @@ from common.config.schema import Config
 from common.errors import CheckpointError, RunFolderError
 from common.labels.closed_set import Answer
 from common.placement import get, schedule_in
+from common.process import CONTROL, ActorView
 from common.shared_folder import SharedFolder
 from common.storage.output import Place, WriteReport, find_unseen
 from common.telemetry.reporting import Reporting
@@ -22,7 +23,6 @@ from learner.trainer.rank import LearnerRank
 from learner.trainer.rank_pack import RankPack, pack_groups
 from learner.trainer.recovery.owned import OwnedWeights, compute_owned_features
 from learner.trainer.recovery.ring import RankRing
-from learner.trainer.recovery.watch import CONTROL
 from learner.trainer.sent_step import SentStep
 
 if TYPE_CHECKING:
@@ -315,6 +315,14 @@ class LearnerGroup:
                 got=fault,
                 remedy="give run_dir a place that every host reaches, and start again with resume=auto",
             )
+
+    def list_actors(self) -> list[ActorView]:
+        """Return every rank. Whatever is asked of one is asked of all."""
+        return [ActorView(name=f"rank-{rank}", actor=one, owes=True) for rank, one in enumerate(self._ring.ranks)]
+
+    def count_progress(self) -> object:
+        """Return what is another as soon as a rank gets on with something."""
+        return self._ring.count_progress()
 
     def close(self) -> None:
         """End every rank."""

@@ -44,6 +44,13 @@ class FirstLook:
     kept: Tensor | None = None  # (N, V) bool: the support that top-k and top-p left
 
 
+@dataclass(slots=True)
+class Count:
+    """How often something was done. Another thread may read it."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningStep:
     """The models of one rank, and how it learns."""
@@ -55,6 +62,7 @@ class LearningStep:
     spec: ScoringSpec  # the distribution that engines sample from
     steps: int  # of the whole run
     tower_runs: bool  # prompts come with pixels
+    packs: Count  # that were built
     open_images: Callable[[Sequence[ScoredGroup]], Sequence[ScoredGroup]]  # a pack at a time: features are large
 
     def measure_kl(self, packs: Sequence[RankPack]) -> list[list[float]]:
@@ -71,6 +79,7 @@ class LearningStep:
 
     def build(self, pack: RankPack) -> Pack:
         """Return the tensors of a pack: prompts shared where the family allows it."""
+        self.packs.count += 1
         model = self.engine.module
         build = build_pack if family_of(model.config).shared_prefix else build_rows
         return build(

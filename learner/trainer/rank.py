@@ -16,7 +16,7 @@ from common.config.schema import Config
 from common.lean_imports import import_transformers, leave_out_compiler, pause_collector, settle_collector
 from common.models.pictures import PictureReader
 from common.object_store import fetch_features
-from common.process import end_with_raylet
+from common.process import ThreadReport, describe_threads, end_with_raylet
 from common.recorder import Recorder
 from common.shared_folder import SharedFolder, find_local
 from common.storage.output import (
@@ -33,7 +33,7 @@ from learner.model.lora import add_adapters, export_adapter
 from learner.model.reference import MovingReference
 from learner.model.vision_features import compute_features
 from learner.objective.records import Coefficients
-from learner.trainer.learning_step import LearningStep, OpenStep
+from learner.trainer.learning_step import Count, LearningStep, OpenStep
 from learner.trainer.rank_files import copy_rank, export_rank, load_rank, restore_rank, save_rank
 from learner.trainer.rank_pack import RankPack, open_images
 from learner.trainer.recovery.watch import RankInfo
@@ -43,8 +43,8 @@ from learner.trainer.weights import Arrays, NcclSender, WeightSource
 
 
 class LearnerRank:
-    """Every public method but `open_store`, `beat`, `free_port` and `checkpoint_bytes` is a collective: all ranks run
-    it, in the same order."""
+    """Every public method but `open_store`, `beat`, `describe_threads`, `free_port` and `checkpoint_bytes` is a
+    collective: all ranks run it, in the same order."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class LearnerRank:
         self._shared_model = model_path
         self._tower_runs = tower_runs
         self._recorder = Recorder()
+        self._packs = Count()
         self._spec = ScoringSpec.of(config, banned=banned)
         self._telemetry = ActorTelemetry(reporting, f"rank-{rank}")
 
@@ -84,8 +85,13 @@ class LearnerRank:
             probe.bind((_own_address(), 0))
             return _own_address(), probe.getsockname()[1]
 
-    def beat(self) -> None:
-        """Do nothing: an answer is a sign of life, whatever this rank is at."""
+    def beat(self) -> int:
+        """Return how many packs it has built, which an answer of a rank that hangs does not change."""
+        return self._packs.count
+
+    def describe_threads(self) -> ThreadReport:
+        """Return where every thread of this process is."""
+        return describe_threads()
 
     def start(self, store: tuple[str, int]) -> RankInfo:
         """Join the other ranks at the store, load the model, partition it. Return where this rank runs."""
@@ -135,6 +141,7 @@ class LearnerRank:
             spec=self._spec,
             steps=self._steps,
             tower_runs=self._tower_runs,
+            packs=self._packs,
             open_images=partial(open_images, pictures=self._pictures, timeout_s=config.learner.step_timeout_s),
         )
 

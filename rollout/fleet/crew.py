@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import EngineError
 from common.placement import find_node, list_draining_nodes, release, schedule_in
+from common.process import CONTROL
 from rollout.command_file import FleetState
 from rollout.engine import RolloutEngine
 from rollout.fleet.board import Board
@@ -17,7 +18,7 @@ from rollout.fleet.dealing import choose_copies
 from rollout.fleet.finding import PlaceFinder
 from rollout.fleet.life import finish_first, live
 from rollout.fleet.losses import explain_loss, find_own_error
-from rollout.fleet.member import CONTROL, LIFELINE, Member, State
+from rollout.fleet.member import LIFELINE, Member, State
 from rollout.fleet.sizing import WantedSize, choose_leavers
 from rollout.spec import EngineSpec, make_engine_request
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.schema import Config
 from common.errors import DeadlineError, EngineError
 from common.placement import get, release
+from common.process import ActorView
 from common.storage.output import Place, WriteReport
 from common.types import FailedGroup, GenerationRequest, Group, WeightManifest
 from rollout.command_file import CommandFile, FleetState
@@ -120,6 +121,19 @@ class RolloutFleet:
     def measure_load(self) -> FleetLoad:
         """Count the groups that wait, and list the versions that engines hold."""
         return self._thread.call(self._board.measure_load(), what="the groups to be counted", timeout_s=CALL_S)
+
+    def list_actors(self) -> list[ActorView]:
+        """Return every engine that has a process. One that starts or does not hold the newest weights owes too."""
+        newest = self._board.newest
+        return [
+            ActorView(name=one.id, actor=one.handle, owes=one.stream is not None or one.held is not newest)
+            for one in list(self._board.members)
+            if one.handle is not None
+        ]
+
+    def count_progress(self) -> object:
+        """Return what is another as soon as an engine makes a step, answers, loads, comes or goes."""
+        return [(one.id, one.state, one.served, one.steps, id(one.held)) for one in list(self._board.members)]
 
     def close(self) -> None:
         """Kill every engine, whose process exits within seconds, and give back its place: it may be a renewed one."""

@@ -188,5 +188,6 @@ async def _watch(board: Board, member: Member) -> None:
             if steps >= 0:
                 slowest = max(slowest or 0.0, silent)
             steps, silent, member.seen = found, 0.0, time.monotonic()
+            member.steps = steps
         elif silent > limit:
             raise LostError(f"made no step for {limit:.3g} s")

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from common.process import CONTROL
 from common.types import GenerationRequest, WeightManifest
 from rollout.fleet.batch import Batch
 from rollout.spec import EngineInfo
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 State = Literal["starting", "serving", "draining", "retired", "lost"]
-CONTROL, LIFELINE = "control", "lifeline"  # Ray's concurrency groups of an engine, one thread each
+LIFELINE = "lifeline"  # Ray's concurrency group of an engine for the call that ends with it
 
 
 class Load(NamedTuple):
@@ -64,6 +65,7 @@ class Member:
     evicted_at: float | None = None  # when its node goes, on the monotonic clock; None: it stays
     heard: float = field(default_factory=time.monotonic)  # when it last answered, or began to sample
     seen: float = field(default_factory=time.monotonic)  # when it last was idle, or had made a step
+    steps: int = 0  # that it had made when somebody last looked
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something may be there to do
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is up, or lost
     dismissed: asyncio.Event = field(default_factory=asyncio.Event)  # it leaves, whatever it does

@@ -57,6 +57,7 @@ def record(step: int, **changes: object) -> StepRecord:
         "weights_version": step + 1,
         "seconds": seconds,
         "learner_seconds": seconds["learn"],
+        "data_seconds": 0.005,
         "step_seconds": sum(seconds.values()),
         "completions_per_second": 512 / sum(seconds.values()),
         "solve_rates": {"rows": 16 * (step + 1), "hard": 0.5 * (1 - learnt), "easy": 0.6 * learnt},

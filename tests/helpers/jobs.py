@@ -43,7 +43,12 @@ SMALL = (
 
 
 def start(
-    run_dir: Path, *words: str, warm: bool = False, warm_workers: bool = False, own_group: bool = False
+    run_dir: Path,
+    *words: str,
+    warm: bool = False,
+    warm_workers: bool = False,
+    own_group: bool = False,
+    module: str = "learner.main",
 ) -> subprocess.Popen[str]:
     """A small run on the embedded default, its console in `<run_dir>.log`.
 
@@ -54,7 +59,7 @@ def start(
     python = warm_python.COMMAND if warm else (sys.executable,)
     if own_group:
         python = ("env", "--default-signal=HUP", *python)
-    command = [*python, "-m", "learner.main", *SMALL, f"run_dir={run_dir}", *words]
+    command = [*python, "-m", module, *SMALL, f"run_dir={run_dir}", *words]
     environment = dict(os.environ) if warm or warm_workers else warm_python.cold(os.environ)
     with Path(f"{run_dir}.log").open("a") as log:
         return subprocess.Popen(

@@ -101,6 +101,10 @@ class RankRing:
             self._answers = ()
         return values[-len(self.ranks) :]
 
+    def count_progress(self) -> tuple[int, ...]:
+        """Return what is another as soon as a rank gets on: builds, steps, and the packs of each rank."""
+        return self.builds, self.step, *self._watch.packs
+
     # -- copies --------------------------------------------------------------------------------------------------
 
     def keep(self) -> None:

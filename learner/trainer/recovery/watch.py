@@ -11,9 +11,9 @@ from typing import Any
 
 from common.errors import DeadlineError, LearnerLostError, RollcallError
 from common.placement import find_cause
+from common.process import CONTROL
 from common.types import BucketKind
 
-CONTROL = "control"  # Ray's concurrency group of a rank for what is asked beside its work, one thread
 BEAT_S = 0.5  # between two looks
 NOTICE_S = 5.0  # within which the death of a rank is known after another has failed of it
 MUTE_S = 3.0  # without an answer after which a rank is to blame for a deadline that has passed
@@ -55,6 +55,7 @@ class RankWatch:
         """
         self._ranks, self._silence_s, self._on_loss, self._beat_s = ranks, silence_s, on_loss, beat_s
         self._silent = [0.0] * len(ranks)  # seconds
+        self.packs = [0] * len(ranks)  # that each had built when it last answered
         self._loss: RankLoss | None = None
         self._lock = threading.Lock()
         self._known, self._closing = threading.Event(), threading.Event()
@@ -111,7 +112,7 @@ class RankWatch:
             for rank, call in enumerate(asked):
                 if call in answered:
                     try:
-                        ray.get(call, timeout=NOTICE_S)
+                        self.packs[rank] = ray.get(call, timeout=NOTICE_S)
                     except ray.exceptions.RayError as error:
                         if not self._closing.is_set():
                             self._note(RankLoss(rank=rank, why=_explain(error)))

@@ -156,7 +156,7 @@ FREE = {
     "evaluation": "every stop_after stop_delta limit closed_set sets samples pass_at_k",
     "checkpoint": "every keep best_by grace_s export",
     "tracking": "services project samples_every samples profile_steps",
-    "cluster": "address device threads wait_for_resources_s heartbeat_s",
+    "cluster": "address device threads wait_for_resources_s heartbeat_s hang_s",
 }
 
 

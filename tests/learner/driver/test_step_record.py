@@ -34,6 +34,7 @@ def record(
         epoch=1.0,
         asked=len(groups),
         trained=len(groups),
+        data_seconds=0.0,
         solve_rates={},
         weights_version=4,
         checkpoint_failures=0,

@@ -16,8 +16,9 @@ import ray
 from common.config.schema import Config
 from common.errors import LearnerError, LearnerLostError
 from common.placement import get
+from common.process import CONTROL
 from learner.trainer.recovery.ring import MOST_FAILED_COPIES, RankRing
-from learner.trainer.recovery.watch import CONTROL, RankInfo
+from learner.trainer.recovery.watch import RankInfo
 
 pytestmark = pytest.mark.engine
 WAIT_S = 60.0
