@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from common.capacity import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GRANT_S = 8.0  # granting free resources takes milliseconds; after this long somebody else holds them
 ANSWER_S = 3.0
+LOOK_S = 1.0  # between two looks of a wait whether a signal came
 RENEW_S = 2.0  # within which a place on a live node is granted
 
 
@@ -41,6 +42,27 @@ def surface_signals() -> Iterator[None]:
         raise error.__cause__ from None
 
 
+def wait(refs: Sequence[Any], *, count: int | None = None, timeout_s: float) -> list[Any]:
+    """Return the refs whose values are made, on whichever host, once as many as wanted are, or the time is over.
+
+    Looks up every second: neither `ray.wait` nor `ray.get` lets a signal through before it ends, and a run that waits
+    would not heed SIGTERM.
+
+    Args:
+        count: how many are wanted; None: all.
+    """
+    import ray
+
+    wanted, until = len(refs) if count is None else count, time.monotonic() + timeout_s
+    while refs:
+        left = max(0.0, until - time.monotonic())
+        with surface_signals():
+            made, _ = ray.wait(list(refs), num_returns=wanted, timeout=min(left, LOOK_S), fetch_local=False)
+        if len(made) >= wanted or left <= LOOK_S:
+            return list(made)
+    return []
+
+
 def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
     """Return the values of object refs, in order; the first failure ends the wait for all.
 
@@ -48,21 +70,47 @@ def get(refs: Sequence[Any], *, what: str, timeout_s: float) -> list[Any]:
     """
     import ray
 
+    until = time.monotonic() + timeout_s
     try:
-        with surface_signals():
-            return list(ray.get(list(refs), timeout=timeout_s))
+        try:
+            return _fetch(refs, timeout_s=min(timeout_s, LOOK_S))
+        except ray.exceptions.GetTimeoutError:
+            _wait_for_all(refs, until)
+        return _fetch(refs, timeout_s=max(0.0, until - time.monotonic()))  # at once: it begins anew each time
     except ray.exceptions.GetTimeoutError as error:
-        with surface_signals():
-            _, missing = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        missing = len(refs) - len(wait(refs, timeout_s=0))
         raise DeadlineError(
             f"waited too long for {what}",
-            got=f"{len(missing)} of {len(refs)} still missing after {timeout_s:g} s",
+            got=f"{missing} of {len(refs)} still missing after {timeout_s:g} s",
             remedy="look for its process in Ray's logs, or raise the timeout in its section of the configuration",
         ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RollcallError):
             raise error.cause from error
         raise
+
+
+def _wait_for_all(refs: Sequence[Any], until: float) -> None:
+    """Wait until all values are made, or that moment of the monotonic clock. Raises the first failure among them."""
+    import ray
+
+    seen = set[Any]()
+    while (left := until - time.monotonic()) > 0:
+        made = wait(refs, timeout_s=min(left, LOOK_S))
+        if len(made) == len(refs):
+            return
+        for ref in made:
+            if ref not in seen:
+                seen.add(ref)
+                with suppress(ray.exceptions.GetTimeoutError):  # a value is fetched later, a failure is here
+                    _fetch([ref], timeout_s=0)
+
+
+def _fetch(refs: Sequence[Any], *, timeout_s: float) -> list[Any]:
+    import ray
+
+    with surface_signals():
+        return list(ray.get(list(refs), timeout=timeout_s))
 
 
 def find_cause(error: Exception) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.config.schema import DataConfig, RewardConfig
 from common.errors import DeadlineError, RewardError
-from common.placement import find_cause, get, surface_signals
+from common.placement import find_cause, get, wait
 from common.process import ActorView
 from common.shared_folder import SharedFolder
 from common.telemetry.reporting import Reporting
@@ -242,7 +242,6 @@ class RewardPool:
         Raises:
             RewardError: no worker comes up.
         """
-        import ray
 
         starting = {worker.starting: worker for worker in self._workers.list_starting()}
         busy = {worker.call.ref: worker for worker in self._workers.all if worker.call}
@@ -252,8 +251,7 @@ class RewardPool:
         deadlines += [worker.call.deadline for worker in busy.values()]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if block else 0.0
         asked = [*starting, *busy]
-        with surface_signals():
-            done, _ = ray.wait(asked, num_returns=1 if block else len(asked), timeout=timeout)
+        done = wait(asked, count=1 if block else None, timeout_s=timeout)
         now = time.monotonic()
         for ref, worker in starting.items():
             if ref in done or worker.deadline <= now:

@@ -13,7 +13,7 @@ import ray
 from common.capacity import PlaceRequest
 from common.command import Terminated
 from common.errors import DeadlineError, PlacementError, RewardError
-from common.placement import find_cause, get, reserve, surface_signals
+from common.placement import find_cause, get, reserve, wait
 
 pytestmark = pytest.mark.engine
 
@@ -43,6 +43,18 @@ def test_a_wait_past_its_deadline_is_named(part: Any) -> None:
         get([part.sleep.remote(0), part.sleep.remote(5)], what="the slow part", timeout_s=0.5)
 
 
+def test_the_first_failure_ends_a_long_wait_for_all(ray_session: None) -> None:
+    """A rank that fails must be told of, whatever the others still wait for."""
+    parts: list[Any] = [ray.remote(num_cpus=0)(_Part).remote() for _ in range(2)]
+    slow, broken = parts
+    began = time.monotonic()
+    calls = [slow.sleep.remote(120), broken.sleep.remote(3), broken.refuse.remote()]
+    with pytest.raises(RewardError):
+        get(calls, what="both", timeout_s=100)
+    assert time.monotonic() - began < 60
+    ray.kill(slow)
+
+
 def test_an_error_of_ours_arrives_as_it_was_raised(part: Any) -> None:
     with pytest.raises(RewardError) as caught:
         get([part.refuse.remote()], what="it", timeout_s=30)
@@ -56,23 +68,31 @@ def test_other_errors_pass_through(part: Any) -> None:
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
-    "wait": lambda ref: ray.wait([ref], timeout=20),
-    "get": lambda ref: get([ref], what="a nap", timeout_s=20),
+    "wait": lambda ref: wait([ref], timeout_s=60),
+    "get": lambda ref: get([ref], what="a nap", timeout_s=60),
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_signal_that_strikes_within_a_call_of_ray_arrives_as_it_was_raised(part: Any, call: str) -> None:
+def test_a_signal_that_strikes_within_a_wait_for_ray_arrives_as_it_was_raised_and_soon(
+    ray_session: None, call: str
+) -> None:
+    """Ray's own `wait` lets none through before it ends, which may be the deadline."""
+    sleeper: Any = ray.remote(num_cpus=0)(_Part).remote()
+    ray.get(sleeper.sleep.remote(0), timeout=60)
+
     def handle(number: int, frame: Any) -> None:
         raise Terminated(number)
 
     before = signal.signal(signal.SIGALRM, handle)
     try:
-        ref = part.sleep.remote(3.0)
+        began = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with pytest.raises(Terminated), surface_signals():
-            CALLS[call](ref)
+        with pytest.raises(Terminated):
+            CALLS[call](sleeper.sleep.remote(60.0))
+        assert time.monotonic() - began < 30
     finally:
+        ray.kill(sleeper)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from common.data.image import read_pixels
 from common.data.sources import load
 from common.models.prompts import messages
 from tests.helpers import jobs
+from tests.helpers.gated_reward import GATE, GATED
 from tests.helpers.modes import assert_modes
 from tests.helpers.vllm_alone import DIGITS
 
@@ -188,6 +190,29 @@ def test_law_5_a_signal_ends_a_run_cleanly_and_loses_no_step(
     assert f"going on from step {done} " in jobs.console(run_dir)
     jobs.assert_same_weights(undisturbed, run_dir)
     assert [row["step"] for row in jobs.rows(run_dir, "metrics.jsonl")] == list(range(10))
+
+
+def test_a_signal_ends_a_run_that_stands_still_within_a_reward_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wait of the driver is deaf, however long it may last: `reward.timeout_s` is ten minutes here."""
+    gate, run_dir = tmp_path / "gate", tmp_path / "run"
+    monkeypatch.setenv(GATE, str(gate))
+    process = jobs.start(run_dir, *GATED, "steps=30", "checkpoint.every=100")
+    jobs.wait_for("step 3", lambda: len(jobs.rows(run_dir, "metrics.jsonl")) >= 3, process)
+    gate.touch()
+    seen = jobs.wait_for("a standstill", lambda: await_standstill(run_dir), process)
+    process.terminate()
+    assert jobs.finish(process, run_dir, timeout_s=60) == 143, jobs.console(run_dir)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{seen:06}"]
+    gate.unlink()
+
+
+def await_standstill(run_dir: Path) -> int:
+    """The steps that are done, once none has come for two seconds; else 0."""
+    done = len(jobs.rows(run_dir, "metrics.jsonl"))
+    time.sleep(2)
+    return done if len(jobs.rows(run_dir, "metrics.jsonl")) == done else 0
 
 
 def test_the_export_is_what_transformers_and_vllm_load_as_it_is(undisturbed: Path) -> None:

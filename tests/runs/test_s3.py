@@ -48,10 +48,12 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(
     assert_same_result(undisturbed, place)
     assert_nothing_left_over(place)
     local = {str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*") if path.is_file()}
-    hidden = re.compile(r"checkpoints/step|tensorboard/|(^|/)\.")
+    hidden = re.compile(r"checkpoints/step|tensorboard/|logs/[a-z]+-|(^|/)\.")  # others' logs are named by process
     there = {name for name in place.list_objects() if not hidden.search(name)}
     traces = {f"profile/{one}{end}" for one in ("rank-0", "rank-1", "engine-0") for end in (".json.gz", ".txt")}
     assert there == {name for name in local if not hidden.search(name)} | traces | {"profile/ray-timeline.json"}
+    logs = {found[1] for name in place.list_objects() if (found := re.match(r"logs/([a-z]+-\d+)-", name))}
+    assert logs >= {"rank-0", "rank-1", "engine-0", "reward-0"}
     printed = jobs.console(tmp_path / "run")
     assert f"run folder: {place}" in printed
     assert f"report        {place / 'report.html'}" in printed

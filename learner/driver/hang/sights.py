@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.placement import find_cause
+from common.placement import find_cause, wait
 from common.process import CONTROL, ActorView, ThreadReport
 
 ANSWER_S = 2.0  # for all actors together; a sound one takes milliseconds
@@ -40,10 +40,9 @@ class Sight:
 
 def look_at(views: Sequence[ActorView]) -> list[Sight]:
     """Ask every actor where its threads are, and look at the processes of those that do not answer."""
-    import ray
 
     asked = [one.actor.describe_threads.options(concurrency_group=CONTROL).remote() for one in views]
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    answered = wait(asked, timeout_s=ANSWER_S)
     facts = [_read_facts(one) for one in views]
     mute = [fact for fact, call in zip(facts, asked, strict=True) if call not in answered]
     states = _read_states(mute)
@@ -122,7 +121,7 @@ def _read_states(mute: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], str
             found[node, pid] = STATES.get(read_process_state(pid), STATES["S"])
         else:
             asked[_ask_node(node, pid)] = node, pid
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    answered = wait(list(asked), timeout_s=ANSWER_S)
     for call, key in asked.items():
         found[key] = "does not answer, nor does its host"
         if call in answered:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.config.foreign_text import parse_json
 from common.errors import describe_cause
+from common.placement import wait
 from learner.driver.telemetry.driver_log import LOGS
 from learner.storage.files import replace_text
 from learner.tracking.tracker import Tracker
@@ -57,7 +58,7 @@ def _collect() -> Iterator[tuple[str, str]]:
     ]
     yield from read_logs(job).items()
     if asked:
-        done, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        done = wait(asked, timeout_s=ANSWER_S)
         for ref in done:
             yield from ray.get(ref).items()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import DeadlineError, RollcallError, describe_cause
-from common.placement import find_cause, get, surface_signals
+from common.placement import find_cause, get, wait
 from learner.trainer.recovery.keeper import start_keepers
 
 FINISH_S = 10.0  # for a copy on its way when a rank is lost: what is not there then never comes
@@ -61,8 +61,7 @@ class Copies:
 
         if (coming := self._coming) is None:
             return None
-        with surface_signals():
-            answered, _ = ray.wait(list(coming.done), num_returns=len(coming.done), timeout=wait_s, fetch_local=False)
+        answered = wait(coming.done, timeout_s=wait_s)
         if len(answered) < len(coming.done) and not wait_s:
             return None
         self._coming = None

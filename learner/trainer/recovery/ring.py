@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config.schema import Config
 from common.errors import LearnerLostError
-from common.placement import find_cause, get, surface_signals
+from common.placement import find_cause, get, wait
 from learner.trainer.recovery.copies import FINISH_S, Copies
 from learner.trainer.recovery.watch import RankInfo, RankLoss, RankWatch
 
@@ -249,13 +249,11 @@ class RankRing:
 
     def _list_unfinished(self) -> list[int]:
         """Return the ranks that have not answered all changes, the one with the fewest answers first."""
-        import ray
 
         asked, ranks = list(self._answers), len(self.ranks)
         if not asked:
             return []
-        with surface_signals():
-            answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+        answered = wait(asked, timeout_s=0)
         done = [sum(ref in answered for ref in asked[rank::ranks]) for rank in range(ranks)]
         return sorted((rank for rank in range(ranks) if done[rank] < len(asked) // ranks), key=done.__getitem__)
 

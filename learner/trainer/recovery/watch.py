@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import DeadlineError, LearnerLostError, RollcallError
-from common.placement import find_cause
+from common.placement import find_cause, wait
 from common.process import CONTROL
 from common.types import BucketKind
 
@@ -108,7 +108,7 @@ class RankWatch:
         up = [False] * len(asked)  # it may take long to start
         while not (self._closing.wait(self._beat_s) or self._known.is_set()):
             began = time.monotonic()
-            answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+            answered = wait(asked, timeout_s=0)
             for rank, call in enumerate(asked):
                 if call in answered:
                     try:
