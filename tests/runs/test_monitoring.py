@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ NAME = "observed"
 def start_ray() -> Iterator[tuple[str, Path]]:
     """A cluster as `ray start` makes it, whose processes report every second. Its address, and the file of targets."""
     environment = {**warm_python.cold(os.environ), "RAY_metrics_report_interval_ms": "1000"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True) as folder:
         names = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "dashboard-port")
