@@ -77,7 +77,8 @@ class RolloutEngine:
         self._telemetry.log("up", step=None, seconds=round(self._startup_seconds, 3))
 
     def _begin_serving(self) -> None:
-        """Serve nothing yet."""
+        """Serve nothing yet, and report nothing."""
+        self._telemetry = ActorTelemetry(None, self._id)
         self._version: int | None = None  # None: nothing is served
         self._requests = 0  # handed to vLLM so far: the next one's name
         self._running: dict[str, GenerationRequest] = {}  # by vLLM's name of it

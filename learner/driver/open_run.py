@@ -17,6 +17,7 @@ from common.telemetry.reporting import Reporting, has_metrics_agent
 from learner.driver.cluster import connect
 from learner.driver.control.journal import Journal
 from learner.driver.control.lookahead import Lookahead
+from learner.driver.control.recordings import Recordings
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.finish import Finish, close_undisturbed
@@ -83,7 +84,7 @@ def open_run(
         run.origin = point or run.describe_start()
         if point:
             run.restore(point)
-        run.begin_journal()
+        run.recordings.begin(run.feed.state())
         parts.enter_context(closing(_begin_metrics(run, reporting)))
         with tracker.time_phase("first weights published"):
             run.publish(run.version)
@@ -212,8 +213,11 @@ def _start_parts(
         steering=Steering(config),
         solve_rates=SolveRates(config),
         lookahead=Lookahead(steps=config.steps, max_lag=config.rollout.max_lag),
-        journal=Journal(folder.path) if config.rollout.update == "in_flight" else None,
-        replay=start.replay,
+        recordings=Recordings(
+            tracker,
+            own=Journal(folder.path) if config.rollout.update == "in_flight" else None,
+            replay=start.replay,
+        ),
     )
 
 

@@ -15,10 +15,10 @@ from common.types import CandidateProbabilities, Example, FailedGroup, Group, Pr
 from learner.driver.candidate_probabilities import compute_candidate_probabilities
 from learner.driver.clock import StepClock
 from learner.driver.control.group_sizes import choose_group_sizes
-from learner.driver.control.journal import Journal
 from learner.driver.control.lookahead import AskedStep, Lookahead
 from learner.driver.control.plateau import find_plateau
 from learner.driver.control.prompt_ranges import PromptRanges
+from learner.driver.control.recordings import Recordings
 from learner.driver.control.solve_rates import SolveRates
 from learner.driver.control.steering import Steering
 from learner.driver.control.step_batch import StepBatch
@@ -65,8 +65,7 @@ class Run:
     steering: Steering
     solve_rates: SolveRates
     lookahead: Lookahead
-    journal: Journal | None = None  # of this run; None: which weights sample a token depends on no clock
-    replay: Journal | None = None  # of the run that this one repeats
+    recordings: Recordings = field(default_factory=Recordings)
     asked: AskedStep | None = None  # whose groups come next
     version: int = 0  # of the weights that the learner holds: optimizer steps done
     ahead: Sequence[AskedStep] = ()  # steps that were asked before the last whole step ended, and not yet learned
@@ -134,15 +133,8 @@ class Run:
             self.restore(point)
         else:
             self._restore_state(point)
-        if self.journal:
-            self.tracker.keep(self.journal.reopen)
+        self.recordings.reopen()
         self.grace.release()
-
-    def begin_journal(self) -> None:
-        """Begin to write down what engines answer, where the run could not be repeated without."""
-        if self.journal:
-            journal, stream = self.journal, self.feed.state()
-            self.tracker.keep(lambda: journal.begin(stream))
 
     def forget_asked(self) -> None:
         """Let engines sample nothing more of what was asked."""
@@ -168,7 +160,7 @@ class Run:
         self.ledger.dispatched += len(prompts)
         epochs = [epoch for _, epoch in drawn]
         asked = AskedStep(number=number, drawn=list(zip(prompts, epochs, strict=True)))
-        if self._recall_answers(asked):
+        if self.recordings.recall(asked):
             return asked
         sampled, _ = self.offline.divide(prompts, number)
         sizes = choose_group_sizes(self.solve_rates, [prompt.id for prompt in sampled], self.config)
@@ -176,27 +168,6 @@ class Run:
         ranges = divide(requests, self.config.ranges) if requests else ()  # an engine samples one after the other
         asked.batches = [self.fleet.ask(own) for own in ranges]
         return asked
-
-    def _recall_answers(self, asked: AskedStep) -> bool:
-        """Take the answers of a step from the journal of this run, or of the one it repeats. Return whether there are.
-
-        Raises:
-            DataError: in that run the step had other prompts.
-        """
-        for journal in (self.journal, self.replay):
-            answers = journal.find(asked.number, asked.list_drawn()) if journal else None
-            if journal and answers is not None:
-                asked.answers, asked.journal = answers, journal.path
-                return True
-        if self.replay and asked.number == self.replay.steps:
-            self.tracker.event("replay_ended", step=asked.number)
-        elif self.replay and asked.number < self.replay.steps:
-            raise DataError(
-                f"this run parts from the one it repeats at step {asked.number}",
-                got=f"{self.replay.path} has other prompts there",
-                remedy="repeat it with the version that wrote it (environment.json there has the git sha)",
-            )
-        return False
 
     def next_prompts(self, batch: StepBatch) -> list[Prompt]:
         """Return the prompts that a step asks next, all different; none once it has the groups it trains on.
@@ -383,15 +354,9 @@ class Run:
             loads=self.fleet.take_loads(),
             recalled=self.asked is not None and self.asked.recalled,
         )
-        self._keep_answers()
+        if self.asked:
+            self.recordings.keep(self.asked)
         self.tracker.keep_books(books)
-
-    def _keep_answers(self) -> None:
-        """Write the answers of the step to the journal, if they did not come from there."""
-        journal, asked = self.journal, self.asked
-        if journal and asked and asked.journal != journal.path:
-            drawn, answers = asked.list_drawn(), list(asked.answers.values())
-            self.tracker.keep(lambda: journal.append(asked.number, drawn, answers))
 
     def _become_whole(self) -> None:
         """Note what a checkpoint of the step that has just ended must hold."""

@@ -68,10 +68,14 @@ WALL_CLOCK = {
     "common/placement.py": {"time"},  # Ray says by it when a node is to go
     "learner/audit/process_rules.py": {"create_time"},
     "learner/driver/preflight/start.py": {"now"},  # in the name of a run folder
+    "learner/driver/telemetry/driver_log.py": {"time"},  # of a line
+    "learner/driver/telemetry/run_metrics.py": {"time"},  # when a checkpoint was written, as Prometheus counts
+    "learner/driver/telemetry/worker_logs.py": {"st_mtime"},  # which log is the newest
     "learner/evaluate.py": {"now"},
     "learner/guard/record.py": {"time"},  # beside the monotonic clock
     "learner/report/write.py": {"now"},  # printed on the page
     "learner/storage/mirror.py": {"st_mtime_ns"},  # only whether it changed
+    "learner/tracking/services/mlflow.py": {"time"},  # of a number
     "learner/tracking/tensorboard.py": {"time"},
     "learner/tracking/tracker.py": {"time"},
     "rollout/command_file.py": {"time"},  # what is older than a start is not its answer
