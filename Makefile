@@ -13,7 +13,7 @@ BENCHMARKS = step learner rollout publish memory gpu_learner default methods obj
 SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh$$')
 DOCKERFILES = $(shell git ls-files '*Dockerfile')
 
-.PHONY: setup train test test-fast lint image-check bench lock clean
+.PHONY: setup train test test-alone test-fast lint image-check bench lock clean
 
 setup:
 	@$(PYTHON) deploy/local/setup.py $(DEVICE)
@@ -25,6 +25,9 @@ train: setup
 PYTEST = $(RUN) pytest --dist loadfile --no-loadscope-reorder --durations=20
 test: setup
 	$(PYTEST) -n $(WORKERS) $(ARGS)
+
+test-alone: setup
+	$(RUN) pytest -m alone $(ARGS)
 
 test-fast: setup
 	$(PYTEST) -n logical -m "not engine and not slow and not browser" $(ARGS)

@@ -19,6 +19,7 @@ from tests.helpers.kubernetes.render import Document, find, render
 OBSTACLE = hosts.find_obstacle()
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.alone,
     pytest.mark.skipif(OBSTACLE is not None, reason=f"hosts cannot be played here: {OBSTACLE}"),
 ]
 

@@ -13,6 +13,7 @@ from tests.helpers.slurm import Slurm
 OBSTACLE = slurm.find_obstacle()
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.alone,
     pytest.mark.skipif(OBSTACLE is not None, reason=f"no Slurm of two nodes here: {OBSTACLE}"),
 ]
 RECIPE = (*jobs.SMALL, "steps=40", "checkpoint.every=100", "rollout.engines=1")

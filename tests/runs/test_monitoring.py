@@ -24,6 +24,7 @@ from tests.helpers.prometheus import PROGRAM, Prometheus, list_panels, list_rule
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.alone,
     pytest.mark.skipif(PROGRAM is None, reason="no Prometheus: install Debian's `prometheus`"),
 ]
 NAME = "observed"
